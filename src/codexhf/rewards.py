@@ -1,0 +1,515 @@
+"""Score answers: every reward function, the reward model as one of them, and their weighted sum.
+
+`combine` is what recipes/ppo.py calls; preferences.py and evaluation.py use the functions directly.
+
+One contract. A reward is `f(prompts, completions, **columns) -> list[float | None]`: prompts are
+strings or lists of {"role", "content"} messages, completions are strings, columns are the data
+set's other columns, one element per row. `None` says "not applicable to this row". What a model
+wrote never makes a reward raise: malformed answers are the normal case and are scored.
+"""
+
+import ast
+import difflib
+import inspect
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Prompt = str | list[dict[str, str]]
+Reward = Callable[..., list[float | None]]
+
+# An opening fence alone on its line; a block that generation cut off runs to the end of the text.
+_FENCED_BLOCK = re.compile(
+    r"^[ \t]*(?P<fence>```+|~~~+)[^\n`]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+class RewardError(RuntimeError):
+    """A reward could not be computed; the message names the reward and the row."""
+
+
+def parse_python(code: str) -> ast.Module | None:
+    """Return the syntax tree of `code`, or None where Python itself would refuse it.
+
+    Deep nesting ends the parser with MemoryError or RecursionError, a lone surrogate or a null
+    byte with ValueError: all of them are answers a model can give, none is a fault of ours.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "invalid escape sequence" is the answer's business
+        try:
+            return ast.parse(code)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None
+
+
+def code_of(completion: str) -> str:
+    """Return the code in an answer: its first fenced block if it has one, else all of it.
+
+    An answer that is Python as it stands is taken whole, so that a fence inside a docstring is
+    never mistaken for the answer. Every reward, metric and sampler looks at code through here.
+    """
+    block = _FENCED_BLOCK.search(completion)
+    if block is None or parse_python(completion) is not None:
+        return completion
+    return block["code"]
+
+
+class UnitTestsReward:
+    """1.0 where the answer's code passes every unit test of its row, else 0.0.
+
+    Args:
+        partial: give the share of test cases that passed instead, in [0, 1].
+        timeout_s: wall clock allowed to one answer for all of its tests.
+
+    A row without tests gets None. An error of the sandbox says nothing about the answer, so it is
+    never a reward: execution.py retries it, and what is left raises RewardError here.
+    """
+
+    def __init__(self, *, partial: bool = False, timeout_s: float = 3.0) -> None:
+        if not timeout_s > 0:
+            raise ValueError(
+                f"unit_tests timeout_s: got {timeout_s!r}, expected seconds above 0. "
+                "A few seconds are enough for small functions."
+            )
+        self.partial = partial
+        self.timeout_s = timeout_s
+        self.__name__ = "unit_tests_partial" if partial else "unit_tests"
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        tests: Sequence[Any],
+        entry_point: Sequence[str],
+        **columns: Any,
+    ) -> list[float | None]:
+        rows = [row for row, row_tests in enumerate(tests) if row_tests]
+        rewards: list[float | None] = [None] * len(completions)
+        if not rows:
+            return rewards
+        from codexhf import execution
+
+        results = execution.run_tests(
+            [code_of(completions[row]) for row in rows],
+            [tests[row] for row in rows],
+            [entry_point[row] for row in rows],
+            timeout_s=self.timeout_s,
+        )
+        for row, result in zip(rows, results, strict=True):
+            if result.verdict == "sandbox_error":
+                raise RewardError(
+                    f"reward {self.__name__!r}, row {row}: the sandbox failed ({result.detail}) "
+                    f"on entry point {entry_point[row]!r}. This is no verdict on the answer, so "
+                    "the run stops instead of learning from it; resume once the sandbox works."
+                )
+            passed = result.verdict == "pass"
+            if self.partial and not passed:
+                rewards[row] = result.passed / result.total if result.total else 0.0
+            else:
+                rewards[row] = float(passed)
+        return rewards
+
+
+unit_tests_reward = UnitTestsReward()
+unit_tests_partial_reward = UnitTestsReward(partial=True)
+
+
+def parses_reward(
+    prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any
+) -> list[float | None]:
+    """1.0 where the answer's code is Python with at least one statement, else 0.0.
+
+    An empty answer parses too; paying for it would teach silence.
+    """
+    trees = (parse_python(code_of(completion)) for completion in completions)
+    return [float(tree is not None and bool(tree.body)) for tree in trees]
+
+
+class ModelReward:
+    """The learned reward model under the contract of every other reward.
+
+    Text goes in and is tokenised with the reward model's own tokenizer, so that policy and reward
+    model need not share one. It is rendered as reward_model.py rendered its training pairs:
+    messages through the chat template, a string prompt continued as plain text and ended by eos.
+    Special tokens that an answer spells out are blanked: else it could end its own turn and
+    write the next one.
+
+    A text over `max_tokens` loses its end (right truncation), is counted in `truncated` and
+    warned of once: its score is that of the part that was read.
+
+    Args:
+        model: a sequence classifier with one label.
+        processing_class: the tokenizer that the model was trained with.
+        mean: mean of the raw score, as saved in the reward model's config (`score_mean`).
+        std: its standard deviation (`score_std`), above 0.
+        clip: bound on the absolute normalised score; None leaves it unbounded.
+        batch_size: texts per forward pass.
+        max_tokens: longest text; None takes the smaller limit of model and tokenizer.
+        name: what the score is called in logs and in `rewards:`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processing_class: PreTrainedTokenizerBase,
+        *,
+        mean: float = 0.0,
+        std: float = 1.0,
+        clip: float | None = None,
+        batch_size: int = 32,
+        max_tokens: int | None = None,
+        name: str = "reward_model",
+    ) -> None:
+        config = model.config.get_text_config()
+        # Not every architecture bounds its positions.
+        positions = getattr(config, "max_position_embeddings", None) or math.inf
+        limit = int(min(positions, processing_class.model_max_length))
+        problems = []
+        if model.config.num_labels != 1:
+            problems.append(
+                f"model: got {model.config.num_labels} labels, expected 1. "
+                "Load it with AutoModelForSequenceClassification and num_labels=1."
+            )
+        if model.get_output_embeddings() is not None:
+            problems.append(
+                f"model: got {type(model).__name__}, a language model without a `score` head, "
+                "expected a sequence classifier. Train one with recipes/reward_model.py."
+            )
+        if processing_class.eos_token_id is None or processing_class.pad_token_id is None:
+            problems.append(
+                f"tokenizer: got eos {processing_class.eos_token!r} and pad "
+                f"{processing_class.pad_token!r}, expected both. Set the missing one."
+            )
+        elif config.pad_token_id != processing_class.pad_token_id:
+            problems.append(
+                f"model.config.pad_token_id: got {config.pad_token_id!r}, expected the tokenizer's "
+                f"{processing_class.pad_token_id}. The model finds the last token by it: set it."
+            )
+        if len(processing_class) > model.get_input_embeddings().num_embeddings:
+            problems.append(
+                f"tokenizer: got {len(processing_class)} tokens, expected at most the model's "
+                f"{model.get_input_embeddings().num_embeddings}. Use the model's own tokenizer."
+            )
+        if not math.isfinite(mean):
+            problems.append(f"mean: got {mean!r}, expected a finite number.")
+        if not (math.isfinite(std) and std > 0):
+            problems.append(f"std: got {std!r}, expected a finite number above 0.")
+        if clip is not None and not clip > 0:
+            problems.append(f"clip: got {clip!r}, expected a number above 0, or None for no bound.")
+        if batch_size < 1:
+            problems.append(f"batch_size: got {batch_size!r}, expected 1 or more.")
+        if max_tokens is not None and not 1 <= max_tokens <= limit:
+            problems.append(f"max_tokens: got {max_tokens!r}, expected 1 to {limit}, or None.")
+        if problems:
+            raise ValueError(f"reward {name!r}: " + "\n".join(problems))
+
+        self.model = model
+        self.processing_class = processing_class
+        self.mean = mean
+        self.std = std
+        self.clip = clip
+        self.batch_size = batch_size
+        self.max_tokens = max_tokens or limit
+        self.scored = 0
+        self.truncated = 0
+        self.__name__ = name
+        added = processing_class.added_tokens_decoder.values()
+        special = {*processing_class.all_special_tokens} | {t.content for t in added if t.special}
+        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+
+    def __call__(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any
+    ) -> list[float | None]:
+        rows = [self._tokens(*pair) for pair in zip(prompts, completions, strict=True)]
+        # Neighbours of like length share a batch, so little of a forward pass is padding.
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        scores: list[float | None] = [None] * len(rows)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            for row, score in zip(batch, self._scores([rows[row] for row in batch]), strict=True):
+                scores[row] = score
+        return scores
+
+    def _tokens(self, prompt: Prompt, completion: str) -> list[int]:
+        """Return the token ids of one prompt with its answer, at most `max_tokens` of them."""
+        # A space, not nothing: removing a token may join its neighbours into another one.
+        completion = self._special.sub(" ", completion)
+        completion = completion.encode("utf-8", "replace").decode()  # lone surrogates
+        if isinstance(prompt, str):
+            text = prompt + completion + self.processing_class.eos_token
+            ids = self.processing_class(text)["input_ids"]
+        else:
+            messages = [*prompt, {"role": "assistant", "content": completion}]
+            ids = self.processing_class.apply_chat_template(messages, return_dict=True)["input_ids"]
+        self.scored += 1
+        if len(ids) > self.max_tokens:
+            self.truncated += 1
+            if self.truncated == 1:
+                warnings.warn(
+                    f"reward {self.__name__!r}: a text of {len(ids)} tokens is cut to "
+                    f"{self.max_tokens} before it is scored. Shorten prompts or answers; "
+                    "further ones are counted in `truncated`.",
+                    stacklevel=3,
+                )
+        return ids[: self.max_tokens]
+
+    def _scores(self, batch: list[list[int]]) -> list[float]:
+        """Return the normalised, clipped scores of token id lists, in their order."""
+        self.model.eval()
+        padded = self.processing_class.pad(
+            {"input_ids": batch}, padding_side="right", return_tensors="pt"
+        ).to(self.model.device)
+        with torch.no_grad():
+            logits = self.model(
+                input_ids=padded["input_ids"],  # (B, T)
+                attention_mask=padded["attention_mask"],  # (B, T)
+            ).logits  # (B, 1)
+        scores = (logits.squeeze(-1).float() - self.mean) / self.std  # (B,)
+        if self.clip is not None:
+            scores = scores.clamp(-self.clip, self.clip)
+        return scores.tolist()
+
+
+class Scored(NamedTuple):
+    """What a RewardSum gives for a batch."""
+
+    total: list[float]  # weighted sum per row, over the rewards that apply to it
+    parts: dict[str, list[float | None]]  # every reward by name, before its weight
+
+
+class RewardSum:
+    """Several rewards, weighted and added; each one's values are kept under its name.
+
+    Where a reward returns None it takes no part in the sum of that row; a row to which none
+    applies is refused, since 0.0 would be an opinion that nobody has.
+
+    Args:
+        rewards: callables under the contract of this module; `__name__` without a final
+            "_reward" is the name.
+        weights: one per reward, finite; None weighs all of them 1.
+    """
+
+    def __init__(self, rewards: Sequence[Reward], weights: Sequence[float] | None = None) -> None:
+        names = [_name_of(reward) for reward in rewards]
+        weights = [1.0] * len(rewards) if weights is None else list(weights)
+        problems = []
+        if not rewards:
+            problems.append("rewards: got none, expected at least one.")
+        if len(weights) != len(rewards):
+            problems.append(
+                f"reward_weights: got {len(weights)} for the {len(rewards)} rewards {names}, "
+                "expected one each. Give as many, in the same order, or none at all."
+            )
+        if not all(isinstance(weight, int | float) and math.isfinite(weight) for weight in weights):
+            problems.append(f"reward_weights: got {weights}, expected finite numbers.")
+        problems += [
+            f"rewards: got {name!r} twice, expected each name once. Rename one (`__name__`, "
+            "or ModelReward's `name`)."
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
+        for name, reward in zip(names, rewards, strict=True):
+            parameters = inspect.signature(reward).parameters.values()
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+                problems.append(
+                    f"reward {name!r}: got the signature {inspect.signature(reward)}, expected "
+                    "f(prompts, completions, **columns). Add **columns: all columns are passed."
+                )
+        if problems:
+            raise ValueError("\n".join(problems))
+        self.names = names
+        self.rewards = list(rewards)
+        self.weights = weights
+
+    def check_columns(self, available: Iterable[str]) -> None:
+        """Raise ValueError unless every column that a reward needs is among `available`.
+
+        A trainer calls this at construction, so that a missing column is no surprise of the
+        first rollout.
+        """
+        available = sorted({*available} - {"prompts", "completions"})
+        problems = []
+        for name, reward in zip(self.names, self.rewards, strict=True):
+            needed = [
+                parameter.name
+                for parameter in inspect.signature(reward).parameters.values()
+                if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+                and parameter.default is parameter.empty
+                and parameter.name not in ("prompts", "completions")
+            ]
+            missing = [column for column in needed if column not in available]
+            if missing:
+                problems.append(
+                    f"reward {name!r}: got a data set with the columns {available}, expected also "
+                    f"{missing}. Use a data card that has them, or leave the reward out."
+                )
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def __call__(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Sequence[Any]
+    ) -> Scored:
+        """Return the total and the parts for a batch.
+
+        Raises:
+            ValueError: prompts or a column are not as many as the completions.
+            RewardError: a reward raised, gave the wrong number of values or a value that is no
+                finite number, or no reward applies to a row; the message names reward and row.
+        """
+        for what, column in {"prompts": prompts, **columns}.items():
+            if len(column) != len(completions):
+                raise ValueError(
+                    f"{what}: got {len(column)} values for {len(completions)} completions, "
+                    "expected one each. Repeat the row's value for each of its completions."
+                )
+        parts = {
+            name: _checked(name, _call(name, reward, prompts, completions, columns), completions)
+            for name, reward in zip(self.names, self.rewards, strict=True)
+        }
+        total = []
+        for row, values in enumerate(zip(*parts.values(), strict=True)):
+            weighted = [
+                weight * value
+                for weight, value in zip(self.weights, values, strict=True)
+                if value is not None
+            ]
+            if not weighted:
+                raise RewardError(
+                    f"row {row}: none of the rewards {self.names} applies to it (all None), so it "
+                    "has no reward. Give the row what they need, or add one that always applies."
+                )
+            total.append(math.fsum(weighted))
+        return Scored(total, parts)
+
+
+def combine(
+    rewards: Sequence[str | Reward],
+    weights: Sequence[float] | None = None,
+    *,
+    reward_model: Reward | None = None,
+    timeout_s: float | None = None,
+) -> RewardSum:
+    """Build the weighted sum that `rewards:` and `reward_weights:` of a recipe name.
+
+    Args:
+        rewards: names from REWARDS, "reward_model" for the learned one, or callables.
+        weights: one per reward; None weighs all of them 1.
+        reward_model: what "reward_model" stands for, usually a ModelReward.
+        timeout_s: seconds that "unit_tests" and "unit_tests_partial" allow to one answer; None
+            keeps their default.
+    Raises:
+        ValueError: all problems with names, weights and settings at once.
+    """
+    table: dict[str, Reward] = dict(REWARDS)
+    problems = []
+    if timeout_s is not None:
+        table["unit_tests"] = UnitTestsReward(timeout_s=timeout_s)
+        table["unit_tests_partial"] = UnitTestsReward(partial=True, timeout_s=timeout_s)
+        if not {"unit_tests", "unit_tests_partial"} & {r for r in rewards if isinstance(r, str)}:
+            problems.append(
+                f"timeout_s: got {timeout_s!r}, but no reward in {list(rewards)} runs unit tests. "
+                "Add unit_tests, or remove it."
+            )
+    if reward_model is not None:
+        table["reward_model"] = reward_model
+    chosen: list[Reward] = []
+    for reward in rewards:
+        if callable(reward):
+            chosen.append(reward)
+        elif reward in table:
+            chosen.append(table[reward])
+        elif reward == "reward_model":
+            problems.append(
+                "rewards: got 'reward_model' without a reward model. Give its folder or model id, "
+                "or remove it from the list."
+            )
+        else:
+            names = sorted({*REWARDS, "reward_model"})
+            near = difflib.get_close_matches(str(reward), names, n=1, cutoff=0.0)[0]
+            problems.append(
+                f"rewards: got {reward!r}, expected one of {', '.join(names)}. "
+                f"The nearest is {near!r}."
+            )
+    if problems:
+        raise ValueError("\n".join(problems))
+    return RewardSum(chosen, weights)
+
+
+def _name_of(reward: Reward) -> str:
+    """Return what a reward is called in logs: its `__name__` without a final "_reward"."""
+    try:
+        return reward.__name__.removesuffix("_reward")
+    except AttributeError:
+        raise ValueError(
+            f"rewards: got {reward!r} without a `__name__`, expected a function or a callable "
+            "object that has one. Set `__name__`: it names the reward in logs."
+        ) from None
+
+
+def _call(
+    name: str,
+    reward: Reward,
+    prompts: Sequence[Prompt],
+    completions: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+) -> Any:
+    """Return what a reward gives for the batch; where it raises, find the row that makes it."""
+    try:
+        return reward(prompts=prompts, completions=completions, **columns)
+    except RewardError:
+        raise
+    except Exception as error:
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            single = {column: [values[row]] for column, values in columns.items()}
+            try:
+                reward(prompts=[prompt], completions=[completion], **single)
+            except Exception as row_error:
+                raise RewardError(
+                    f"reward {name!r}, row {row}: raised {type(row_error).__name__}: {row_error} "
+                    f"on the completion {_excerpt(completion)}. A reward must score whatever a "
+                    "model writes: catch this case in it."
+                ) from row_error
+        raise RewardError(
+            f"reward {name!r}: raised {type(error).__name__}: {error} on a batch of "
+            f"{len(completions)} rows, but on none of them alone."
+        ) from error
+
+
+def _checked(name: str, values: Any, completions: Sequence[str]) -> list[float | None]:
+    """Return the values of a reward as finite floats or None, one per completion."""
+    values = list(values)
+    if len(values) != len(completions):
+        raise RewardError(
+            f"reward {name!r}: got {len(values)} values for {len(completions)} completions, "
+            "expected one each. Return None for a row that it does not apply to."
+        )
+    checked: list[float | None] = []
+    for row, value in enumerate(values):
+        try:
+            number = None if value is None else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if number is not None and not math.isfinite(number):
+            raise RewardError(
+                f"reward {name!r}, row {row}: got {value!r}, expected a finite number or None, "
+                f"on the completion {_excerpt(completions[row])}."
+            )
+        checked.append(number)
+    return checked
+
+
+def _excerpt(text: str) -> str:
+    """Return the beginning of a text for an error message."""
+    return repr(text if len(text) <= 80 else text[:80] + "…")
+
+
+REWARDS: dict[str, Reward] = {
+    "unit_tests": unit_tests_reward,
+    "unit_tests_partial": unit_tests_partial_reward,
+    "parses": parses_reward,
+}
