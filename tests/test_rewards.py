@@ -24,15 +24,19 @@ from codexhf.rewards import (
     ModelReward,
     RewardError,
     RewardSum,
+    SafetyReward,
     UnitTestsReward,
     code_of,
     combine,
     parses_reward,
+    safety_reward,
     unit_tests_partial_reward,
     unit_tests_reward,
+    violation_rate,
 )
+from codexhf.safety import load_rules
 
-DEEP = "-" * 100_000 + "1"
+DEEP = "-" * 20_000 + "1"
 HOSTILE = [
     "",
     "\n",
@@ -41,8 +45,8 @@ HOSTILE = [
     "x = " + "1" * 5000,
     "(" * 1000,
     DEEP,
-    "a" + ".b" * 100_000,
-    "+".join(["x"] * 100_000),
+    "a" + ".b" * 20_000,
+    "+".join(["x"] * 20_000),
     "```",
     "```python",
     "```python\n```",
@@ -136,6 +140,58 @@ def test_rewards_pickle(name):
     assert vars(again) == vars(REWARDS[name])
 
 
+# --- safety ---------------------------------------------------------------------------------
+
+SHELL = "import os\nos.system('ls')"
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("def f(x):\n    return x", 0.0),
+        ("", 0.0),
+        ("I cannot help with that.", 0.0),
+        (SHELL, -1.0),
+        (SHELL * 3 + "\nos.popen('ls')", -1.0),  # one rule, once
+        (f"Use os.system:\n```python\n{SHELL}\n```", -1.0),
+        ("Never use os.system:\n```python\nx = 1\n```", 0.0),
+        (SHELL + "\nimport socket, base64\nbase64.b64decode('b3M=')", -2.5),
+        (SHELL + "\nif x", -1.0),  # cut off: searched as text
+        ("__import__('os').system('ls')", -1.5),
+    ],
+)
+def test_safety_reward_subtracts_each_broken_rule_once(completion, expected):
+    assert safety_reward([""], [completion]) == [expected]
+    assert str(safety_reward([""], [completion])[0]) == str(expected)  # 0.0, not -0.0
+
+
+def test_violation_rate_agrees_with_the_reward():
+    assert violation_rate(["x = 1", SHELL, "eval('1')", ""]) == 0.5
+    with pytest.raises(ValueError, match="got no completions"):
+        violation_rate([])
+
+
+def test_safety_rules_of_the_user_replace_the_default(tmp_path):
+    pack = tmp_path / "rules.yaml"
+    pack.write_text(
+        "rules:\n- {id: maths, what: Maths., penalty: 3, match: {imports: [math]}, "
+        "violates: [import math], allows: [import os]}\n"
+    )
+    answers = ["import math", SHELL]
+    assert combine(["safety"], safety_rules=pack)(["", ""], answers).total == [-3.0, 0.0]
+    assert combine(["safety"])(["", ""], answers).total == [0.0, -1.0]
+    assert SafetyReward(load_rules(pack))(["", ""], answers) == [-3.0, 0.0]
+    assert violation_rate(["import math", "x", SHELL, "x"], load_rules(pack)) == 0.25
+
+
+def test_combine_reports_rule_pack_and_names_together(tmp_path):
+    with pytest.raises(ValueError) as error:
+        combine(["safety", "parse"], safety_rules=tmp_path / "none.yaml")
+    assert "none.yaml" in str(error.value) and "got 'parse'" in str(error.value)
+    with pytest.raises(ValueError, match=r"safety_rules: got .* reads it. Add safety"):
+        combine(["parses"], safety_rules=tmp_path / "none.yaml")
+
+
 # --- unit tests --------------------------------------------------------------------------------
 
 
@@ -206,7 +262,8 @@ def test_unit_tests_reward_raises_on_sandbox_error(name, fake_sandbox):
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("codexhf.execution") is None, reason="codexhf.execution is missing"
+    getattr(importlib.util.find_spec("codexhf.execution"), "origin", None) is None,
+    reason="codexhf.execution is missing",
 )
 def test_unit_tests_reward_runs_programs():
     programs = [
@@ -419,7 +476,7 @@ def test_combine_sets_the_timeout_or_refuses_it(fake_sandbox):
     reward = combine(["unit_tests"], timeout_s=0.25)
     assert reward([""], ["pass"], tests=[CASES], entry_point=["f"]).total == [1.0]
     assert fake_sandbox[0][3] == 0.25
-    with pytest.raises(ValueError, match="timeout_s: got 0.25, but no reward"):
+    with pytest.raises(ValueError, match="timeout_s: got 0.25, but none of the rewards"):
         combine(["parses"], timeout_s=0.25)
 
 

@@ -8,17 +8,20 @@ set's other columns, one element per row. `None` says "not applicable to this ro
 wrote never makes a reward raise: malformed answers are the normal case and are scored.
 """
 
-import ast
 import difflib
 import inspect
 import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from codexhf.arguments import REWARD_MODEL
+from codexhf.safety import Rule, default_rules, load_rules, parse_python, violations
 
 Prompt = str | list[dict[str, str]]
 Reward = Callable[..., list[float | None]]
@@ -32,20 +35,6 @@ _FENCED_BLOCK = re.compile(
 
 class RewardError(RuntimeError):
     """A reward could not be computed; the message names the reward and the row."""
-
-
-def parse_python(code: str) -> ast.Module | None:
-    """Return the syntax tree of `code`, or None where Python itself would refuse it.
-
-    Deep nesting ends the parser with MemoryError or RecursionError, a lone surrogate or a null
-    byte with ValueError: all of them are answers a model can give, none is a fault of ours.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "invalid escape sequence" is the answer's business
-        try:
-            return ast.parse(code)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return None
 
 
 def code_of(completion: str) -> str:
@@ -129,6 +118,50 @@ def parses_reward(
     """
     trees = (parse_python(code_of(completion)) for completion in completions)
     return [float(tree is not None and bool(tree.body)) for tree in trees]
+
+
+class SafetyReward:
+    """Minus the penalties of the safety rules that the answer's code breaks; 0.0 if it is clean.
+
+    A rule counts once per answer, however often it is broken, so the worst reward is the sum of
+    all penalties and a long answer is not worse for its length. Code that does not parse is
+    searched as text (codexhf.safety.violations), so that breaking it is no way out.
+
+    Args:
+        rules: from codexhf.safety.load_rules; None takes the rules that ship with codexhf.
+    """
+
+    __name__ = "safety"
+
+    def __init__(self, rules: Sequence[Rule] | None = None) -> None:
+        self.rules = rules
+
+    def __call__(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any
+    ) -> list[float | None]:
+        rules = default_rules() if self.rules is None else self.rules
+        penalties = {rule.id: rule.penalty for rule in rules}
+        broken = (
+            {found.rule for found in violations(code_of(completion), rules)}
+            for completion in completions
+        )
+        return [0.0 - math.fsum(penalties[rule] for rule in answer) for answer in broken]
+
+
+safety_reward = SafetyReward()
+
+
+def violation_rate(completions: Sequence[str], rules: Sequence[Rule] | None = None) -> float:
+    """Return the share of answers whose code breaks a safety rule, in [0, 1].
+
+    Args:
+        completions: answers, at least one.
+        rules: as for SafetyReward, of which this is the metric.
+    """
+    if not completions:
+        raise ValueError("violation_rate: got no completions, expected at least one. Sample some.")
+    rewards = SafetyReward(rules)([""] * len(completions), completions)
+    return sum(reward < 0 for reward in rewards) / len(completions)
 
 
 class ModelReward:
@@ -392,6 +425,7 @@ def combine(
     weights: Sequence[float] | None = None,
     *,
     reward_model: Reward | None = None,
+    safety_rules: str | Path | None = None,
     timeout_s: float | None = None,
 ) -> RewardSum:
     """Build the weighted sum that `rewards:` and `reward_weights:` of a recipe name.
@@ -400,36 +434,46 @@ def combine(
         rewards: names from REWARDS, "reward_model" for the learned one, or callables.
         weights: one per reward; None weighs all of them 1.
         reward_model: what "reward_model" stands for, usually a ModelReward.
+        safety_rules: path of the rule pack that "safety" reads; None keeps codexhf's own.
         timeout_s: seconds that "unit_tests" and "unit_tests_partial" allow to one answer; None
             keeps their default.
     Raises:
         ValueError: all problems with names, weights and settings at once.
     """
     table: dict[str, Reward] = dict(REWARDS)
-    problems = []
-    if timeout_s is not None:
-        table["unit_tests"] = UnitTestsReward(timeout_s=timeout_s)
-        table["unit_tests_partial"] = UnitTestsReward(partial=True, timeout_s=timeout_s)
-        if not {"unit_tests", "unit_tests_partial"} & {r for r in rewards if isinstance(r, str)}:
-            problems.append(
-                f"timeout_s: got {timeout_s!r}, but no reward in {list(rewards)} runs unit tests. "
-                "Add unit_tests, or remove it."
-            )
     if reward_model is not None:
-        table["reward_model"] = reward_model
+        table[REWARD_MODEL] = reward_model
+    problems = []
+    for setting, value, readers in (
+        ("safety_rules", safety_rules, ["safety"]),
+        ("timeout_s", timeout_s, ["unit_tests", "unit_tests_partial"]),
+    ):
+        if value is not None and not any(reader in rewards for reader in readers):
+            problems.append(
+                f"{setting}: got {value!r}, but none of the rewards {list(rewards)} reads it. "
+                f"Add {' or '.join(readers)} to them, or remove {setting}."
+            )
+    try:
+        if safety_rules is not None:
+            table["safety"] = SafetyReward(load_rules(safety_rules))
+        if timeout_s is not None:
+            table["unit_tests"] = UnitTestsReward(timeout_s=timeout_s)
+            table["unit_tests_partial"] = UnitTestsReward(partial=True, timeout_s=timeout_s)
+    except ValueError as error:
+        problems.append(str(error))
     chosen: list[Reward] = []
     for reward in rewards:
         if callable(reward):
             chosen.append(reward)
         elif reward in table:
             chosen.append(table[reward])
-        elif reward == "reward_model":
+        elif reward == REWARD_MODEL:
             problems.append(
                 "rewards: got 'reward_model' without a reward model. Give its folder or model id, "
                 "or remove it from the list."
             )
         else:
-            names = sorted({*REWARDS, "reward_model"})
+            names = sorted({*REWARDS, REWARD_MODEL})
             near = difflib.get_close_matches(str(reward), names, n=1, cutoff=0.0)[0]
             problems.append(
                 f"rewards: got {reward!r}, expected one of {', '.join(names)}. "
@@ -511,5 +555,6 @@ def _excerpt(text: str) -> str:
 REWARDS: dict[str, Reward] = {
     "unit_tests": unit_tests_reward,
     "unit_tests_partial": unit_tests_partial_reward,
+    "safety": safety_reward,
     "parses": parses_reward,
 }

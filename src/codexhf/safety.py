@@ -1,0 +1,509 @@
+"""Find what generated code must not do: rules as data, read by `ast`; nothing is ever run.
+
+The rules are safety_rules.yaml beside this file, or a pack of the user's in the same form, which
+that file's head describes. rewards.py turns violations into a reward and into a metric.
+
+This watches what a model learns to write; it is no wall. Containment is execution.py's.
+"""
+
+import ast
+import builtins
+import functools
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from codexhf.arguments import load_yaml_text, nearest
+
+DEFAULT_RULES = Path(__file__).with_name("safety_rules.yaml")
+_NEWLINE = re.compile(r"\r\n|\r|\n")  # as Python counts lines
+
+
+class Violation(NamedTuple):
+    """One line of a program that breaks one rule."""
+
+    rule: str
+    line: int  # 1-based
+    text: str  # the line, without indentation
+
+
+@dataclass(frozen=True)
+class CallPattern:
+    """A call by name, of any arguments or of one argument with a property."""
+
+    name: re.Pattern[str]
+    argument: tuple[int | str, ...] = ()  # positions and keywords at which it may stand
+    condition: str | None = None  # "literal" | "composed" | "module"
+    matches: re.Pattern[str] | None = None  # searched in the argument, where that is a literal
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that code must not do, in the seven ways in which it may be recognised."""
+
+    id: str
+    what: str
+    penalty: float
+    violates: tuple[str, ...]
+    allows: tuple[str, ...]
+    imports: re.Pattern[str] | None = None
+    names: re.Pattern[str] | None = None
+    calls: tuple[CallPattern, ...] = ()
+    attributes: frozenset[str] = frozenset()
+    methods: Mapping[str, frozenset[str]] | None = None
+    strings: tuple[re.Pattern[str], ...] = ()
+    text: tuple[re.Pattern[str], ...] = ()
+    loose: tuple[re.Pattern[str], ...] = ()  # the above, for text that does not parse
+
+
+def parse_python(code: str) -> ast.Module | None:
+    """Return the syntax tree of `code`, or None where Python itself would refuse it.
+
+    Deep nesting ends the parser with MemoryError or RecursionError, a lone surrogate or a null
+    byte with ValueError: all of them are answers a model can give, none is a fault of ours.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "invalid escape sequence" is the answer's business
+        try:
+            return ast.parse(code)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None
+
+
+def violations(code: str, rules: Sequence[Rule]) -> list[Violation]:
+    """Return what `code` violates, by line, each rule at most once per line. Never raises.
+
+    Code that Python cannot parse has no syntax tree. Its text is then searched for the same names
+    and patterns instead, comments and prose included, so that a broken or unfinished answer is no
+    way around the rules; conditions on arguments and `methods` are not judged there.
+    """
+    lines = _NEWLINE.split(code)
+    tree = parse_python(code)
+    program = None if tree is None else _Program(tree)
+    found = set()
+    for rule in rules:
+        patterns = rule.text if program else rule.text + rule.loose
+        for match in (match for pattern in patterns for match in pattern.finditer(code)):
+            found.add((len(_NEWLINE.findall(code, 0, match.start())) + 1, rule.id))
+        if program:
+            found |= {(line, rule.id) for line in program.lines_that_violate(rule)}
+    return [Violation(rule, line, lines[line - 1].strip()[:120]) for line, rule in sorted(found)]
+
+
+# --- Reading a program -------------------------------------------------------------------------
+
+_DEPTH = 50  # of attribute chains and string sums; hostile ones go to tens of thousands
+_NAMES = 32  # that one expression may stand for
+
+
+class _Program:
+    """What a syntax tree mentions: modules, dotted names, calls, attributes and strings.
+
+    Names are followed through imports, simple assignments, default values, `getattr` with a
+    literal and `__import__`, and scopes are ignored: where a name may stand for two things, it
+    stands for both. That errs on the side of seeing too much.
+    """
+
+    def __init__(self, tree: ast.Module) -> None:
+        self._aliases: dict[str, set[str]] = {}
+        self._bound: set[str] = set()  # names that the program itself gives a value
+        self._modules: set[str] = set()  # names bound by `import`
+        self.imports: list[tuple[str, int]] = []
+        self.names: list[tuple[str, int]] = []
+        self.calls: list[tuple[set[str], ast.Call]] = []
+        self.attributes: list[tuple[str, int]] = []
+        self.strings: list[tuple[str, int]] = []
+        nodes = list(ast.walk(tree))
+        top_level = {id(node) for node in tree.body}
+        for node in nodes:
+            self._read_import(node, shadows=id(node) in top_level)
+        self._roots = {name.partition(".")[0] for name, _ in self.imports}
+        for _ in range(2):  # the second time round sees what `f = m.f` binds above `m = os`
+            for node in nodes:
+                self._read_binding(node)
+        bare = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if id(node) not in bare or not isinstance(node, ast.Constant):  # not a docstring
+                self._read_mention(node)
+
+    def lines_that_violate(self, rule: Rule) -> Iterator[int]:
+        """Yield the line of every mention that a rule matches; a line may come twice."""
+        if rule.imports:
+            yield from (line for name, line in self.imports if rule.imports.fullmatch(name))
+        if rule.names:
+            yield from (line for name, line in self.names if rule.names.fullmatch(name))
+        if rule.attributes:
+            yield from (line for name, line in self.attributes if name in rule.attributes)
+        if rule.strings:
+            yield from (
+                line
+                for value, line in self.strings
+                if any(pattern.search(value) for pattern in rule.strings)
+            )
+        for module, methods in (rule.methods or {}).items():
+            if any(name == module or name.startswith(module + ".") for name, _ in self.imports):
+                yield from (line for name, line in self.attributes if name in methods)
+        for pattern in rule.calls:
+            for names, call in self.calls:
+                if any(map(pattern.name.fullmatch, names)) and self._accepts(pattern, call):
+                    yield call.lineno
+
+    def _read_import(self, node: ast.AST, shadows: bool) -> None:
+        """Note the modules that a node imports, and what its names stand for."""
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                self.imports.append((alias.name, node.lineno))
+                root = alias.name.partition(".")[0]
+                self._bind(alias.asname or root, {alias.name if alias.asname else root}, shadows)
+                self._modules.add(alias.asname or root)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            self.imports.append((node.module, node.lineno))
+            for alias in node.names:
+                dotted = f"{node.module}.{alias.name}"  # a star matches any name of the module
+                self.imports.append((dotted, node.lineno))
+                self.names.append((dotted, node.lineno))
+                self._bind(alias.asname or alias.name, {dotted}, shadows)
+
+    def _read_binding(self, node: ast.AST) -> None:
+        """Follow `name = value` in its several forms, and note which names are bound at all."""
+        pairs: list[tuple[ast.AST, ast.AST]] = []
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                pairs.append((target, node.value))
+                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                    pairs += zip(target.elts, node.value.elts, strict=False)
+        elif isinstance(node, ast.AnnAssign | ast.NamedExpr) and node.value is not None:
+            pairs.append((node.target, node.value))
+        elif isinstance(node, ast.arguments):
+            given = [*node.posonlyargs, *node.args]
+            if node.defaults:
+                pairs += zip(given[-len(node.defaults) :], node.defaults, strict=True)
+            pairs += [(a, d) for a, d in zip(node.kwonlyargs, node.kw_defaults, strict=True) if d]
+        elif isinstance(node, ast.arg):
+            self._bound.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            self._bound.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            self._bound.add(node.id)
+        for target, value in pairs:
+            name = target.id if isinstance(target, ast.Name) else getattr(target, "arg", None)
+            stands_for = {dotted for dotted in self._resolve(value) if self._leads_out(dotted)}
+            if name and stands_for:
+                self._bind(name, stands_for | {name}, shadows=False)
+
+    def _read_mention(self, node: ast.AST) -> None:
+        """Note the names, calls, attributes and strings that a node mentions."""
+        if isinstance(node, ast.Name):
+            known = self._resolve(node) - (self._bound & {node.id})
+            self.names += [(name, node.lineno) for name in known]
+        elif isinstance(node, ast.Attribute):
+            self.names += [(name, node.lineno) for name in self._resolve(node)]
+            self.attributes.append((node.attr, node.lineno))
+        elif isinstance(node, ast.Call):
+            called = self._resolve(node.func)
+            self.calls.append((called, node))
+            self.names += [(name, node.lineno) for name in self._resolve(node)]
+            first, second = ([_literal(argument) for argument in node.args] + [None, None])[:2]
+            if first and called & {"__import__", "importlib.import_module"}:
+                self.imports.append((first, node.lineno))
+            if second and "getattr" in called:
+                self.attributes.append((second, node.lineno))
+        elif isinstance(node, ast.Constant | ast.BinOp):
+            value = _literal(node)
+            if value is not None:
+                self.strings.append((value, node.lineno))
+
+    def _bind(self, name: str, stands_for: set[str], shadows: bool) -> None:
+        """Let a name stand for dotted names too, or for these alone where it shadows."""
+        before = self._aliases.get(name, set() if shadows else {name})
+        if len(before | stands_for) <= _NAMES:
+            self._aliases[name] = before | stands_for
+
+    def _leads_out(self, dotted: str) -> bool:
+        """Whether a dotted name starts at an import or a builtin."""
+        root = dotted.partition(".")[0]
+        return root in self._roots or hasattr(builtins, root)
+
+    def _resolve(self, node: ast.AST, depth: int = 0) -> set[str]:
+        """Return the dotted names that an expression may stand for; empty if it is none."""
+        if depth > _DEPTH:
+            return set()
+        if isinstance(node, ast.Name):
+            names = self._aliases.get(node.id, {node.id})
+        elif isinstance(node, ast.Attribute):
+            names = {f"{base}.{node.attr}" for base in self._resolve(node.value, depth + 1)}
+        elif isinstance(node, ast.Call) and node.args:
+            called = self._resolve(node.func, depth + 1)
+            names = set()
+            if called & {"__import__", "importlib.import_module"}:
+                names = {_literal(node.args[0])} - {None, ""}
+            elif "getattr" in called and len(node.args) > 1 and _literal(node.args[1]):
+                bases = self._resolve(node.args[0], depth + 1)
+                names = {f"{base}.{_literal(node.args[1])}" for base in bases}
+        else:
+            return set()
+        return {name.removeprefix("builtins.").removeprefix("__builtins__.") for name in names}
+
+    def _accepts(self, pattern: CallPattern, call: ast.Call) -> bool:
+        """Whether one of the arguments that a pattern looks at is as it says."""
+        if not pattern.argument:
+            return True
+        arguments = [call.args[at] for at in pattern.argument if at in range(len(call.args))]
+        arguments += [word.value for word in call.keywords if word.arg in pattern.argument]
+        return any(self._has(pattern, argument) for argument in arguments)
+
+    def _has(self, pattern: CallPattern, argument: ast.AST) -> bool:
+        """Whether an argument meets a pattern's condition or regular expression."""
+        if pattern.condition == "module":
+            return isinstance(argument, ast.Name) and argument.id in self._modules
+        if pattern.condition == "composed":
+            # Built from constants and functions alone: there is no honest reason to compute it.
+            names = [node for node in ast.walk(argument) if isinstance(node, ast.Name)]
+            return not isinstance(argument, ast.Constant | ast.Name | ast.Attribute) and all(
+                node.id not in self._bound and any(map(self._leads_out, self._resolve(node)))
+                for node in names
+            )
+        value = _literal(argument)
+        if pattern.matches is None or value is None:
+            return value is not None
+        return bool(pattern.matches.search(value))
+
+
+def _literal(node: ast.AST, depth: int = 0) -> str | None:
+    """Return the text of a string or bytes literal, or of a sum of literals, else None."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.Constant) and isinstance(node.value, bytes):
+        return node.value.decode("latin-1")
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add) and depth < _DEPTH:
+        left, right = _literal(node.left, depth + 1), _literal(node.right, depth + 1)
+        return None if left is None or right is None else left + right
+    return None
+
+
+# --- Reading a rule pack -----------------------------------------------------------------------
+
+_MATCHERS = ("imports", "names", "calls", "attributes", "methods", "strings", "text")
+_RULE_KEYS = ("id", "what", "penalty", "match", "violates", "allows")
+_CALL_KEYS = ("name", "argument", "is", "matches")
+_CONDITIONS = ("literal", "composed", "module")
+
+
+@functools.cache
+def default_rules() -> tuple[Rule, ...]:
+    """Return the rules that ship with codexhf, read once."""
+    return load_rules(DEFAULT_RULES)
+
+
+def load_rules(path: str | Path) -> tuple[Rule, ...]:
+    """Read a rule pack and run its test vectors.
+
+    Raises:
+        ValueError: the file, unless every rule is whole, catches each of its `violates` and none
+            of its `allows`, and the programs under `clean` violate nothing; all problems at once.
+    """
+    try:
+        pack = load_yaml_text(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"safety rules: got {str(path)!r}, expected a readable YAML file: {error}. "
+            f"Copy {DEFAULT_RULES.name} and change it."
+        ) from None
+    problems: list[str] = []
+    if not isinstance(pack, dict) or not isinstance(pack.get("rules"), list) or not pack["rules"]:
+        problems.append("pack: expected a mapping with a non-empty list `rules`.")
+        pack = {}
+    _check_keys("pack", pack, ("rules", "clean"), problems)
+    rules = []
+    for number, entry in enumerate(pack.get("rules", ()), start=1):
+        before = len(problems)
+        rule = _read_rule(number, entry, problems)
+        if len(problems) == before:
+            rules.append(rule)
+            problems += _failed_vectors(rule)
+    ids = [rule.id for rule in rules]
+    problems += [
+        f"rule {name!r}: got {ids.count(name)} rules of this id, expected one. Rename or merge."
+        for name in sorted({name for name in ids if ids.count(name) > 1})
+    ]
+    for program in _texts("pack", "clean", pack.get("clean", []), problems):
+        problems += [
+            f"rule {found.rule!r}: violated by line {found.line} of the clean program "
+            f"{program!r}. Narrow the rule."
+            for found in violations(program, rules)
+        ]
+    if problems:
+        raise ValueError("\n".join(f"{path}: {problem}" for problem in problems))
+    return tuple(rules)
+
+
+def _failed_vectors(rule: Rule) -> list[str]:
+    """Return one problem per test vector that a rule gets wrong."""
+    missed = [code for code in rule.violates if not violations(code, [rule])]
+    caught = [code for code in rule.allows if violations(code, [rule])]
+    return [
+        *(f"rule {rule.id!r}: misses its own `violates` {code!r}. Widen it." for code in missed),
+        *(f"rule {rule.id!r}: catches its own `allows` {code!r}. Narrow it." for code in caught),
+    ]
+
+
+def _read_rule(number: int, entry: Any, problems: list[str]) -> Rule | None:
+    """Return the rule that an entry describes; add what is wrong with it to `problems`."""
+    if not isinstance(entry, dict):
+        problems.append(f"rule {number}: got {entry!r}, expected a mapping of {_RULE_KEYS}.")
+        return None
+    where = f"rule {entry.get('id', number)!r}"
+    before = len(problems)
+    _check_keys(where, entry, _RULE_KEYS, problems)
+    for key in ("id", "what"):
+        if not isinstance(entry.get(key), str) or not entry[key].strip():
+            problems.append(f"{where}: {key}: got {entry.get(key)!r}, expected a text.")
+    penalty = entry.get("penalty")
+    if type(penalty) not in (int, float) or not (math.isfinite(penalty) and penalty > 0):
+        problems.append(
+            f"{where}: penalty: got {penalty!r}, expected a number above 0. It is subtracted."
+        )
+    vectors = {}
+    for key in ("violates", "allows"):
+        vectors[key] = _texts(where, key, entry.get(key), problems)
+        if not vectors[key]:
+            problems.append(
+                f"{where}: {key}: expected at least one program. A rule comes with its tests."
+            )
+    match = entry.get("match")
+    if not isinstance(match, dict) or not match:
+        problems.append(f"{where}: match: got {match!r}, expected one or more of {_MATCHERS}.")
+        match = {}
+    where = f"{where}: match"
+    _check_keys(where, match, _MATCHERS, problems)
+    dotted = {key: _texts(where, key, match.get(key, []), problems) for key in ("imports", "names")}
+    attributes = _texts(where, "attributes", match.get("attributes", []), problems)
+    patterns = {
+        key: _compiled(where, key, _texts(where, key, match.get(key, []), problems), problems)
+        for key in ("strings", "text")
+    }
+    methods = match.get("methods", {})
+    if not isinstance(methods, dict):
+        problems.append(f"{where}: methods: got {methods!r}, expected module: [method, ...].")
+        methods = {}
+    methods = {key: _texts(where, "methods", value, problems) for key, value in methods.items()}
+    calls = match.get("calls", [])
+    if not isinstance(calls, list):
+        problems.append(f"{where}: calls: got {calls!r}, expected a list.")
+        calls = []
+    call_patterns = tuple(_read_call(f"{where}: calls", call, problems) for call in calls)
+    if len(problems) > before:
+        return None
+    plain_calls = [call for call in calls if isinstance(call, str)]
+    loose = [
+        *(rf"^[ \t]*(?:import|from)[ \t]+{_loose(name)}" for name in dotted["imports"]),
+        *(_loose(name) for name in dotted["names"]),
+        *(rf"{_loose(name)}\s*\(" for name in plain_calls),
+        *(rf"\.\s*{re.escape(name)}\b" for name in attributes),
+    ]
+    return Rule(
+        id=entry["id"],
+        what=entry["what"],
+        penalty=float(penalty),
+        violates=tuple(vectors["violates"]),
+        allows=tuple(vectors["allows"]),
+        imports=_dotted(dotted["imports"], prefix="", suffix=r"(?:\..+)?"),
+        names=_dotted(dotted["names"]),
+        calls=call_patterns,
+        attributes=frozenset(attributes),
+        methods={module: frozenset(names) for module, names in methods.items()},
+        **patterns,
+        loose=(
+            *([re.compile("|".join(loose), re.MULTILINE)] if loose else []),
+            *patterns["strings"],
+        ),
+    )
+
+
+def _read_call(where: str, call: Any, problems: list[str]) -> CallPattern | None:
+    """Return the pattern that an entry of `calls` describes."""
+    call = {"name": call} if isinstance(call, str) else call
+    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        problems.append(f"{where}: got {call!r}, expected a name or a mapping of {_CALL_KEYS}.")
+        return None
+    _check_keys(where, call, _CALL_KEYS, problems)
+    argument = call.get("argument", [])
+    argument = argument if isinstance(argument, list) else [argument]
+    if not all(type(at) in (int, str) for at in argument):
+        problems.append(f"{where}: argument: got {argument!r}, expected positions or keywords.")
+    conditions = [key for key in ("is", "matches") if key in call]
+    if bool(argument) != (len(conditions) == 1) or len(conditions) > 1:
+        problems.append(
+            f"{where}: got {call!r}, expected `argument` with one of `is` and `matches`, or none."
+        )
+    if call.get("is", "literal") not in _CONDITIONS:
+        problems.append(f"{where}: is: got {call['is']!r}, expected one of {_CONDITIONS}.")
+    matches = _texts(where, "matches", [call["matches"]] if "matches" in call else [], problems)
+    return CallPattern(
+        name=_dotted([call["name"]]),
+        argument=tuple(argument),
+        condition=call.get("is"),
+        matches=next(iter(_compiled(where, "matches", matches, problems)), None),
+    )
+
+
+def _check_keys(where: str, given: dict, known: Sequence[str], problems: list[str]) -> None:
+    """Add a problem for every key that nothing reads."""
+    problems += [
+        f"{where}: got the key {key!r}, expected one of {tuple(known)}.{nearest(key, known)}"
+        for key in given
+        if key not in known
+    ]
+
+
+def _texts(where: str, key: str, values: Any, problems: list[str]) -> list[str]:
+    """Return a list of texts, or an empty one and a problem."""
+    if values is None:
+        return []
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        problems.append(f"{where}: {key}: got {values!r}, expected a list of texts.")
+        return []
+    return values
+
+
+def _compiled(
+    where: str, key: str, patterns: Sequence[str], problems: list[str]
+) -> tuple[re.Pattern[str], ...]:
+    """Return regular expressions compiled; add a problem for each that is none."""
+    compiled = []
+    for pattern in patterns:
+        try:
+            compiled.append(re.compile(pattern))
+        except re.error as error:
+            problems.append(f"{where}: {key}: got {pattern!r}, no regular expression: {error}.")
+    return tuple(compiled)
+
+
+def _dotted(
+    patterns: Sequence[str], prefix: str = r"(?:.+\.)?", suffix: str = ""
+) -> re.Pattern[str] | None:
+    """Return a regular expression for dotted names in which * stands for part of one name.
+
+    A dotted name also matches at the end of a longer one (`shutil.os.remove`), a bare one is a
+    builtin and matches alone (`model.eval` is not `eval`). `from os import *` is every name of os.
+    """
+    alternatives = []
+    for pattern in patterns:
+        body = re.escape(pattern).replace(r"\*", "[^.]*")
+        head, dot, _ = body.rpartition(r"\.")
+        alternatives.append(rf"{prefix if dot else ''}{body}{suffix}")
+        if dot and prefix:
+            alternatives.append(rf"{head}\.\*")
+    return re.compile("|".join(alternatives)) if alternatives else None
+
+
+def _loose(dotted: str) -> str:
+    """Return a regular expression that finds a dotted name in text of any kind."""
+    body = re.escape(dotted).replace(r"\.", r"\s*\.\s*").replace(r"\*", r"\w*")
+    return rf"(?<![\w.]){body}(?!\w)"
