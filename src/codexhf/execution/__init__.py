@@ -1,0 +1,26 @@
+"""Run code that a model wrote, so that nothing gets out and nothing fakes a pass.
+
+    from codexhf.execution import run_tests
+    run_tests(["def add(a, b): return a + b"], [[{"args": "(1, 2)", "expected": "3"}]], ["add"])
+
+    python -m codexhf.execution selftest     # what isolation this machine offers
+    python -m codexhf.execution run FILE     # one program, isolated
+
+The threat model, the walls and the measured figures are in docs/execution.md. Modules: executor (pool),
+grading (verdicts), launchers and selftest (isolation) run outside; zygote, candidate, checker, wire and
+lockdown inside; plain and protocol on both sides.
+"""
+
+from codexhf.execution.executor import Executor, check_isolation, run_tests
+from codexhf.execution.grading import Result, Tests
+from codexhf.execution.launchers import UNSAFE_PHRASE, SandboxUnavailable
+
+__all__ = [
+    "UNSAFE_PHRASE",
+    "Executor",
+    "Result",
+    "SandboxUnavailable",
+    "Tests",
+    "check_isolation",
+    "run_tests",
+]

@@ -1,0 +1,114 @@
+"""Plain values: how arguments go into the sandbox and results come out, as data that cannot act.
+
+Used on both sides of the wall: by grading.py outside, by candidate.py and checker.py inside. Standard library
+only, no relative import. Results of call tests are compared as canonical bytes, so nothing that a model's program
+wrote is ever parsed, evaluated or asked for its `__eq__` outside the sandbox.
+"""
+
+import ast
+import math
+import reprlib
+
+MAX_DEPTH = 100
+
+
+class NotPlain(TypeError):
+    """The value is not made of None, numbers, strings, bytes, lists, tuples, sets and dicts alone."""
+
+
+class _NameNan(ast.NodeTransformer):
+    """Let `nan` and `inf` stand for the floats whose repr they are."""
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        """Replace the two names by constants."""
+        if node.id in ("nan", "inf"):
+            return ast.copy_location(ast.Constant(float(node.id)), node)
+        return node
+
+
+def parse(text: str) -> object:
+    """Return the value of a Python literal; `nan`, `inf` and `set()` count as literals.
+
+    Raises:
+        ValueError: the text is anything else (SyntaxError is one of its subclasses' causes).
+    """
+    try:
+        tree = _NameNan().visit(ast.parse(text.strip(), mode="eval"))
+        return ast.literal_eval(tree)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"not a Python literal: got {reprlib.repr(text)} ({error})") from None
+
+
+def canonical(value: object) -> bytes:
+    """Return bytes that are equal exactly when the values are `==`, with nan equal to nan.
+
+    So True, 1 and 1.0 agree, a list and a tuple do not, and neither sets nor dicts have an order. Subclasses
+    (Counter, namedtuple, IntEnum) count as what they are made of; their own methods are not called.
+
+    Raises:
+        NotPlain: some part of the value is of another type, or it is nested deeper than MAX_DEPTH.
+    """
+    parts: list[bytes] = []
+    _write(value, parts, 0)
+    return b"".join(parts)
+
+
+def _write(value: object, parts: list[bytes], depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise NotPlain(f"nested deeper than {MAX_DEPTH}")
+    if value is None:
+        parts.append(b"N")
+    elif isinstance(value, (int, float, complex)):
+        parts.append(_number(value))
+    elif isinstance(value, str):
+        data = str.encode(value, "utf-8", "surrogatepass")
+        parts.append(b"s%d:%b" % (len(data), data))
+    elif isinstance(value, (bytes, bytearray)):
+        parts.append(b"b%d:%b" % (len(value), bytes(value)))
+    elif isinstance(value, (list, tuple)):
+        is_list = isinstance(value, list)
+        parts.append(b"[" if is_list else b"(")
+        for item in list.__iter__(value) if is_list else tuple.__iter__(value):
+            _write(item, parts, depth + 1)
+        parts.append(b"]" if is_list else b")")
+    elif isinstance(value, (set, frozenset)):
+        base = set if isinstance(value, set) else frozenset
+        parts.append(b"{")
+        parts.extend(sorted(_inner(item, depth) for item in base.__iter__(value)))
+        parts.append(b"}")
+    elif isinstance(value, dict):
+        parts.append(b"<")
+        parts.extend(sorted(_inner(k, depth) + _inner(v, depth) for k, v in dict.items(value)))
+        parts.append(b">")
+    else:
+        raise NotPlain(f"not a plain value: {type(value).__name__}")
+
+
+def _inner(value: object, depth: int) -> bytes:
+    parts: list[bytes] = []
+    _write(value, parts, depth + 1)
+    return b"".join(parts)
+
+
+def _number(value: complex) -> bytes:
+    if isinstance(value, int):
+        return b"i%x;" % int.__index__(value)
+    if isinstance(value, float):
+        value = float.__add__(value, 0.0)
+        if math.isnan(value):
+            return b"fnan;"
+        if math.isinf(value):
+            return b"finf;" if value > 0 else b"f-inf;"
+        if value.is_integer():
+            return b"i%x;" % int(value)
+        return b"f%b;" % value.hex().encode()
+    real, imag = value.real, value.imag
+    return _number(real) if imag == 0 else b"c" + _number(real) + _number(imag)
+
+
+def shorten(value: object) -> str:
+    """Return at most 200 characters of the value's repr, for people."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 120
+    short.maxlist = short.maxtuple = short.maxset = short.maxdict = 12
+    return short.repr(value)[:200]

@@ -1,0 +1,169 @@
+"""Six probes that try to get out of a launcher; it is used only when none of them does.
+
+    python -m codexhf.execution selftest
+"""
+
+import os
+import socket
+import tempfile
+import threading
+from pathlib import Path
+
+from codexhf.execution.launchers import Launcher
+
+_READ = """
+def probe(path):
+    try:
+        return open(path).read()
+    except OSError:
+        return ""
+"""
+_WRITE = """
+import os
+def probe(path):
+    for act in (lambda: open(path, "a").write("x"), lambda: os.chmod(path, 0o600), lambda: os.unlink(path)):
+        try:
+            act()
+        except OSError:
+            pass
+"""
+_CONNECT = """
+import socket
+def probe(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        pass
+"""
+_ENVIRON = """
+import os
+def probe(name):
+    found = [os.environ.get(name, "")]
+    for who in (os.getpid(), os.getppid()):
+        try:
+            found.append(open(f"/proc/{who}/environ").read())
+        except OSError:
+            pass
+    return any("codexhf-secret" in text for text in found)
+"""
+_FORK = """
+import os
+def probe():
+    try:
+        pid = os.fork()
+    except OSError:
+        return False
+    if pid == 0:
+        os._exit(0)
+    return True
+"""
+_SURVIVE = """
+import os, signal, time
+def probe():
+    for number in range(1, 65):
+        try:
+            signal.signal(number, signal.SIG_IGN)
+        except (OSError, ValueError):
+            pass
+    try:
+        if os.fork() == 0:
+            os.setsid()
+            time.sleep(5)
+    except OSError:
+        pass
+    while True:
+        try:
+            time.sleep(1)
+        except BaseException:
+            pass
+"""
+PROBES = ("read", "write", "network", "environment", "processes", "survival")
+
+
+def find_leaks(launcher: Launcher) -> list[str]:
+    """Return what a program could do behind this launcher that it must not; empty when the walls hold.
+
+    Raises:
+        SandboxUnavailable: the launcher does not start.
+    """
+    from codexhf.execution.executor import Executor
+
+    with tempfile.TemporaryDirectory(prefix="codexhf-selftest-") as folder, _Listener() as listener:
+        canary = Path(folder, "canary")
+        canary.write_text("codexhf-canary")
+        os.chmod(folder, 0o777)  # so that only the walls can be what stops the probes
+        os.chmod(canary, 0o666)
+        name = "CODEXHF_SELFTEST_SECRET"
+        os.environ[name] = "codexhf-secret"
+        try:
+            with Executor(1, launcher=launcher) as executor:
+                programs = [_READ, _WRITE, _CONNECT, _ENVIRON, _FORK]
+                path = repr((str(canary),))
+                args = [path, path, f"({listener.port},)", f"({name!r},)", "()"]
+                expected = ["''", "None", "None", "False", "False"]
+                tests = [[{"args": a, "expected": e}] for a, e in zip(args, expected, strict=True)]
+                results = executor.run(programs, tests, ["probe"] * len(tests), timeout_s=5.0)
+                before = _descendants(executor.pids)
+                (survival,) = executor.run(
+                    [_SURVIVE], [[{"args": "()", "expected": "0"}]], ["probe"], timeout_s=0.3
+                )
+                left = _descendants(executor.pids) - before
+        finally:
+            del os.environ[name]
+        untouched = canary.exists() and canary.read_text() == "codexhf-canary"
+        untouched = untouched and canary.stat().st_mode & 0o777 == 0o666
+    found = {
+        "read": results[0].verdict == "pass",
+        "write": results[1].verdict == "pass" and untouched,
+        "network": results[2].verdict == "pass" and not listener.reached,
+        "environment": results[3].verdict == "pass",
+        "processes": results[4].verdict == "pass",
+        "survival": survival.verdict == "timeout" and not left,
+    }
+    details = dict(zip(PROBES, [*results, survival], strict=True))
+    return [f"the {probe} probe failed ({details[probe].detail})" for probe in PROBES if not found[probe]]
+
+
+class _Listener:
+    """A loopback port that remembers whether anybody came."""
+
+    def __enter__(self) -> "_Listener":
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket.settimeout(0.05)
+        self.port = self._socket.getsockname()[1]
+        self.reached = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+        return self
+
+    def _accept(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._socket.accept()[0].close()
+                self.reached = True
+            except TimeoutError:
+                continue
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._socket.close()
+
+
+def _descendants(roots: list[int]) -> set[int]:
+    """Return all processes below these, as /proc shows them."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # it ended while we looked
+            parents[int(entry.name)] = int(fields[1])
+    found = set(roots)
+    while True:
+        more = {pid for pid, parent in parents.items() if parent in found} - found
+        if not more:
+            return found - set(roots)
+        found |= more
