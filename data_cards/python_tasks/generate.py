@@ -1,0 +1,1531 @@
+"""Makes the four splits of the Python task set beside this file, always the same bytes.
+
+    python data_cards/python_tasks/generate.py
+
+A problem is a combination of parts: a shape (the frame of the code) and what fills it (a source,
+a condition, a change, a way to finish, and their constants). Every part has one code fragment and
+several phrasings, so what a model has to learn is to compose. In English, `[a|b]` is a choice
+between phrasings; in code and English, `{name}` is filled in.
+
+Writes  demonstrations.jsonl, rephrased.jsonl (the same problems in other words), prompts.jsonl,
+        validation.jsonl, heldout.jsonl.
+"""
+
+import argparse
+import ast
+import json
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+SEED = 20
+TIERS = {"expression": 0.25, "comprehension": 0.35, "loop": 0.25, "statements": 0.15}
+SPLITS = {"heldout": 400, "validation": 250, "prompts": 1500, "demonstrations": 2200}
+FILES = ("demonstrations", "rephrased", "prompts", "validation", "heldout")
+SURPLUS = 1.4  # problems drawn for each one wanted, as look-alikes are removed
+MIN_TESTS, MAX_TESTS = 6, 8
+MIN_WORDS, MAX_WORDS = 10, 38
+
+# ------------------------------------------------------------------------------------------ parts
+# Conditions: name, code, what follows "numbers that" (plural) or "x" (single).
+# {be} are/is, {s} -/s, {do} do/does, {an} -/a, {pl} s/-.
+INT_CONDITIONS = (
+    ("even", "{x} % 2 == 0", "{be} even"),
+    ("odd", "{x} % 2 == 1", "{be} odd"),
+    ("positive", "{x} > 0", "{be} [positive|above zero]"),
+    ("negative", "{x} < 0", "{be} [negative|below zero]"),
+    ("gt", "{x} > {k}", "{be} [greater than|above|more than] {k}"),
+    ("lt", "{x} < {k}", "{be} [less than|below|smaller than] {k}"),
+    ("ge", "{x} >= {k}", "{be} [at least|no smaller than] {k}"),
+    ("le", "{x} <= {k}", "{be} [at most|no greater than] {k}"),
+    ("div", "{x} % {k} == 0", "{be} [divisible by|evenly divisible by] {k}"),
+    ("nodiv", "{x} % {k} != 0", "{be} [not divisible by|not evenly divisible by] {k}"),
+    ("ne", "{x} != {k}", "{be} [not equal to|different from|other than] {k}"),
+    ("between", "{low} <= {x} <= {high}", "{be} [between {low} and {high}|from {low} to {high}]"),
+    ("far", "abs({x}) > {k}", "{be} more than {k} [away|distant] from zero"),
+)
+CHAR_CONDITIONS = (
+    ("vowel", '{x} in "aeiou"', "{be} {an}[vowel|lowercase vowel]{pl}"),
+    ("novowel", '{x} not in "aeiou"', "{be} not {an}[vowel|lowercase vowel]{pl}"),
+    ("digit", "{x}.isdigit()", "{be} {an}[digit|decimal digit]{pl}"),
+    ("nodigit", "not {x}.isdigit()", "{be} not {an}[digit|decimal digit]{pl}"),
+    ("alpha", "{x}.isalpha()", "{be} {an}[letter|letter of the alphabet]"),
+    ("isupper", "{x}.isupper()", "{be} [in upper case|uppercase]"),
+    ("islower", "{x}.islower()", "{be} [in lower case|lowercase]"),
+    ("nospace", '{x} != " "', "{be} not {an}[space|blank]{pl}"),
+    ("nochar", '{x} != "{q}"', "{be} [different from|other than] the letter {q}"),
+    ("after", '{x} > "{q}"', "{be} [after|beyond] the letter {q}"),
+)
+WORD_CONDITIONS = (
+    ("longer", "len({x}) > {k}", "{be} [longer than {k} letters|more than {k} letters long]"),
+    ("shorter", "len({x}) < {k}", "{be} [shorter than {k} letters|less than {k} letters long]"),
+    ("nolen", "len({x}) != {k}", "{be} not [exactly {k} letters long|of length {k}]"),
+    ("starts", '{x}.startswith("{q}")', "[start{s}|begin{s}] with the letter {q}"),
+    ("ends", '{x}.endswith("{q}")', "[end{s}|finish{es}] with the letter {q}"),
+    ("has", '"{q}" in {x}', "[contain{s}|include{s}] the letter {q}"),
+    ("lacks", '"{q}" not in {x}', "{do} not [contain|include] the letter {q}"),
+    ("palindrome", "{x} == {x}[::-1]", "[{be} {an}palindrome{pl}|read{s} the same backwards]"),
+    ("islower", "{x}.islower()", "{be} [in lower case|lowercase]"),
+)
+# Changes: name, code, imperative on {o}, participle after "each".
+INT_CHANGES = (
+    ("add", "{x} + {k}", "[add {k} to {o}|increase {o} by {k}]", "[plus|increased by] {k}"),
+    ("sub", "{x} - {k}", "[subtract {k} from {o}|decrease {o} by {k}]", "[minus|decreased by] {k}"),
+    ("mul", "{x} * {k}", "[multiply|scale] {o} by {k}", "[times|multiplied by] {k}"),
+    ("square", "{x} ** 2", "[square {o}|raise {o} to the power 2]", "[squared|to the power 2]"),
+    ("cube", "{x} ** 3", "[cube {o}|raise {o} to the power 3]", "[cubed|to the power 3]"),
+    ("neg", "-{x}", "[negate {o}|flip the sign of {o}]", "[negated|with the sign flipped]"),
+    (
+        "abs",
+        "abs({x})",
+        "[take the absolute value of {o}|drop the sign of {o}]",
+        "[in absolute value|without the sign]",
+    ),
+    (
+        "mod",
+        "{x} % {k}",
+        "[take {o} modulo {k}|reduce {o} modulo {k}]",
+        "[modulo|reduced modulo] {k}",
+    ),
+    (
+        "floordiv",
+        "{x} // {k}",
+        "[floor-divide {o} by {k}|divide {o} by {k} rounding down]",
+        "[floor-divided by {k}|divided by {k} rounding down]",
+    ),
+    (
+        "rsub",
+        "{k} - {x}",
+        "[subtract {o} from {k}|take {o} away from {k}]",
+        "[subtracted from|taken away from] {k}",
+    ),
+    ("cap", "min({x}, {k})", "[cap|limit] {o} at {k}", "[capped|limited] at {k}"),
+    (
+        "raise",
+        "max({x}, {k})",
+        "[raise|lift] {o} to at least {k}",
+        "[raised|lifted] to at least {k}",
+    ),
+)
+CHAR_CHANGES = (
+    (
+        "upper",
+        "{x}.upper()",
+        "[uppercase {o}|convert {o} to upper case]",
+        "[uppercased|converted to upper case]",
+    ),
+    (
+        "lower",
+        "{x}.lower()",
+        "[lowercase {o}|convert {o} to lower case]",
+        "[lowercased|converted to lower case]",
+    ),
+    ("swap", "{x}.swapcase()", "[swap|flip] the case of {o}", "with the case [swapped|flipped]"),
+    ("repeat", "{x} * {k}", "[repeat|copy] {o} {k} times", "[repeated|copied] {k} times"),
+    ("dash", '{x} + "-"', "[put|add] a dash after {o}", "[followed by|plus] a dash"),
+    ("star", '"*" + {x}', "[put|add] a star before {o}", "[preceded by|after] a star"),
+)
+STRING_CHANGES = CHAR_CHANGES + (
+    ("reverse", "{x}[::-1]", "[reverse {o}|spell {o} backwards]", "[reversed|spelled backwards]"),
+    (
+        "head",
+        "{x}[:{j}]",
+        "[keep the first {j} letters of {o}|cut {o} to {j} letters]",
+        "[kept to its first {j} letters|cut to {j} letters]",
+    ),
+    (
+        "tail",
+        "{x}[-{j}:]",
+        "[keep the last {j} letters of {o}|cut {o} to its last {j} letters]",
+        "[kept to its last {j} letters|cut to its last {j} letters]",
+    ),
+    (
+        "skip",
+        "{x}[{j}:]",
+        "[drop|skip] the first {j} letters of {o}",
+        "[without its|minus its] first {j} letters",
+    ),
+    (
+        "remove",
+        '{x}.replace("{q}", "")',
+        "[remove|delete] every letter {q} from {o}",
+        "[without|minus] every letter {q}",
+    ),
+    (
+        "swapq",
+        '{x}.replace("{q}", "{r}")',
+        "[replace|change] every {q} in {o} [with|to] {r}",
+        "with every {q} [replaced by|changed to] {r}",
+    ),
+)
+LENGTH = ("len", "len({x})", "[take|find] the length of {o}", "[replaced by|as] its length")
+# Finishes: name, code around the items {g}, head and tail of the noun phrase, imperative.
+INT_FINISHES = (
+    ("list", "[{g}]", "[a|the] list of", "", "return [the list|a list of them]"),
+    ("sum", "sum({g})", "the [sum|total] of", "", "return their [sum|total]"),
+    (
+        "max",
+        "max(({g}), default=0)",
+        "the [largest|maximum] of",
+        ", or 0 if there are none",
+        "return the [largest|maximum], or 0 if there are none",
+    ),
+    (
+        "min",
+        "min(({g}), default=0)",
+        "the [smallest|minimum] of",
+        ", or 0 if there are none",
+        "return the [smallest|minimum], or 0 if there are none",
+    ),
+    (
+        "sorted",
+        "sorted({g})",
+        "the [sorted|ascending] list of",
+        "",
+        "return them [sorted|ascending]",
+    ),
+    (
+        "descending",
+        "sorted(({g}), reverse=True)",
+        "the descending list of",
+        "",
+        "return them [descending|from high to low]",
+    ),
+    (
+        "distinct",
+        "sorted({{g}})",
+        "the sorted [distinct|unique] values of",
+        "",
+        "return the [distinct|unique] values sorted",
+    ),
+    (
+        "ndistinct",
+        "len({{g}})",
+        "the number of [distinct|unique] values of",
+        "",
+        "return the number of [distinct|unique] values",
+    ),
+    ("first", "[{g}][:{j}]", "the [first|leading] {j} of", "", "return the [first|leading] {j}"),
+    ("last", "[{g}][-{j}:]", "the [last|final] {j} of", "", "return the [last|final] {j}"),
+    ("flip", "[{g}][::-1]", "the reversed list of", "", "return them [reversed|in reverse]"),
+)
+WORD_FINISHES = (
+    ("list", "[{g}]", "[a|the] list of", "", "return [the list|a list of them]"),
+    (
+        "sorted",
+        "sorted({g})",
+        "the [sorted|ascending] list of",
+        "",
+        "return them [sorted|ascending]",
+    ),
+    (
+        "distinct",
+        "sorted({{g}})",
+        "the sorted [distinct|unique] values of",
+        "",
+        "return the [distinct|unique] values sorted",
+    ),
+    (
+        "ndistinct",
+        "len({{g}})",
+        "the number of [distinct|unique] values of",
+        "",
+        "return the number of [distinct|unique] values",
+    ),
+    ("first", "[{g}][:{j}]", "the [first|leading] {j} of", "", "return the [first|leading] {j}"),
+    ("last", "[{g}][-{j}:]", "the [last|final] {j} of", "", "return the [last|final] {j}"),
+    (
+        "spaces",
+        '" ".join({g})',
+        "the [space-separated|space-joined] string of",
+        "",
+        "join them with spaces",
+    ),
+    (
+        "dashes",
+        '"-".join({g})',
+        "the [dash-separated|dash-joined] string of",
+        "",
+        "join them with dashes",
+    ),
+    ("glue", '"".join({g})', "the [plain|joined] string of", "", "join them into a string"),
+    (
+        "longest",
+        'max(({g}), key=len, default="")',
+        "the longest of",
+        ", or an empty string if there are none",
+        "return the longest, or an empty string if there are none",
+    ),
+)
+CHAR_FINISHES = tuple(f for f in WORD_FINISHES if f[0] not in ("spaces", "sorted", "longest")) + (
+    (
+        "sortglue",
+        '"".join(sorted({g}))',
+        "the [sorted|ascending] string of",
+        "",
+        "join them sorted into a string",
+    ),
+)
+# Sources: name, parameter, variable, code, English of its items, English after "for each x in".
+LIST_SOURCES = (
+    ("xs", "xs", "x", "xs", "the numbers [in|of] xs", "xs"),
+    ("xs-head", "xs", "x", "xs[:{j}]", "the first {j} numbers [in|of] xs", "the first {j} of xs"),
+    (
+        "xs-skip",
+        "xs",
+        "x",
+        "xs[{j}:]",
+        "the numbers [in|of] xs after the first {j}",
+        "xs after the first {j}",
+    ),
+    ("xs-tail", "xs", "x", "xs[-{j}:]", "the last {j} numbers [in|of] xs", "the last {j} of xs"),
+    (
+        "xs-second",
+        "xs",
+        "x",
+        "xs[::2]",
+        "every second number [in|of] xs",
+        "every second item of xs",
+    ),
+)
+INT_SOURCES = LIST_SOURCES + (
+    ("values", "d", "v", "d.values()", "the values [in|of] d", "the values of d"),
+    ("upto", "n", "x", "range(1, n + 1)", "the numbers from 1 to n", "1 to n"),
+    ("below", "n", "x", "range(n)", "the numbers from 0 below n", "0 below n"),
+)
+WORD_SOURCES = (
+    ("words", "words", "w", "words", "the words [in|of] words", "words"),
+    (
+        "words-head",
+        "words",
+        "w",
+        "words[:{j}]",
+        "the first {j} words [in|of] words",
+        "the first {j} of words",
+    ),
+    (
+        "words-skip",
+        "words",
+        "w",
+        "words[{j}:]",
+        "the words [in|of] words after the first {j}",
+        "words after the first {j}",
+    ),
+    ("split", "s", "w", "s.split()", "the words [in|of] the sentence s", "the sentence s"),
+    ("keys", "d", "k", "d", "the keys [in|of] d", "the keys of d"),
+)
+CHAR_SOURCES = (
+    ("chars", "s", "c", "s", "the characters [in|of] s", "s"),
+    (
+        "chars-back",
+        "s",
+        "c",
+        "s[::-1]",
+        "the characters [in|of] s read backwards",
+        "s read backwards",
+    ),
+    ("chars-head", "s", "c", "s[:{j}]", "the first {j} characters [in|of] s", "the first {j} of s"),
+    (
+        "chars-skip",
+        "s",
+        "c",
+        "s[{j}:]",
+        "the characters [in|of] s after the first {j}",
+        "s after the first {j}",
+    ),
+    (
+        "chars-second",
+        "s",
+        "c",
+        "s[::2]",
+        "every second character [in|of] s",
+        "every second character of s",
+    ),
+)
+# Ways to make one number of two: name, code, English.
+PAIR_MERGES = (
+    ("plus", "a + b", "the sum of a and b"),
+    ("minus", "a - b", "the difference a minus b"),
+    ("product", "a * b", "the product of a and b"),
+    ("larger", "max(a, b)", "the larger of a and b"),
+    ("smaller", "min(a, b)", "the smaller of a and b"),
+    ("gap", "abs(a - b)", "the distance between a and b"),
+)
+PAIR_CONDITIONS = (
+    ("more", "a > b", "a is [greater than|above] b"),
+    ("less", "a < b", "a is [less than|below] b"),
+    ("unequal", "a != b", "a is [different from|not equal to] b"),
+    ("sum-even", "(a + b) % 2 == 0", "a plus b is even"),
+    ("sum-gt", "a + b > {k}", "a plus b is [greater than|above] {k}"),
+    ("apart", "abs(a - b) > {k}", "a and b are more than {k} apart"),
+)
+# Steps of a chain on a list, and what may end it: name, code, imperative on {o}.
+LIST_STEPS = (
+    ("sort", "sorted({x})", "[sort {o}|put {o} in ascending order]"),
+    (
+        "sortdown",
+        "sorted({x}, reverse=True)",
+        "[sort {o} from high to low|put {o} in descending order]",
+    ),
+    ("turn", "{x}[::-1]", "[reverse|turn around] {o}"),
+    ("take", "{x}[:{j}]", "[keep|take] the first {j} items of {o}"),
+    ("takelast", "{x}[-{j}:]", "[keep|take] the last {j} items of {o}"),
+    ("drop", "{x}[{j}:]", "[drop|skip] the first {j} items of {o}"),
+    ("second", "{x}[::2]", "[keep|take] every second item of {o}"),
+    ("append", "{x} + [{k}]", "[append {k} to|put {k} at the end of] {o}"),
+    ("prepend", "[{k}] + {x}", "[prepend {k} to|put {k} at the start of] {o}"),
+    ("twice", "{x} * 2", "[repeat {o} twice|double {o} end to end]"),
+)
+LIST_ENDS = (
+    ("result", "{x}", "return the result"),
+    ("sum", "sum({x})", "return its [sum|total]"),
+    ("max", "max({x}, default=0)", "return its [largest|maximum] item, or 0 if it is empty"),
+    ("min", "min({x}, default=0)", "return its [smallest|minimum] item, or 0 if it is empty"),
+)
+# Numbers that describe a list: name, code, English.
+MEASURES = (
+    ("sum", "sum(xs)", "the [sum|total] of xs"),
+    ("len", "len(xs)", "the [length|size] of xs"),
+    ("max", "max(xs, default=0)", "the [largest item|maximum] of xs or 0 if empty"),
+    ("min", "min(xs, default=0)", "the [smallest item|minimum] of xs or 0 if empty"),
+    ("nset", "len(set(xs))", "the number of distinct items of xs"),
+    ("evens", "sum(xs[::2])", "the sum of every second item of xs"),
+    ("headsum", "sum(xs[:{j}])", "the sum of the first {j} items of xs"),
+    ("tailsum", "sum(xs[-{j}:])", "the sum of the last {j} items of xs"),
+    ("count", "xs.count({k})", "the number of times {k} occurs in xs"),
+)
+OPERATORS = (
+    ("plus", "+", "plus"),
+    ("minus", "-", "minus"),
+    ("times", "*", "times"),
+)
+SHRINKS = tuple(row for row in INT_CHANGES if row[0] in ("sub", "floordiv"))
+LOOKUPS = (("get", 'd.get("{q}", {k})', "the value of key {q} in d, or {k} if it is missing"),)
+POSITION_VALUES = (
+    ("i", "i", "i"),
+    ("i-times", "i * x", "i times x"),
+    ("i-plus", "i + x", "i plus x"),
+    ("i-minus", "x - i", "x minus i"),
+)
+MARKS = (
+    ("hyphen", '"-"', "a dash"),
+    ("asterisk", '"*"', "a star"),
+    ("underscore", '"_"', "an underscore"),
+)
+SIGNS = {"add": "+=", "subtract": "-="}
+KEEPS = {"total": "total", "out": "list"}  # variable -> what English calls it
+# What to return of a list ys made before: name, code, English.
+LIST_RESULTS = (
+    (
+        "spread",
+        "max(ys, default=0) - min(ys, default=0)",
+        "the maximum minus the minimum, or 0 if empty",
+    ),
+    ("sumless", "sum(ys) - len(ys)", "their sum minus how many there are"),
+    (
+        "mean",
+        "sum(ys) // len(ys) if ys else 0",
+        "their average rounded down, or 0 if there are none",
+    ),
+    ("edges", "ys[:1] + ys[-1:]", "the first one followed by the last one"),
+    ("mirror", "ys + ys[::-1]", "the list followed by its reverse"),
+    ("withsum", "ys + [sum(ys)]", "the list with its sum appended"),
+    ("lensum", "[len(ys), sum(ys)]", "a list of their count and their sum"),
+    (
+        "median",
+        "sorted(ys)[len(ys) // 2] if ys else 0",
+        "the middle one when sorted, or 0 if there are none",
+    ),
+    ("smallest", "sorted(ys)[:{j}]", "the {j} smallest in ascending order"),
+    ("largest", "sorted(ys)[-{j}:]", "the {j} largest in ascending order"),
+    ("sumtimes", "sum(ys) * {k}", "their sum times {k}"),
+    ("summod", "sum(ys) % {k}", "their sum modulo {k}"),
+    (
+        "enough",
+        "ys if len(ys) > {j} else []",
+        "the list, or an empty list unless it has more than {j} items",
+    ),
+)
+TEXT_RESULTS = (
+    ("mirror", "t + t[::-1]", "it followed by its reverse"),
+    ("ends", "t[:{j}] + t[-{j}:]", "its first {j} letters followed by its last {j}"),
+    ("shout", 't + "!"', "it followed by an exclamation mark"),
+    ("lens", "len(t) * {k}", "its length times {k}"),
+    ("lenless", "len(t) - {k}", "its length minus {k}"),
+    ("listed", "list(t)", "the list of its characters"),
+    ("has", 't.count("{q}")', "the number of times the letter {q} occurs in it"),
+    ("where", 't.find("{q}")', "the position of the first letter {q} in it, or -1"),
+)
+WORDS_RESULTS = (
+    ("edges", "ys[:1] + ys[-1:]", "the first one followed by the last one"),
+    ("backjoin", '" ".join(ys[::-1])', "them joined with spaces in reverse order"),
+    ("lens", "len(ys) * {k}", "how many there are times {k}"),
+    ("letters", "sum(len(y) for y in ys)", "the total number of letters in them"),
+    ("firsts", '"".join(y[:1] for y in ys)', "the string of their first letters"),
+    ("smallest", "sorted(ys)[:{j}]", "the first {j} in alphabetical order"),
+    ("cut", '"".join(ys)[:{j}]', "the first {j} letters of them joined together"),
+)
+
+LETTERS = "aeinorst"
+AMOUNTS = range(2, 10)  # {k}: thresholds and operands
+SIZES = range(2, 6)  # {j}: lengths of slices
+PLURAL = {"be": "are", "s": "", "es": "", "do": "do", "an": "", "pl": "s"}
+SINGLE = {"be": "is", "s": "s", "es": "es", "do": "does", "an": "a ", "pl": ""}
+
+Rows = tuple[tuple[str, ...], ...]
+Made = tuple[str, list[str], str]  # parameters, body lines, English
+
+
+def fill(template: str, **values: object) -> str:
+    """Put values into `{name}`; other braces stay, for code has them too."""
+    for name, value in values.items():
+        template = template.replace("{" + name + "}", str(value))
+    return template
+
+
+@cache
+def operand(code: str) -> str:
+    """Return an expression that may stand beside an operator: in parentheses if it needs them."""
+    node = ast.parse(code, mode="eval").body
+    simple = isinstance(node, ast.Name | ast.Call | ast.Subscript | ast.Constant)
+    return code if simple else f"({code})"
+
+
+class Part:
+    """A row of a table with its constants drawn.
+
+    Attributes:
+        key: name and constants, as in a combination: "gt:4".
+        code: the row's code, constants filled in.
+        english: the row's other columns, constants filled in.
+    """
+
+    def __init__(self, row: tuple[str, ...], rng: random.Random):
+        text = " ".join(row)
+        values: dict[str, object] = {}
+        if "{k}" in text:
+            values["k"] = rng.choice(AMOUNTS)
+        if "{j}" in text:
+            values["j"] = rng.choice(SIZES)
+        if "{low}" in text:
+            values["low"], values["high"] = sorted(rng.sample(AMOUNTS, 2))
+        if "{r}" in text:
+            values["q"], values["r"] = rng.sample(LETTERS, 2)
+        elif "{q}" in text:
+            values["q"] = rng.choice(LETTERS)
+        self.key = ":".join([row[0], *map(str, values.values())])
+        self.code, *self.english = (fill(column, **values) for column in row[1:])
+
+    def of(self, x: str) -> str:
+        """Return the code on the expression `x`."""
+        alone = re.search(r"(^|\w\()\{x\}([,)]|$)", self.code)  # the whole, or an argument
+        return fill(self.code, x=x if alone else operand(x))
+
+    def ask(self, what: str) -> str:
+        """Return a change as an imperative on `what`: "add 3 to each"."""
+        return fill(self.english[0], o=what)
+
+    @property
+    def plural(self) -> str:
+        """A condition on several: "are even", "start with the letter a"."""
+        return fill(self.english[0], **PLURAL)
+
+    @property
+    def single(self) -> str:
+        """A condition on one: "is even", "starts with the letter a"."""
+        return fill(self.english[0], **SINGLE)
+
+
+class Source(Part):
+    """Where items come from.
+
+    Attributes:
+        parameter: of the function.
+        x: the name of one item.
+        many: "the numbers in xs".
+        each: what follows "for each x in".
+    """
+
+    def __init__(self, row: tuple[str, ...], rng: random.Random):
+        name, self.parameter, self.x, *rest = row
+        super().__init__((name, *rest), rng)
+        self.many, self.each = self.english
+
+
+class Draw:
+    """The parts drawn so far for one problem; their keys, in order, are its combination."""
+
+    def __init__(self, rng: random.Random, shape: str):
+        self.rng = rng
+        self.keys = [shape]
+
+    def part(self, table: Rows) -> Part:
+        """Draw one part."""
+        part = Part(self.rng.choice(table), self.rng)
+        self.keys.append(part.key)
+        return part
+
+    def maybe(self, table: Rows, chance: float) -> Part | None:
+        """Draw one part or none."""
+        if self.rng.random() < chance:
+            return self.part(table)
+        self.keys.append("-")
+        return None
+
+    def source(self, table: Rows) -> Source:
+        """Draw where the items come from."""
+        source = Source(self.rng.choice(table), self.rng)
+        self.keys.append(source.key)
+        return source
+
+    def option(self, *options: str) -> str:
+        """Draw one of a few words, itself a part."""
+        self.keys.append(self.rng.choice(options))
+        return self.keys[-1]
+
+    def amount(self, *, zero: float = 0.0) -> int:
+        """Draw a constant, 0 with the probability `zero`."""
+        k = 0 if self.rng.random() < zero else self.rng.choice(AMOUNTS)
+        self.keys.append(f"k:{k}")
+        return k
+
+    def value(self, table: Rows, x: str, chance: float) -> tuple[str, str]:
+        """Draw `x` or something made from it: code and English ("x times 3")."""
+        change = self.maybe(table, chance)
+        return (change.of(x), f"{x} {change.english[1]}") if change else (x, x)
+
+    def chain(self, table: Rows, x: str, name: str, length: int) -> tuple[str, str, str]:
+        """Draw changes made one after the other: code, imperatives, participles."""
+        code, imperatives, participles = x, [], []
+        for _ in range(length):
+            change = self.part(table)
+            code = change.of(code)
+            imperatives.append(change.ask("the result" if imperatives else name))
+            participles.append(change.english[1])
+        return code, ", ".join(imperatives), ", then ".join(participles)
+
+    def merge(self) -> tuple[str, str]:
+        """Draw a number made of a and b: code and English."""
+        merge = self.part(PAIR_MERGES)
+        return merge.code, merge.english[0]
+
+    def keep(self, value: str, told: str) -> tuple[str, str, str, str]:
+        """Draw a total or a list to keep values in: its name, start, step and English."""
+        name = self.option("total", "out")
+        if name == "total":
+            return name, "total = 0", f"total += {value}", f"add {told} to a total"
+        return name, "out = []", f"out.append({value})", f"append {told} to a list"
+
+
+def asks(value: str, procedure: str) -> str:
+    """Ask for a value or, as a second form of the same, for the steps to it."""
+    return f"[{asks_value(value)}|{asks_steps(procedure)}]"
+
+
+def asks_value(text: str) -> str:
+    """Ask for a value."""
+    return (
+        "[Write a function {f} that returns|Write {f} to return|Define {f}, which returns"
+        f"|{{f}} should return|Implement {{f}} so that it returns] {text}."
+    )
+
+
+def asks_steps(text: str) -> str:
+    """Ask for a procedure."""
+    return f"[Write a function {{f}}:|Define {{f}}:|In {{f}},|Implement {{f}}:] {text}."
+
+
+def gather(many: str, item: str, change: Part | None, loop: str, finish: Part) -> tuple[str, str]:
+    """Return a finish on items, changed or not: code and English."""
+    head, tail, last = finish.english
+    each = f", each {change.english[1]}" if change else ""
+    done = f", {change.ask('each')}" if change else ""
+    code = fill(finish.code, g=f"{change.of(item) if change else item} {loop}")
+    return code, asks(f"{head} {many}{each}{tail}", f"take {many}{done}, and {last}")
+
+
+Shape = Callable[[Draw], Made | None]
+SHAPES: dict[str, list[tuple[int, Shape]]] = {tier: [] for tier in TIERS}
+
+
+def shape(tier: str, weight: int) -> Callable[[Shape], Shape]:
+    """Register a function that draws one problem: parameters, body, English, or None to retry."""
+
+    def register(function: Shape) -> Shape:
+        SHAPES[tier].append((weight, function))
+        return function
+
+    return register
+
+
+# ------------------------------------------------------------------------------- tier: expression
+@shape("expression", 5)
+def number(draw: Draw) -> Made:
+    code, told, then = draw.chain(INT_CHANGES, "n", "n", draw.rng.choice((2, 2, 3)))
+    return "n", [f"return {code}"], asks(f"n {then}", f"{told}, and return the result")
+
+
+@shape("expression", 4)
+def choice(draw: Draw) -> Made:
+    condition = draw.part(INT_CONDITIONS)
+    yes, told_yes = draw.value(INT_CHANGES, "n", 1)
+    no, told_no = draw.value(INT_CHANGES, "n", 1)
+    english = asks(
+        f"{told_yes} if n {condition.single}, and otherwise {told_no}",
+        f"if n {condition.single}, return {told_yes}, otherwise return {told_no}",
+    )
+    return "n", [f"return {yes} if {condition.of('n')} else {no}"], english
+
+
+@shape("expression", 1)
+def verdict(draw: Draw) -> Made:
+    value, told = draw.value(INT_CHANGES, "n", 1)
+    first, word, second = (
+        draw.part(INT_CONDITIONS),
+        draw.option("and", "or"),
+        draw.part(INT_CONDITIONS),
+    )
+    english = asks_value(f"whether {told} {first.single} {word} n {second.single}")
+    return "n", [f"return {first.of(value)} {word} {second.of('n')}"], english
+
+
+@shape("expression", 3)
+def two_numbers(draw: Draw) -> Made:
+    value, what = draw.merge()
+    code, told, then = draw.chain(INT_CHANGES, value, "it", draw.rng.choice((1, 2)))
+    english = asks(f"{what}, {then}", f"take {what}, {told}, and return the result")
+    return "a, b", [f"return {code}"], english
+
+
+@shape("expression", 4)
+def text(draw: Draw) -> Made:
+    code, told, then = draw.chain(STRING_CHANGES, "s", "s", draw.rng.choice((2, 2, 3)))
+    return "s", [f"return {code}"], asks(f"s {then}", f"{told}, and return the result")
+
+
+@shape("expression", 2)
+def halves(draw: Draw) -> Made:
+    first, told_first = draw.value(STRING_CHANGES, "s", 1)
+    second, told_second = draw.value(STRING_CHANGES, "s", 1)
+    glue, told = {
+        "next": ("+", "followed by"),
+        "dashed": ('+ "-" +', "then a dash, then"),
+        "spaced": ('+ " " +', "then a space, then"),
+    }[draw.option("next", "dashed", "spaced")]
+    code = f"{operand(first)} {glue} {operand(second)}"
+    return "s", [f"return {code}"], asks_value(f"{told_first}, {told} {told_second}")
+
+
+@shape("expression", 4)
+def items(draw: Draw) -> Made:
+    code, told = "xs", []
+    for _ in range(draw.rng.choice((2, 2, 3))):
+        step = draw.part(LIST_STEPS)
+        code = step.of(code)
+        told.append(step.ask("it" if told else "xs"))
+    end = draw.part(LIST_ENDS)
+    told.append(f"and {end.english[0]}")
+    return "xs", [f"return {end.of(code)}"], asks_steps(", ".join(told))
+
+
+def measured(draw: Draw) -> tuple[str, str]:
+    """Draw two measures of xs and what to do with them: code and English."""
+    first, sign, second = draw.part(MEASURES), draw.part(OPERATORS), draw.part(MEASURES)
+    told = f"{first.english[0]}, {sign.english[0]} {second.english[0]}"
+    return f"{first.code} {sign.code} {second.code}", told
+
+
+@shape("expression", 3)
+def measures(draw: Draw) -> Made:
+    code, told = measured(draw)
+    return "xs", [f"return {code}"], asks_value(told)
+
+
+@shape("expression", 2)
+def lookup(draw: Draw) -> Made:
+    found = draw.part(LOOKUPS)
+    code, told, then = draw.chain(INT_CHANGES, found.code, "it", draw.rng.choice((1, 2)))
+    what = found.english[0]
+    return (
+        "d",
+        [f"return {code}"],
+        asks(f"{what}, {then}", f"take {what}, {told}, and return the result"),
+    )
+
+
+# ---------------------------------------------------------------------------- tier: comprehension
+def collect(
+    draw: Draw, sources: Rows, conditions: Rows, changes: Rows, finishes: Rows, chance: float = 0.8
+) -> Made | None:
+    """Draw the items of a source that hold, changed, collected."""
+    source, condition = draw.source(sources), draw.maybe(conditions, 0.75)
+    change, finish = draw.maybe(changes, chance), draw.part(finishes)
+    if condition is None and change is None:
+        return None
+    many, loop = source.many, f"for {source.x} in {source.code}"
+    if condition:
+        many += f" that {condition.plural}"
+        loop += f" if {condition.of(source.x)}"
+    code, english = gather(many, source.x, change, loop, finish)
+    return source.parameter, [f"return {code}"], english
+
+
+@shape("comprehension", 10)
+def ints(draw: Draw) -> Made | None:
+    return collect(draw, INT_SOURCES, INT_CONDITIONS, INT_CHANGES, INT_FINISHES)
+
+
+@shape("comprehension", 6)
+def words(draw: Draw) -> Made | None:
+    return collect(draw, WORD_SOURCES, WORD_CONDITIONS, STRING_CHANGES, WORD_FINISHES)
+
+
+@shape("comprehension", 2)
+def lengths(draw: Draw) -> Made | None:
+    return collect(draw, WORD_SOURCES, WORD_CONDITIONS, (LENGTH,), INT_FINISHES, 1)
+
+
+@shape("comprehension", 5)
+def chars(draw: Draw) -> Made | None:
+    return collect(draw, CHAR_SOURCES, CHAR_CONDITIONS, CHAR_CHANGES, CHAR_FINISHES)
+
+
+@shape("comprehension", 2)
+def digits(draw: Draw) -> Made:
+    change, finish = draw.maybe(INT_CHANGES, 0.9), draw.part(INT_FINISHES)
+    many, loop = "the digits [in|of] s as numbers", "for c in s if c.isdigit()"
+    code, english = gather(many, "int(c)", change, loop, finish)
+    return "s", [f"return {code}"], english
+
+
+@shape("comprehension", 2)
+def count_both(draw: Draw) -> Made:
+    source, first = draw.source(INT_SOURCES), draw.part(INT_CONDITIONS)
+    word, second = draw.option("and", "or"), draw.part(INT_CONDITIONS)
+    x, both = source.x, f"{first.plural} {word} {second.plural}"
+    english = asks(
+        f"how many of {source.many} {both}",
+        f"count {source.many} that {both}, and return the count",
+    )
+    code = f"sum(1 for {x} in {source.code} if {first.of(x)} {word} {second.of(x)})"
+    return source.parameter, [f"return {code}"], english
+
+
+@shape("comprehension", 4)
+def zipped(draw: Draw) -> Made:
+    (value, what), condition = draw.merge(), draw.maybe(PAIR_CONDITIONS, 0.75)
+    change, finish = draw.maybe(INT_CHANGES, 0.6), draw.part(INT_FINISHES)
+    many, loop = f"{what} for a and b in xs and ys", "for a, b in zip(xs, ys)"
+    if condition:
+        many += f" where {condition.english[0]}"
+        loop += f" if {condition.code}"
+    code, english = gather(many, value, change, loop, finish)
+    return "xs, ys", [f"return {code}"], english
+
+
+@shape("comprehension", 3)
+def entries(draw: Draw) -> Made:
+    side, what = draw.option("value", "key"), draw.option("values", "keys")
+    condition = draw.part(INT_CONDITIONS if side == "value" else WORD_CONDITIONS)
+    change = draw.part(INT_CHANGES if what == "values" else STRING_CHANGES)
+    pair = f"k: {change.of('v')}" if what == "values" else f"{change.of('k')}: v"
+    many = f"the entries of d whose {side} {condition.single}"
+    english = asks(
+        f"a dict of {many}, with the {what} {change.english[1]}",
+        f"take {many}, {change.ask(f'the {what}')}, and return the dict",
+    )
+    code = f"{{{pair} for k, v in d.items() if {condition.of(side[0])}}}"
+    return "d", [f"return {code}"], english
+
+
+@shape("comprehension", 3)
+def keys_by_value(draw: Draw) -> Made:
+    condition, change = draw.part(INT_CONDITIONS), draw.maybe(STRING_CHANGES, 0.75)
+    many, loop = f"the keys [in|of] d whose value {condition.single}", "for k, v in d.items()"
+    loop += f" if {condition.of('v')}"
+    code, english = gather(many, "k", change, loop, draw.part(WORD_FINISHES))
+    return "d", [f"return {code}"], english
+
+
+@shape("comprehension", 2)
+def values_by_key(draw: Draw) -> Made:
+    condition, change = draw.part(WORD_CONDITIONS), draw.maybe(INT_CHANGES, 0.75)
+    many, loop = f"the values [in|of] d whose key {condition.single}", "for k, v in d.items()"
+    loop += f" if {condition.of('k')}"
+    code, english = gather(many, "v", change, loop, draw.part(INT_FINISHES))
+    return "d", [f"return {code}"], english
+
+
+# ------------------------------------------------------------------------------------- tier: loop
+@shape("loop", 6)
+def branch_total(draw: Draw) -> Made:
+    source, start = draw.source(LIST_SOURCES), draw.amount(zero=0.5)
+    condition, sign = draw.part(INT_CONDITIONS), draw.option("add", "subtract")
+    yes, told_yes = draw.value(INT_CHANGES, "x", 0.7)
+    body = [
+        f"total = {start}",
+        f"for x in {source.code}:",
+        f"    if {condition.of('x')}:",
+        f"        total {SIGNS[sign]} {yes}",
+    ]
+    told = f"{sign} {told_yes} when x {condition.single}"
+    other = draw.option("add", "subtract", "skip")
+    if other != "skip":
+        no, told_no = draw.value(INT_CHANGES, "x", 0.7)
+        body += ["    else:", f"        total {SIGNS[other]} {no}"]
+        told += f", otherwise {other} {told_no}"
+    english = f"[start|begin] the total at {start}, for each x in {source.each} {told}, and return the total"
+    return "xs", [*body, "return total"], asks_steps(english)
+
+
+def append_branch(draw: Draw, source: Source, condition: Part, changes: Rows) -> Made:
+    """Draw two values to append to a list, one where the condition holds and one elsewhere."""
+    x = source.x
+    yes, told_yes = draw.value(changes, x, 0.8)
+    no, told_no = draw.value(changes, x, 0.7)
+    body = [
+        "out = []",
+        f"for {x} in {source.code}:",
+        f"    if {condition.of(x)}:",
+        f"        out.append({yes})",
+        "    else:",
+        f"        out.append({no})",
+        "return out",
+    ]
+    english = (
+        f"for each {x} in {source.each} append {told_yes} to a list when {x} {condition.single},"
+        f" otherwise append {told_no}, and return the list"
+    )
+    return source.parameter, body, asks_steps(english)
+
+
+@shape("loop", 4)
+def number_branch(draw: Draw) -> Made:
+    return append_branch(draw, draw.source(LIST_SOURCES), draw.part(INT_CONDITIONS), INT_CHANGES)
+
+
+@shape("loop", 3)
+def word_branch(draw: Draw) -> Made:
+    return append_branch(
+        draw, draw.source(WORD_SOURCES), draw.part(WORD_CONDITIONS), STRING_CHANGES
+    )
+
+
+@shape("loop", 4)
+def first_found(draw: Draw) -> Made:
+    source, condition = draw.source(LIST_SOURCES), draw.part(INT_CONDITIONS)
+    value, told = draw.value(INT_CHANGES, "x", 0.7)
+    default = draw.option("-1", "0", "None")
+    body = [
+        f"for x in {source.code}:",
+        f"    if {condition.of('x')}:",
+        f"        return {value}",
+        f"return {default}",
+    ]
+    english = (
+        f"[find|look for] the first x in {source.each} that {condition.single}, and return"
+        f" {told}, or {default} if there is none"
+    )
+    return "xs", body, asks_steps(english)
+
+
+@shape("loop", 4)
+def until(draw: Draw) -> Made:
+    source, condition = draw.source(LIST_SOURCES), draw.part(INT_CONDITIONS)
+    name, start, step, told = draw.keep(*draw.value(INT_CHANGES, "x", 0.7))
+    body = [
+        start,
+        f"for x in {source.code}:",
+        f"    if {condition.of('x')}:",
+        "        break",
+        f"    {step}",
+        f"return {name}",
+    ]
+    english = (
+        f"for each x in {source.each} {told}, [stopping|but stop] before the first x that"
+        f" {condition.single}, and return the {KEEPS[name]}"
+    )
+    return "xs", body, asks_steps(english)
+
+
+@shape("loop", 3)
+def running(draw: Draw) -> Made:
+    source, start, sign = (
+        draw.source(LIST_SOURCES),
+        draw.amount(zero=0.5),
+        draw.option("add", "subtract"),
+    )
+    condition, (value, told) = draw.maybe(INT_CONDITIONS, 0.6), draw.value(INT_CHANGES, "x", 0.7)
+    body = [f"total = {start}", "out = []", f"for x in {source.code}:"]
+    if condition:
+        body += [f"    if {condition.of('x')}:", f"        total {SIGNS[sign]} {value}"]
+        told += f" if x {condition.single}"
+    else:
+        body += [f"    total {SIGNS[sign]} {value}"]
+    english = (
+        f"[start|begin] the total at {start}, for each x in {source.each} {sign} {told},"
+        " and return the list of running totals"
+    )
+    return "xs", [*body, "    out.append(total)", "return out"], asks_steps(english)
+
+
+@shape("loop", 3)
+def unique(draw: Draw) -> Made:
+    source, condition = draw.source(LIST_SOURCES), draw.maybe(INT_CONDITIONS, 0.7)
+    value, told = draw.value(INT_CHANGES, "x", 1)
+    held = f"{condition.of('y')} and y not in out" if condition else "y not in out"
+    body = [
+        "out = []",
+        f"for x in {source.code}:",
+        f"    y = {value}",
+        f"    if {held}:",
+        "        out.append(y)",
+        "return out",
+    ]
+    when = f"if y {condition.single} and is not in it" if condition else "if y is not in it"
+    english = f"for each x in {source.each} let y be {told}, append y to a list {when}, and return the list"
+    return "xs", body, asks_steps(english)
+
+
+@shape("loop", 3)
+def positions(draw: Draw) -> Made:
+    condition, what = draw.part(INT_CONDITIONS), draw.part(POSITION_VALUES)
+    change = draw.maybe(INT_CHANGES, 0.5)
+    value = change.of(what.code) if change else what.code
+    told = f"{what.english[0]}, {change.english[1]}," if change else what.english[0]
+    name, start, step, told = draw.keep(value, told)
+    body = [
+        start,
+        "for i, x in enumerate(xs):",
+        f"    if {condition.of('x')}:",
+        f"        {step}",
+        f"return {name}",
+    ]
+    english = f"for each [position|index] i and number x of xs {told} when x {condition.single}, and return the {KEEPS[name]}"
+    return "xs", body, asks_steps(english)
+
+
+@shape("loop", 3)
+def neighbours(draw: Draw) -> Made:
+    condition, (value, told) = draw.part(PAIR_CONDITIONS), draw.merge()
+    change = draw.maybe(INT_CHANGES, 0.5)
+    if change:
+        value, told = change.of(value), f"{told}, {change.english[1]},"
+    name, start, step, told = draw.keep(value, told)
+    body = [
+        start,
+        "for a, b in zip(xs, xs[1:]):",
+        f"    if {condition.code}:",
+        f"        {step}",
+        f"return {name}",
+    ]
+    english = (
+        f"for each two [neighbours|adjacent numbers] a and b in xs {told} when {condition.english[0]},"
+        f" and return the {KEEPS[name]}"
+    )
+    return "xs", body, asks_steps(english)
+
+
+@shape("loop", 3)
+def decimal_digits(draw: Draw) -> Made:
+    condition = draw.part(INT_CONDITIONS)
+    name, start, step, told = draw.keep(*draw.value(INT_CHANGES, "x", 0.75))
+    body = [
+        start,
+        "while n > 0:",
+        "    x = n % 10",
+        f"    if {condition.of('x')}:",
+        f"        {step}",
+        "    n //= 10",
+        f"return {name}",
+    ]
+    english = f"for each [digit|decimal digit] x of n from the last {told} when x {condition.single}, and return the {KEEPS[name]}"
+    return "n", body, asks_steps(english)
+
+
+@shape("loop", 3)
+def shrink(draw: Draw) -> Made:
+    limit, condition = draw.amount(), draw.part(INT_CONDITIONS)
+    yes, no = draw.part(SHRINKS), draw.part(SHRINKS)
+    kind = draw.option("steps", "total", "n")
+    first, last, told = {
+        "steps": ([], ["    steps += 1"], "the number of steps"),
+        "total": (["    total += n"], [], "the total of n before each step"),
+        "n": ([], [], "the final n"),
+    }[kind]
+    body = [
+        *([] if kind == "n" else [f"{kind} = 0"]),
+        f"while n > {limit}:",
+        *first,
+        f"    if {condition.of('n')}:",
+        f"        n = {yes.of('n')}",
+        "    else:",
+        f"        n = {no.of('n')}",
+        *last,
+        f"return {kind}",
+    ]
+    english = (
+        f"while n is [greater than|above] {limit}, {yes.ask('n')} if n {condition.single},"
+        f" otherwise {no.ask('n')}, and return {told}"
+    )
+    return "n", body, asks_steps(english)
+
+
+@shape("loop", 5)
+def spell(draw: Draw) -> Made:
+    source, condition = draw.source(CHAR_SOURCES), draw.part(CHAR_CONDITIONS)
+    yes, told_yes = draw.value(CHAR_CHANGES, "c", 0.8)
+    if draw.option("change", "mark") == "change":
+        no, told_no = draw.value(CHAR_CHANGES, "c", 0.6)
+    else:
+        mark = draw.part(MARKS)
+        no, told_no = mark.code, mark.english[0]
+    body = [
+        'out = ""',
+        f"for c in {source.code}:",
+        f"    if {condition.of('c')}:",
+        f"        out += {yes}",
+        "    else:",
+        f"        out += {no}",
+        "return out",
+    ]
+    english = (
+        f"for each c in {source.each} add {told_yes} to a string when c {condition.single},"
+        f" otherwise add {told_no}, and return the string"
+    )
+    return "s", body, asks_steps(english)
+
+
+@shape("loop", 3)
+def tally(draw: Draw) -> Made:
+    sources, conditions, changes = {
+        "numbers": (LIST_SOURCES, INT_CONDITIONS, INT_CHANGES),
+        "words": (WORD_SOURCES, WORD_CONDITIONS, (*STRING_CHANGES, LENGTH)),
+    }[draw.option("numbers", "words")]
+    source, condition, change = (
+        draw.source(sources),
+        draw.maybe(conditions, 0.6),
+        draw.part(changes),
+    )
+    x, many = source.x, source.many
+    body = [f"y = {change.of(x)}", "counts[y] = counts.get(y, 0) + 1"]
+    if condition:
+        body = [f"if {condition.of(x)}:", *("    " + line for line in body)]
+        many += f" that {condition.plural}"
+    body = ["counts = {}", f"for {x} in {source.code}:", *("    " + line for line in body)]
+    english = asks(
+        f"a dict that counts {many}, each {change.english[1]}",
+        f"take {many}, {change.ask('each')}, and return a dict of their counts",
+    )
+    return source.parameter, [*body, "return counts"], english
+
+
+@shape("loop", 4)
+def entry_branch(draw: Draw) -> Made:
+    side, name = draw.option("value", "key"), draw.option("total", "out")
+    condition = draw.part(INT_CONDITIONS if side == "value" else WORD_CONDITIONS)
+    yes, told_yes = draw.value(INT_CHANGES, "v", 0.7)
+    no, told_no = draw.value(INT_CHANGES, "v", 0.7)
+    when = f"when {side[0]} {condition.single}"
+    start, first, second, told = {
+        "total": (
+            "0",
+            f"total += {yes}",
+            f"total -= {no}",
+            f"add {told_yes} to a total {when}, otherwise subtract {told_no}, and return the total",
+        ),
+        "out": (
+            "{}",
+            f"out[k] = {yes}",
+            f"out[k] = {no}",
+            f"map k to {told_yes} {when}, otherwise to {told_no}, and return the dict",
+        ),
+    }[name]
+    body = [
+        f"{name} = {start}",
+        "for k, v in d.items():",
+        f"    if {condition.of(side[0])}:",
+        f"        {first}",
+        "    else:",
+        f"        {second}",
+        f"return {name}",
+    ]
+    return "d", body, asks_steps(f"for each key k and value v of d {told}")
+
+
+# ------------------------------------------------------------------------------- tier: statements
+def name_list(draw: Draw, sources: Rows, conditions: Rows, changes: Rows, results: Rows) -> Made:
+    """Draw a list that gets a name, and what to return of it."""
+    source, condition = draw.source(sources), draw.part(conditions)
+    change, result = draw.maybe(changes, 0.6), draw.part(results)
+    x, told = source.x, f"{source.many} that {condition.plural}"
+    if change:
+        told += f", {change.ask('each')}"
+    made = f"[{change.of(x) if change else x} for {x} in {source.code} if {condition.of(x)}]"
+    english = asks_steps(f"[list|collect] {told}, and return {result.english[0]}")
+    return source.parameter, [f"ys = {made}", f"return {result.code}"], english
+
+
+@shape("statements", 6)
+def list_then(draw: Draw) -> Made:
+    return name_list(draw, INT_SOURCES, INT_CONDITIONS, INT_CHANGES, LIST_RESULTS)
+
+
+@shape("statements", 4)
+def words_then(draw: Draw) -> Made:
+    return name_list(draw, WORD_SOURCES, WORD_CONDITIONS, STRING_CHANGES, WORDS_RESULTS)
+
+
+@shape("statements", 4)
+def text_then(draw: Draw) -> Made:
+    code, told, _ = draw.chain(STRING_CHANGES, "s", "s", draw.rng.choice((1, 2)))
+    result = draw.part(TEXT_RESULTS)
+    english = asks_steps(f"{told} to get t, and return {result.english[0]}")
+    return "s", [f"t = {code}", f"return {result.code}"], english
+
+
+@shape("statements", 4)
+def cases(draw: Draw) -> Made:
+    first, second = draw.part(INT_CONDITIONS), draw.part(INT_CONDITIONS)
+    (one, told_one), (two, told_two), (three, told_three) = (
+        draw.value(INT_CHANGES, "n", 0.9) for _ in range(3)
+    )
+    body = [
+        f"if {first.of('n')}:",
+        f"    return {one}",
+        f"if {second.of('n')}:",
+        f"    return {two}",
+        f"return {three}",
+    ]
+    english = f"return {told_one} if n {first.single}, else {told_two} if n {second.single}, else {told_three}"
+    return "n", body, asks_steps(english)
+
+
+@shape("statements", 3)
+def guard(draw: Draw) -> Made:
+    size, default, (code, told) = draw.amount(), draw.option("-1", "0", "None"), measured(draw)
+    body = [f"if len(xs) < {size}:", f"    return {default}", f"return {code}"]
+    english = f"return {default} if xs has [fewer|less] than {size} items, otherwise {told}"
+    return "xs", body, asks_steps(english)
+
+
+@shape("statements", 3)
+def named_pair(draw: Draw) -> Made:
+    (merged, what), condition = draw.merge(), draw.part(INT_CONDITIONS)
+    yes, told_yes = draw.value(INT_CHANGES, "m", 0.9)
+    no, told_no = draw.value(INT_CHANGES, "m", 0.9)
+    body = [f"m = {merged}", f"return {yes} if {condition.of('m')} else {no}"]
+    english = f"let m be {what}, and return {told_yes} if m {condition.single}, otherwise {told_no}"
+    return "a, b", body, asks_steps(english)
+
+
+# --------------------------------------------------------------------------------------- problems
+@dataclass
+class Problem:
+    """One function: what it is made of, its code, and the English it can be asked for in."""
+
+    tier: str
+    combination: str
+    parameters: str
+    code: str
+    english: str
+
+    @property
+    def skeleton(self) -> str:
+        """The combination without its constants: what the splits are disjoint in."""
+        return " ".join(part.split(":")[0] for part in self.combination.split())
+
+    def prompts(self, wanted: int, rng: random.Random) -> list[str]:
+        """Return up to `wanted` different phrasings that are not too short and not too long."""
+        found: dict[str, None] = {}
+        for _ in range(40):
+            text = fill(self.english, f=f"f({self.parameters})")
+            while "[" in text:
+                text = re.sub(r"\[([^\[\]]*)\]", lambda m: rng.choice(m[1].split("|")), text)
+            if MIN_WORDS <= len(text.split()) <= MAX_WORDS:
+                found[text] = None
+            if len(found) == wanted:
+                break
+        return list(found)
+
+
+def draw_problems(rng: random.Random, tier: str, wanted: int) -> list[Problem]:
+    """Return `wanted` problems of a tier, no combination twice."""
+    weights = [weight for weight, _ in SHAPES[tier]]
+    problems: dict[str, Problem] = {}
+    while len(problems) < wanted:
+        _, function = rng.choices(SHAPES[tier], weights)[0]
+        draw = Draw(rng, function.__name__)
+        made = function(draw)
+        if made is not None:
+            parameters, body, english = made
+            code = f"def f({parameters}):\n" + "\n".join("    " + line for line in body)
+            combination = " ".join(draw.keys)
+            problems[combination] = Problem(tier, combination, parameters, code, english)
+    return list(problems.values())
+
+
+# -------------------------------------------------------------------------------------- behaviour
+VOCABULARY = (
+    "a on no it at tea sea ate eat noon Anna level radar refer stats rotor sister otter Nina orange"
+    " iron onion train insert rest tenor stone Oslo Rust area tree street noise sense raisin trains"
+    " notion estate Ion set tin ENTER sort art rain seat test nest Ian opera trees banana"
+).split()
+ERRORS = (TypeError, ValueError, AttributeError, IndexError, KeyError)
+EDGES = {  # what the tests of a signature must cover
+    "xs": {"empty", "negative", "duplicates"},
+    "n": {"zero", "negative"},
+    "s": {"empty", "duplicates"},
+    "words": {"empty", "duplicates"},
+    "d": {"empty", "negative"},
+    "a, b": {"zero", "negative", "duplicates"},
+    "xs, ys": {"empty", "negative", "duplicates"},
+}
+
+
+def edges(arguments: tuple) -> set[str]:
+    """Return which edge cases an argument tuple is."""
+    found = {"duplicates"} if len(arguments) == 2 and arguments[0] == arguments[1] else set()
+    for value in arguments:
+        if isinstance(value, int):
+            found |= {"zero"} if value == 0 else {"negative"} if value < 0 else set()
+            continue
+        items = list(value.values()) if isinstance(value, dict) else list(value)
+        found |= set() if items else {"empty"}
+        found |= {"duplicates"} if len(set(items)) < len(items) else set()
+        found |= {"negative"} if any(isinstance(x, int) and x < 0 for x in items) else set()
+    return found
+
+
+def make_probes(rng: random.Random) -> dict[str, list[tuple]]:
+    """Return the argument tuples that every function is run on, by signature."""
+
+    def number() -> int:
+        return rng.randint(-9, 14)
+
+    def numbers(size: int) -> list[int]:
+        xs = [number() for _ in range(size)]
+        if size > 2 and rng.random() < 0.5:
+            xs[rng.randrange(1, size)] = xs[0]
+        return xs
+
+    def some_words(size: int) -> list[str]:
+        return [rng.choice(VOCABULARY) for _ in range(size)]
+
+    def sentence() -> str:
+        return " ".join(some_words(rng.randint(1, 3))) + rng.choice(("", "", " 42", "5", " 3081"))
+
+    def entries() -> dict[str, int]:
+        keys = some_words(rng.randint(1, 3)) + rng.sample(LETTERS, rng.randint(1, 2))
+        return {key: number() for key in keys}
+
+    def sized_pair(size: int) -> tuple[list[int], list[int]]:
+        return numbers(size), numbers(size)
+
+    many = range(80)
+    singles: dict[str, list] = {
+        "xs": [[], [0], [-3], [5, 5], [-2, -2, 7], *(numbers(rng.randint(3, 7)) for _ in many)],
+        "n": [0, -1, 1, 2, -7, *range(-20, -7, 3), *range(3, 45), 55, 77, 100, 112, 123, 345, 360]
+        + [999, 1024, 2468, 4994, 58079],
+        "s": ["", "a", "aa", "Noon", "  to ", "x9 y9", "365", "tE-sT", *(sentence() for _ in many)],
+        "words": [[], ["", ""], ["noon"], ["tea", "tea"], ["Anna", "on", "Anna"]]
+        + [some_words(rng.randint(2, 5)) for _ in many],
+        "d": [{}, {"a": 0}, {"a": -3, "b": -3}, {"": 4}, *(entries() for _ in many)],
+    }
+    return {
+        **{name: [(value,) for value in values] for name, values in singles.items()},
+        "a, b": [(0, 0), (3, 3), (-4, 2), (2, -4), (-5, -5), *((number(), number()) for _ in many)],
+        "xs, ys": [([], []), ([1], []), ([2, 2], [2, 2]), ([-1, -1], [4, -3])]
+        + [sized_pair(rng.randint(2, 5)) for _ in many],
+    }
+
+
+def load(code: str) -> Callable:
+    """Return the function that a reference solution defines."""
+    namespace: dict[str, Callable] = {}
+    exec(code, namespace)  # our own text, made above
+    return namespace["f"]
+
+
+def outcome(function: Callable, arguments: tuple) -> str:
+    """Return a text that is equal for results that compare equal, or "error".
+
+    As lenient as `==`: True is 1 and a dict has no order.
+    """
+    try:
+        value = function(*arguments)
+    except ERRORS:
+        return "error"
+    if isinstance(value, dict):
+        return "dict " + repr(sorted(map(repr, value.items())))
+    return repr(int(value) if isinstance(value, bool) else value)
+
+
+class Behaviour:
+    """What every problem's reference answers on every probe, its own signature's or another's.
+
+    A set of problems is an int with one bit for each, so that one problem is compared with all
+    others on a probe by a single `&`.
+    """
+
+    def __init__(self, problems: list[Problem], probes: dict[str, list[tuple]]):
+        functions = [load(problem.code) for problem in problems]
+        self.problems = problems
+        self.probes = probes
+        self.edges = {name: [edges(a) for a in tuples] for name, tuples in probes.items()}
+        self.alike: dict[str, list[dict[str, int]]] = {}
+        self.answers: list[list[str]] = [[] for _ in problems]
+        for name, tuples in probes.items():
+            self.alike[name] = []
+            for arguments in tuples:
+                sets: dict[str, int] = defaultdict(int)
+                for index, function in enumerate(functions):
+                    answer = outcome(function, arguments)
+                    sets[answer] |= 1 << index
+                    if problems[index].parameters == name:
+                        self.answers[index].append(answer)
+                self.alike[name].append(sets)
+        self.kept, self.dropped = self._distinct()
+
+    def _distinct(self) -> tuple[int, Counter]:
+        kept, dropped = 0, Counter()
+        for index, answers in enumerate(self.answers):
+            counts = Counter(answers)
+            if "error" in counts:
+                raise ValueError(f"{self.problems[index].code}\nfails on a probe. Mend its parts.")
+            same = kept
+            for sets, answer in zip(self._alike(index), answers, strict=True):
+                same &= sets[answer]
+            if counts.most_common(1)[0][1] > 0.8 * len(answers):
+                dropped["nearly constant"] += 1
+            elif same:
+                dropped["the same function as another"] += 1
+            else:
+                kept |= 1 << index
+        return kept, dropped
+
+    def _alike(self, index: int) -> list[dict[str, int]]:
+        return self.alike[self.problems[index].parameters]
+
+    def tests(self, index: int, rng: random.Random) -> list[dict[str, str]] | None:
+        """Return tests that cover the edge cases and that no other problem's reference passes.
+
+        Greedy: first what is an edge case not yet covered, then what tells most others apart, then
+        an answer not seen yet, then the short. None if MAX_TESTS are not enough.
+        """
+        problem, answers, alike = self.problems[index], self.answers[index], self._alike(index)
+        tuples, kinds = self.probes[problem.parameters], self.edges[problem.parameters]
+        missing, others, chosen = set(EDGES[problem.parameters]), self.kept & ~(1 << index), []
+        order = rng.sample(range(len(tuples)), len(tuples))
+        while missing or others or len(chosen) < MIN_TESTS:
+            if len(chosen) == MAX_TESTS:
+                return None
+            seen = {answers[p] for p in chosen}
+            _, _, _, _, best = min(
+                (
+                    -len(missing & kinds[p]),
+                    (others & alike[p][answers[p]]).bit_count(),
+                    answers[p] in seen,
+                    len(repr(tuples[p])),
+                    p,
+                )
+                for p in order
+                if p not in chosen
+            )
+            chosen.append(best)
+            missing -= kinds[best]
+            others &= alike[best][answers[best]]
+        function = load(problem.code)
+        return [{"args": repr(tuples[p]), "expected": repr(function(*tuples[p]))} for p in chosen]
+
+
+# ------------------------------------------------------------------------------------------- rows
+def deal(behaviour: Behaviour, rng: random.Random) -> dict[str, list[list[dict]]]:
+    """Return the problems of each split, each as its rows, one for each phrasing.
+
+    Tier by tier and skeleton by skeleton: all problems of a skeleton are in one split.
+    """
+    groups: dict[str, dict[str, list[int]]] = {tier: defaultdict(list) for tier in TIERS}
+    for index, problem in enumerate(behaviour.problems):
+        if behaviour.kept >> index & 1:
+            groups[problem.tier][problem.skeleton].append(index)
+    splits: dict[str, list[list[dict]]] = {split: [] for split in SPLITS}
+    for tier, share in TIERS.items():
+        skeletons = list(groups[tier].values())
+        rng.shuffle(skeletons)
+        for split, size in SPLITS.items():
+            room = round(size * share)
+            while room:
+                if not skeletons:
+                    raise ValueError(f"{tier}: {room} short of {size} {split}. Raise SURPLUS.")
+                for index in skeletons.pop()[:room]:
+                    made = make_rows(behaviour, index, split, rng)
+                    if made:
+                        splits[split].append(made)
+                        room -= 1
+    for rows in splits.values():
+        rng.shuffle(rows)
+    return splits
+
+
+def make_rows(behaviour: Behaviour, index: int, split: str, rng: random.Random) -> list[dict]:
+    """Return a problem's rows, or none if it has too few phrasings or tests."""
+    problem, tested = behaviour.problems[index], split != "demonstrations"
+    wanted = 1 if tested else 2
+    prompts = problem.prompts(wanted, rng)
+    tests = behaviour.tests(index, rng) if tested else None
+    if len(prompts) < wanted or (tested and tests is None):
+        behaviour.dropped[
+            "no 8 tests that only its reference passes" if prompts else "too long"
+        ] += 1
+        return []
+    row = {"tier": problem.tier, "combination": problem.combination}
+    more = {"entry_point": "f", "tests": tests} if tested else {}
+    return [{**row, "prompt": prompt, "completion": problem.code, **more} for prompt in prompts]
+
+
+def generate() -> tuple[dict[str, list[dict]], list[str]]:
+    """Return the rows of each file and the report, line by line."""
+    rng = random.Random(SEED)
+    drawn = []
+    for tier, share in TIERS.items():
+        drawn += draw_problems(rng, tier, round(sum(SPLITS.values()) * SURPLUS * share))
+    behaviour = Behaviour(drawn, make_probes(rng))
+    splits = deal(behaviour, rng)
+    files = {}
+    for name in FILES:
+        split, phrasing = ("demonstrations", 1) if name == "rephrased" else (name, 0)
+        files[name] = [
+            {"id": f"{name[0]}{number}", **made[phrasing]}
+            for number, made in enumerate(splits[split])
+        ]
+    report = [f"drawn: {len(drawn)}"]
+    report += [f"dropped, {why}: {count}" for why, count in sorted(behaviour.dropped.items())]
+    for name, rows in files.items():
+        tiers = Counter(row["tier"] for row in rows)
+        report.append(f"{name}: {len(rows)} rows: " + ", ".join(f"{tiers[t]} {t}" for t in TIERS))
+    return files, report
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the files and print the counts."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent, help="folder to write to"
+    )
+    folder = parser.parse_args(argv).out
+    files, report = generate()
+    for name, rows in files.items():
+        path = folder / f"{name}.jsonl"
+        text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+        path.write_text(text, encoding="ascii", newline="\n")
+        report.append(f"{path.name}: {path.stat().st_size:,} bytes")
+    print("\n".join(report))
+
+
+if __name__ == "__main__":
+    main()
