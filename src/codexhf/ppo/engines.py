@@ -1,0 +1,388 @@
+"""Engines that sample answers; `codexhf.ppo.trainer` uses them through one small interface.
+
+An engine is built once per trainer and called once per rollout:
+
+    generation = engine.generate(policy, prompt_ids, prompt_mask, seed=..., temperature=...)
+
+All engines sample from softmax(logits / temperature) with no other filter, from their own random
+stream, and leave the global random state, the policy and its generation config as they were.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import DynamicLayer
+
+from codexhf.ppo.model import base_model, position_ids
+
+
+@dataclass
+class Generation:
+    """Sampled answers; rows are padded on the right with token 0."""
+
+    responses: Tensor  # (B, R)
+    lengths: Tensor  # (B,) tokens of each answer, its stop token included
+    logprobs: Tensor  # (B, R) float32 of the sampled tokens, 0 after the end
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What every engine needs to know about an answer."""
+
+    max_tokens: int
+    stop_ids: tuple[int, ...]  # empty: an answer never ends early
+    pad_id: int
+    chunk: int  # rows at a time
+
+
+class Engine(Protocol):
+    """What the trainer expects of an engine."""
+
+    def generate(
+        self,
+        policy: nn.Module,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        *,
+        seed: int,
+        temperature: float,
+    ) -> Generation:
+        """Answer left-padded prompts (B, P); temperature 0 is greedy."""
+
+
+class NativeEngine:
+    """A decoding loop of our own: preallocated key-value cache, ended rows leave the batch.
+
+    Its cost is the sum of the answers' lengths rather than rows times the longest. With
+    `drop_ended=False` it draws the same random numbers as `model.generate` does.
+    """
+
+    def __init__(self, sampling: Sampling, drop_ended: bool = True):
+        self.sampling, self.drop_ended = sampling, drop_ended
+
+    @torch.no_grad()
+    def generate(self, policy, prompt_ids, prompt_mask, *, seed, temperature) -> Generation:
+        """See `Engine.generate`."""
+        generator = torch.Generator(prompt_ids.device).manual_seed(seed)
+        parts = [
+            self._decode(policy, prompt_ids[rows], prompt_mask[rows], generator, temperature)
+            for rows in row_chunks(prompt_ids.size(0), self.sampling.chunk)
+        ]
+        return join(parts)
+
+    def _decode(self, policy, prompt_ids, prompt_mask, generator, temperature) -> Generation:
+        """Answer one chunk of prompts."""
+        count, width = prompt_ids.size(0), self.sampling.max_tokens
+        device = prompt_ids.device
+        responses = torch.zeros(count, width, dtype=torch.long, device=device)
+        logprobs = torch.zeros(count, width, dtype=torch.float32, device=device)
+        lengths = torch.full((count,), width, dtype=torch.long, device=device)
+        stops = torch.tensor(self.sampling.stop_ids, dtype=torch.long, device=device)
+        cache = preallocated_cache(base_model(policy), prompt_ids.size(1) + width)
+        rows = torch.arange(count, device=device)  # rows still in the batch
+        mask = torch.cat([prompt_mask, prompt_mask.new_ones(count, width)], 1)
+        positions = position_ids(prompt_mask)
+        inputs, seen = prompt_ids, prompt_ids.size(1)
+        ended = torch.zeros(count, dtype=torch.bool, device=device)  # of the rows in the batch
+        for step in range(width):
+            logits = policy(
+                input_ids=inputs,
+                attention_mask=mask[:, :seen],
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            tokens, picked = sample(logits, temperature, generator)
+            live = rows[~ended]
+            responses[live, step], logprobs[live, step] = tokens[~ended], picked[~ended]
+            if len(stops):
+                stopped = torch.isin(tokens, stops) & ~ended
+                lengths[rows[stopped]] = step + 1
+                ended = ended | stopped
+                if bool(ended.all()):
+                    break
+            if step + 1 == width:
+                break
+            if self.drop_ended and ended.sum() * 4 >= len(ended):
+                keep = (~ended).nonzero().squeeze(1)
+                cache.batch_select_indices(keep)
+                rows, mask, tokens, ended = rows[keep], mask[keep], tokens[keep], ended[keep]
+                positions = positions[keep]
+            inputs, seen = tokens[:, None], seen + 1
+            positions = positions[:, -1:] + 1
+        used = int(lengths.max())
+        return Generation(responses[:, :used], lengths, logprobs[:, :used])
+
+
+class HFEngine:
+    """`model.generate`, for architectures whose cache the native loop does not know."""
+
+    def __init__(self, sampling: Sampling):
+        self.sampling = sampling
+
+    @torch.no_grad()
+    def generate(self, policy, prompt_ids, prompt_mask, *, seed, temperature) -> Generation:
+        """See `Engine.generate`."""
+        devices = [prompt_ids.device] if prompt_ids.is_cuda else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            return join(
+                [
+                    self._generate(policy, prompt_ids[rows], prompt_mask[rows], temperature)
+                    for rows in row_chunks(prompt_ids.size(0), self.sampling.chunk)
+                ]
+            )
+
+    def _generate(self, policy, prompt_ids, prompt_mask, temperature) -> Generation:
+        """Answer one chunk of prompts."""
+        recorder = _SampledLogprobs(temperature or 1.0)
+        kept = base_model(policy).generation_config
+        # generate fills what a config leaves unset from the model's own: give it a blank one
+        base_model(policy).generation_config = GenerationConfig()
+        try:
+            sequences = policy.generate(
+                input_ids=prompt_ids,
+                attention_mask=prompt_mask.long(),
+                generation_config=self._config(temperature),
+                logits_processor=LogitsProcessorList([recorder]),
+            )
+        finally:
+            base_model(policy).generation_config = kept
+        responses = sequences[:, prompt_ids.size(1) :]
+        logprobs = recorder.finish(sequences)
+        return ended_by_stop(responses, logprobs, self.sampling.stop_ids)
+
+    def _config(self, temperature: float) -> GenerationConfig:
+        """Return a config that pins every filter."""
+        return GenerationConfig(
+            max_new_tokens=self.sampling.max_tokens,
+            do_sample=temperature > 0,
+            temperature=temperature if temperature > 0 else 1.0,
+            top_k=0,
+            top_p=1.0,
+            num_beams=1,
+            repetition_penalty=1.0,
+            eos_token_id=list(self.sampling.stop_ids) or None,
+            pad_token_id=self.sampling.pad_id,
+        )
+
+
+class ContinuousBatchingEngine:
+    """`model.generate_batch`: paged cache, fast with flash attention and uneven lengths.
+
+    Blocks are never shared between requests: shared blocks survive an update of the weights and
+    serve keys and values of the old policy.
+    """
+
+    def __init__(self, sampling: Sampling, num_blocks: int = 256, page_size: int = 32):
+        from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+        self.sampling = sampling
+        self.config = ContinuousBatchingConfig(
+            page_size=page_size,
+            num_blocks=num_blocks,
+            max_batch_tokens=num_blocks * page_size,
+            allow_block_sharing=False,
+            return_logprobs=True,
+        )
+
+    @torch.no_grad()
+    def generate(self, policy, prompt_ids, prompt_mask, *, seed, temperature) -> Generation:
+        """See `Engine.generate`."""
+        if self.config.allow_block_sharing:
+            raise ValueError(
+                "continuous_batching: got allow_block_sharing=True, expected False. Shared cache "
+                "blocks outlive weight updates and answer with the old policy."
+            )
+        config = GenerationConfig(
+            max_new_tokens=self.sampling.max_tokens,
+            do_sample=temperature > 0,
+            temperature=temperature if temperature > 0 else 1.0,
+            top_k=0,
+            top_p=1.0,
+            eos_token_id=list(self.sampling.stop_ids) or -1,
+            pad_token_id=self.sampling.pad_id,
+        )
+        self.config.seed = seed
+        model = base_model(policy)
+        prompts = [ids[real].tolist() for ids, real in zip(prompt_ids, prompt_mask, strict=True)]
+        outputs = model.generate_batch(
+            prompts, generation_config=config, continuous_batching_config=self.config
+        )
+        answers = [out for _, out in sorted(outputs.items(), key=lambda item: _order(item[0]))]
+        return _from_lists(
+            [out.generated_tokens for out in answers],
+            [out.logprobs for out in answers],
+            prompt_ids.device,
+        )
+
+
+def _order(request_id: str) -> int:
+    """Return the position of a request in its batch, which ends its id."""
+    return int(request_id.rsplit("_", 1)[-1])
+
+
+def _from_lists(tokens: list[list[int]], logprobs: list[list[float]], device) -> Generation:
+    """Return ragged answers as one padded Generation."""
+    lengths = torch.tensor([len(row) for row in tokens], device=device)
+    width = int(lengths.max())
+    responses = torch.zeros(len(tokens), width, dtype=torch.long, device=device)
+    picked = torch.zeros(len(tokens), width, dtype=torch.float32, device=device)
+    for i, (ids, values) in enumerate(zip(tokens, logprobs, strict=True)):
+        responses[i, : len(ids)] = torch.tensor(ids, device=device)
+        picked[i, : len(ids)] = torch.tensor(values[: len(ids)], device=device)
+    return Generation(responses, lengths, picked)
+
+
+def make_engine(name: str, sampling: Sampling) -> Engine:
+    """Return the engine of that name, or say what is missing for it."""
+    if name == "native":
+        return NativeEngine(sampling)
+    if name == "hf":
+        return HFEngine(sampling)
+    if name == "continuous_batching":
+        return ContinuousBatchingEngine(sampling)
+    if importlib.util.find_spec("vllm") is None:
+        raise ImportError(
+            "rollout_engine: got 'vllm', but the package vllm is not installed. "
+            "Install it with `pip install vllm`, or use rollout_engine='native'."
+        )
+    from codexhf.ppo.vllm_engine import VLLMEngine
+
+    return VLLMEngine(sampling)
+
+
+def sample(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw one token per row of `logits` (B, V); return ids (B,) and log-probabilities (B,)."""
+    if temperature == 0:
+        scores = logits.float()
+        tokens = scores.argmax(-1)
+    else:
+        scores = logits.float() / temperature
+        tokens = torch.multinomial(torch.softmax(scores, -1), 1, generator=generator).squeeze(1)
+    picked = scores.gather(-1, tokens[:, None]).squeeze(1) - torch.logsumexp(scores, -1)
+    return tokens, picked
+
+
+def ended_by_stop(responses: Tensor, logprobs: Tensor, stop_ids: tuple[int, ...]) -> Generation:
+    """Cut responses (B, R) after their first stop token."""
+    width = responses.size(1)
+    lengths = torch.full((responses.size(0),), width, device=responses.device)
+    if stop_ids:
+        stops = torch.tensor(stop_ids, device=responses.device)
+        lengths = first_true(torch.isin(responses, stops)).add(1).clamp(max=width)
+    real = torch.arange(width, device=responses.device) < lengths[:, None]
+    return Generation(responses * real, lengths, logprobs * real)
+
+
+def first_true(mask: Tensor) -> Tensor:
+    """Return the index (B,) of the first True in each row of `mask` (B, R), R where none is."""
+    return torch.where(mask.any(1), mask.int().argmax(1), mask.size(1))
+
+
+def row_chunks(count: int, size: int) -> list[slice]:
+    """Cut `count` rows into slices of at most `size`."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def join(parts: list[Generation]) -> Generation:
+    """Concatenate generations of different widths."""
+    width = max(part.responses.size(1) for part in parts)
+
+    def widen(x: Tensor) -> Tensor:
+        return nn.functional.pad(x, (0, width - x.size(1)))
+
+    return Generation(
+        torch.cat([widen(part.responses) for part in parts]),
+        torch.cat([part.lengths for part in parts]),
+        torch.cat([widen(part.logprobs) for part in parts]),
+    )
+
+
+class _PreallocatedLayer(DynamicLayer):
+    """A cache layer that writes into a buffer of the final length instead of concatenating."""
+
+    def __init__(self, max_tokens: int):
+        super().__init__()
+        self.max_tokens, self.seen = max_tokens, 0
+
+    def lazy_initialization(self, key_states, value_states=None) -> None:
+        """Allocate the buffers for the batch and head sizes of the first keys."""
+        values = key_states if value_states is None else value_states
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.buffers = [self._buffer(key_states), self._buffer(values)]
+        self.is_initialized = True
+
+    def _buffer(self, states: Tensor) -> Tensor:
+        batch, heads, _, size = states.shape
+        return states.new_empty(batch, heads, self.max_tokens, size)
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Write new keys and values (B, heads, n, size); return views of all so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.seen + key_states.size(-2)
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, self.seen : end] = states
+        self.seen = end
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """Return the tokens written so far."""
+        return self.seen
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only these rows."""
+        if self.seen:
+            kept = [self._buffer(buffer[: len(indices)]) for buffer in self.buffers]
+            for new, old in zip(kept, self.buffers, strict=True):
+                new[:, :, : self.seen] = old[indices, :, : self.seen]
+            self.buffers = kept
+
+
+def preallocated_cache(model: nn.Module, max_tokens: int) -> DynamicCache:
+    """Return a cache for `model` whose full-attention layers never copy themselves."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [
+        _PreallocatedLayer(max_tokens) if type(layer) is DynamicLayer else layer
+        for layer in cache.layers
+    ]
+    unfit = sorted({type(x).__name__ for x in cache.layers if not isinstance(x, DynamicLayer)})
+    if unfit or not cache.layers:
+        raise ValueError(
+            f"rollout_engine 'native': got cache layers {unfit} from {type(model).__name__}, "
+            "expected attention layers. Use rollout_engine='hf'."
+        )
+    return cache
+
+
+class _SampledLogprobs(LogitsProcessor):
+    """Records log p(sampled token) with the memory of one step.
+
+    At call t + 1 the token drawn from the scores of call t is known; `finish` adds the last.
+    """
+
+    def __init__(self, temperature: float):
+        self.temperature, self.scores, self.picked = temperature, None, []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Take note of `scores` (B, V) and pass them on."""
+        self._flush(input_ids[:, -1])
+        self.scores = scores / self.temperature
+        return scores
+
+    def _flush(self, tokens: Tensor) -> None:
+        if self.scores is not None:
+            picked = self.scores.gather(-1, tokens[:, None]).squeeze(1)
+            self.picked.append(picked - torch.logsumexp(self.scores, -1))
+
+    def finish(self, sequences: Tensor) -> Tensor:
+        """Return log-probabilities (B, R) of the generated part of `sequences`."""
+        self._flush(sequences[:, -1])
+        return torch.stack(self.picked, 1)

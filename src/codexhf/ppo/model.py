@@ -1,0 +1,309 @@
+"""Policy and critic as one module, which is what `PPOTrainer` hands to `transformers.Trainer`.
+
+One module means one wrapper for DDP, FSDP or DeepSpeed and one forward per micro batch, which is
+the only way in which the gradients of the RL and the SFT loss are both right under DDP.
+"""
+
+import copy
+import os
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from codexhf.ppo.objective import linear_logprobs, logits_logprobs
+
+
+class PolicyOutput(NamedTuple):
+    """What one forward of `PolicyAndCritic` returns; None where it was not asked for."""
+
+    logprobs: Tensor | None  # (B, R) float32, 0 outside the mask
+    entropy: Tensor | None  # (B, R) float32, 0 outside the mask
+    values: Tensor | None  # (B, R) float32
+    sft_loss_sum: Tensor | None  # () summed cross-entropy of the demonstrations
+
+
+class PolicyAndCritic(nn.Module):
+    """The policy and the critic, trained together.
+
+    `forward` returns per-token numbers and never a tensor with a vocabulary dimension. Its state
+    dict has two prefixes, `policy.` and `value_model.`.
+    """
+
+    main_input_name = "input_ids"
+
+    def __init__(self, policy: nn.Module, value_model: nn.Module, logits_chunk_mb: int = 256):
+        super().__init__()
+        self.policy, self.value_model = policy, value_model
+        self.config = policy.config
+        self._logits_bytes = logits_chunk_mb * 2**20
+        # set once here: a FSDP or ZeRO wrapper may hide the modules later
+        self._head_is_linear = has_linear_head(policy)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the policy."""
+        return next(self.policy.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the policy."""
+        return next(self.policy.parameters()).dtype
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Layer classes that FSDP wraps one by one."""
+        models = (base_model(self.policy), self.value_model)
+        return sorted({name for model in models for name in (model._no_split_modules or [])})
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether the policy recomputes activations (name before transformers 5.23)."""
+        return any(getattr(m, "gradient_checkpointing", False) for m in self.modules())
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether the policy recomputes activations."""
+        return self.is_gradient_checkpointing
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Recompute activations in the backward pass, in policy and critic."""
+        for model in (base_model(self.policy), self.value_model):
+            model.activation_checkpointing_enable(**kwargs)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        for model in (base_model(self.policy), self.value_model):
+            model.activation_checkpointing_disable()
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """`activation_checkpointing_enable` under its name before transformers 5.23."""
+        for model in (base_model(self.policy), self.value_model):
+            model.gradient_checkpointing_enable(**kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """`activation_checkpointing_disable` under its name before transformers 5.23."""
+        for model in (base_model(self.policy), self.value_model):
+            model.gradient_checkpointing_disable()
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the policy's generate; FSDP2 registers this name as a forward."""
+        return self.policy.generate(*args, **kwargs)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        responses: Tensor,
+        response_mask: Tensor,
+        temperature: float,
+        want_policy: bool = True,
+        want_values: bool = True,
+        sft: dict[str, Tensor] | None = None,
+    ) -> PolicyOutput:
+        """Score responses with the policy, the critic and, in the same pass, demonstrations.
+
+        Args:
+            input_ids: (B, L) prompts on the left, responses in the last R columns.
+            attention_mask: (B, L) bool.
+            responses: (B, R) the last R columns of input_ids.
+            response_mask: (B, R); other positions are not scored.
+            temperature: of the log-probabilities.
+            want_policy: False leaves out logprobs and entropy.
+            want_values: False leaves out values.
+            sft: input_ids, attention_mask and target_mask (S, T) of demonstrations.
+        """
+        logprobs = entropy = values = sft_loss_sum = None
+        if want_policy:
+            logprobs, entropy = self.score(
+                self.policy, input_ids, attention_mask, responses, response_mask, temperature
+            )
+        if want_values:
+            values = self.values(input_ids, attention_mask, responses.size(1))
+        if sft is not None:
+            sft_loss_sum = self._sft_loss_sum(**sft)
+        return PolicyOutput(logprobs, entropy, values, sft_loss_sum)
+
+    def values(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
+        """Return the critic's value (B, width) before each of the last `width` tokens."""
+        hidden = backbone_states(self.value_model, input_ids, attention_mask)
+        return self.value_model.score(hidden[:, -width - 1 : -1]).squeeze(-1).float()
+
+    def score(
+        self,
+        policy: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        responses: Tensor,
+        mask: Tensor,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities and entropies (B, R) of `responses`, 0 outside `mask`.
+
+        `policy` is a parameter because the reference is scored in the same way.
+        """
+        width = responses.size(1)
+        targets = responses[mask]
+        if self._head_is_linear:
+            model = base_model(policy)
+            head = model.get_output_embeddings()
+            hidden = backbone_states(model, input_ids, attention_mask)[:, -width - 1 : -1][mask]
+            chunk = max(1, self._logits_bytes // (4 * head.weight.size(0)))
+            dtype = matmul_dtype(hidden)
+            picked = linear_logprobs(
+                hidden, head.weight, head.bias, targets, temperature, chunk, dtype
+            )
+        else:
+            logits = policy(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids(attention_mask),
+                logits_to_keep=width + 1,
+                use_cache=False,
+            ).logits[:, -width - 1 : -1][mask]
+            picked = logits_logprobs(logits, targets, temperature)
+        return tuple(
+            torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x)
+            for x in picked
+        )
+
+    def _sft_loss_sum(self, input_ids: Tensor, attention_mask: Tensor, target_mask: Tensor):
+        """Return the cross-entropy summed over the target tokens of right-padded rows (S, T)."""
+        logprobs, _ = self.score(
+            self.policy,
+            input_ids,
+            attention_mask,
+            input_ids[:, 1:],
+            target_mask[:, 1:],
+            temperature=1.0,
+        )
+        return -logprobs.sum()
+
+
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside a PEFT wrapper, or the model itself."""
+    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Return positions (B, L) that count real tokens from 0."""
+    return attention_mask.long().cumsum(1) - attention_mask.long()
+
+
+def backbone_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the last hidden states (B, L, H), which the head of `model` reads."""
+    backbone = getattr(model, model.base_model_prefix)
+    return backbone(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids(attention_mask),
+        use_cache=False,
+    ).last_hidden_state
+
+
+def matmul_dtype(hidden: Tensor) -> torch.dtype:
+    """Return the dtype in which autocast would multiply `hidden`."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+@torch.no_grad()
+def has_linear_head(policy: nn.Module) -> bool:
+    """Return whether logits = head(backbone(x)), so that they can be made chunk by chunk.
+
+    Models that scale or cap their logits, or adapt the head, do not; this is tried out on three
+    tokens because no configuration field says so for all of them.
+    """
+    if not isinstance(policy, PreTrainedModel):
+        if any(config.is_prompt_learning for config in policy.peft_config.values()):
+            return False
+    model = base_model(policy)
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.weight.numel() == 0 or head.weight.is_meta:
+        return False
+    training = model.training
+    model.eval()
+    ids = torch.tensor([[0, 1, 2]], device=head.weight.device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    whole = policy(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    parts = head(backbone_states(model, ids, mask))
+    model.train(training)
+    return torch.allclose(whole.float(), parts.float(), atol=1e-3, rtol=1e-3)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout of `model` to 0, also those that layers apply as functions.
+
+    Log-probabilities at sampling and in training must be those of one and the same policy.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    for config in {
+        id(m.config): m.config for m in model.modules() if hasattr(m, "config")
+    }.values():
+        for name, value in list(vars(config).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(config, name, 0.0)
+
+
+def check_scalar_head(model: nn.Module, what: str) -> None:
+    """Refuse a reward model or critic without a one-output `score` head."""
+    head = getattr(model, "score", None)
+    outputs = getattr(head, "out_features", None)
+    if outputs != 1:
+        found = "no `score` head" if head is None else f"a `score` head with {outputs} outputs"
+        raise ValueError(
+            f"{what}: got {type(model).__name__} with {found}, expected one with 1 output. "
+            "Load it with AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)."
+        )
+
+
+def critic_from_policy(policy: nn.Module) -> PreTrainedModel:
+    """Return a critic on a copy of the policy's trunk with a new, nearly-zero head.
+
+    Source: Huang et al. 2024, detail 11 (arXiv:2403.17031) initialises with std 1/sqrt(H+1).
+    """
+    model = base_model(policy)
+    config = copy.deepcopy(model.config)
+    config.num_labels = 1
+    critic = AutoModelForSequenceClassification.from_config(config)
+    critic = critic.to(device=model.device, dtype=model.dtype)
+    trunk = getattr(model, model.base_model_prefix)
+    weights = {name.replace("base_layer.", ""): w for name, w in trunk.state_dict().items()}
+    wanted = getattr(critic, critic.base_model_prefix)
+    wanted.load_state_dict({name: weights[name] for name in wanted.state_dict()})
+    std = (critic.score.in_features + 1) ** -0.5
+    with torch.no_grad():
+        critic.score.weight.normal_(0.0, std, generator=_generator(critic.device))
+    return critic
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """Return a generator of fixed seed: a new critic is the same in every run."""
+    return torch.Generator(device).manual_seed(0)
+
+
+def load_model(model: Any, auto_class: type, **kwargs: Any) -> Any:
+    """Return `model`, loaded with `auto_class` if it is a name or a path."""
+    if isinstance(model, (str, os.PathLike)):
+        return auto_class.from_pretrained(model, **kwargs)
+    return model
+
+
+@contextmanager
+def evaluating(*models: nn.Module | None):
+    """Put models into eval mode and back: activation checkpointing rests and caches work."""
+    modes = [(model, model.training) for model in models if model is not None]
+    for model, _ in modes:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, training in modes:
+            model.train(training)

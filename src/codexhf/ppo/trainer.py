@@ -1,0 +1,1185 @@
+"""`PPOTrainer`: PPO as two hooks of `transformers.Trainer`. Used by recipes/ppo.py.
+
+`_prepare_inputs` samples, scores and hands out micro batches; `compute_loss` is the objective.
+Checkpoints, resuming, accumulation, DDP, logging, callbacks and the hub are Trainer's own.
+"""
+
+import copy
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+from transformers.utils import is_peft_available
+
+from codexhf.ppo.config import PPOConfig
+from codexhf.ppo.engines import Sampling, make_engine
+from codexhf.ppo.model import (
+    PolicyAndCritic,
+    check_scalar_head,
+    critic_from_policy,
+    disable_dropout,
+    evaluating,
+    load_model,
+)
+from codexhf.ppo.objective import (
+    AdaptiveKL,
+    kl_estimate,
+    masked_sum,
+    policy_losses,
+    truncated_importance_weights,
+    value_losses,
+)
+from codexhf.ppo.rollout import (
+    NOT_REWARD_COLUMNS,
+    Answers,
+    IdReward,
+    PromptEncoder,
+    Rollout,
+    Scorer,
+    advantages,
+    demonstration_batch,
+    in_chunks,
+    left_pad,
+    mark,
+    shape_scores,
+)
+from codexhf.ppo.schedule import Position, Schedule
+from codexhf.rewards import ModelReward, RewardSum, combine
+
+STEP_FIELDS = ("logging_steps", "eval_steps", "save_steps", "warmup_steps", "max_steps")
+STATE_FILE = "ppo_state_{rank}.json"
+ROLLOUT_FILE = "rollout_{rank}.safetensors"
+CHECKED_PROMPTS = 1000
+"""Prompts whose length is checked at construction; the others when they are drawn."""
+
+
+class PPOTrainer(Trainer):
+    """Trains a policy by PPO on rewards; successor of TRL 1.12's class of this name.
+
+    The first twelve arguments are TRL's. `trainer.args` is a copy of `args` in Trainer's units:
+    its batch size is the micro batch and its steps are optimizer steps.
+
+    Args:
+        args: the configuration.
+        processing_class: tokenizer of the policy, padding on the left.
+        model: the policy, or its name or path.
+        ref_model: the reference of the KL, or its name or path. None: the policy as it is now; a
+            PEFT policy with its adapter switched off needs no copy.
+        reward_model: a sequence classifier with one output, a list of them, or names or paths.
+            None if reward_funcs is enough.
+        train_dataset: rows with `prompt` (text or messages) or `input_ids`, and the columns that
+            the reward functions need.
+        value_model: the critic, a sequence classifier with one output, or its name or path. None:
+            a copy of the reward model where that reads the policy's tokens, else a new head on a
+            copy of the policy's trunk.
+        data_collator: pads prompts for you; None pads them on the left, which is all it takes.
+        eval_dataset: rows as in train_dataset, or a dict of such data sets.
+        optimizers: optimizer and scheduler, instead of those that `args` describes.
+        callbacks: more callbacks.
+        peft_config: wraps the policy in an adapter.
+        reward_funcs: names from `codexhf.rewards.REWARDS`, or functions
+            f(prompts, completions, **columns) -> list[float | None], or a RewardSum of such.
+        reward_weights: one per reward, reward models first; None weighs each 1.
+        reward_processing_class: tokenizer of the reward model (a list for several). Given, answers
+            reach the reward model as text, through its own chat template; None: as the policy's
+            token ids, which is right only if both share the tokenizer.
+        sft_dataset: demonstrations with `prompt` and `completion`, or `messages`; for alpha_sft.
+        eval_reward_funcs: further rewards that evaluate() reports and training never sees.
+    """
+
+    _tag_names = ["codexhf", "ppo"]
+
+    def __init__(
+        self,
+        args: PPOConfig,
+        processing_class: PreTrainedTokenizerBase,
+        model: PreTrainedModel | nn.Module | str,
+        ref_model: PreTrainedModel | str | None,
+        reward_model: Any,
+        train_dataset: Any,
+        value_model: PreTrainedModel | str | None = None,
+        data_collator: Callable | None = None,
+        eval_dataset: Any = None,
+        optimizers: tuple = (None, None),
+        callbacks: list[TrainerCallback] | None = None,
+        peft_config: Any = None,
+        *,
+        reward_funcs: RewardSum | Sequence[Any] | None = None,
+        reward_weights: Sequence[float] | None = None,
+        reward_processing_class: Any = None,
+        sft_dataset: Any = None,
+        eval_reward_funcs: Sequence[Any] | None = None,
+    ) -> None:
+        _check_arguments(args, processing_class, model, ref_model, train_dataset, sft_dataset)
+        policy = load_model(model, AutoModelForCausalLM)
+        policy = _with_adapter(policy, peft_config)
+        ref_model = load_model(ref_model, AutoModelForCausalLM)
+        if ref_model is None and isinstance(policy, PreTrainedModel):
+            ref_model = copy.deepcopy(policy)
+        self._reward_models, rewards = _rewards(
+            args, reward_model, reward_funcs, reward_weights, reward_processing_class
+        )
+        critic = _critic(value_model, policy, rewards)
+        for frozen in (ref_model, *self._reward_models):
+            if frozen is not None:
+                frozen.requires_grad_(False).eval()
+        for module in (policy, critic, ref_model, *self._reward_models):
+            if module is not None:
+                disable_dropout(module)
+
+        self.user_args = args
+        self.schedule = Schedule.of(args, len(train_dataset))
+        wrapper = PolicyAndCritic(policy, critic, args.logits_chunk_mb)
+        super().__init__(
+            model=wrapper,
+            args=_trainer_args(args, self.schedule),
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self._custom_collator = data_collator
+        self.model_accepts_loss_kwargs = False
+        self.loss_is_scaled_for_ga = True  # compute_loss divides by the whole minibatch
+        self.sft_dataset = sft_dataset
+        self.ref_model = self._place(ref_model)
+        self._reward_models = [self._place(model) for model in self._reward_models]
+        self._set_up_rollouts(rewards, eval_reward_funcs)
+        self._check_prompts()
+
+    # ------------------------------------------------------------------------------ set-up
+
+    def _place(self, model: nn.Module | None) -> nn.Module | None:
+        """Move a frozen model to where it is needed."""
+        if model is None:
+            return None
+        if self.is_deepspeed_enabled:
+            return self.accelerator.prepare_model(model, evaluation_mode=True)
+        return model.to(self.args.device)
+
+    def _set_up_rollouts(self, rewards: RewardSum, eval_funcs: Sequence[Any] | None) -> None:
+        """Create encoder, engine, scorers and the state that changes while training."""
+        args, tokenizer = self.args, self.processing_class
+        self.stop_ids = _stop_ids(args, tokenizer)
+        self.pad_id = tokenizer.pad_token_id
+        sampling = Sampling(
+            max_tokens=args.response_length,
+            stop_ids=self.stop_ids,
+            pad_id=self.pad_id if self.pad_id is not None else tokenizer.eos_token_id,
+            chunk=args.local_rollout_forward_batch_size,
+        )
+        self.engine = make_engine(args.rollout_engine, sampling)
+        config = self.model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        self.encoder = PromptEncoder(tokenizer, args.response_length, limit)
+        chunk = args.local_rollout_forward_batch_size
+        self.scorer = Scorer(rewards, self.encoder, chunk)
+        self.eval_scorer = self.scorer
+        if eval_funcs:
+            extra = combine(eval_funcs)
+            # weight 0: reported, but no part of eval_score
+            both = RewardSum(
+                [*rewards.rewards, *extra.rewards], [*rewards.weights, *[0.0] * len(extra.rewards)]
+            )
+            self.eval_scorer = Scorer(both, self.encoder, chunk)
+        self._check_columns()
+        self.kl = AdaptiveKL(args.kl_coef, args.kl_target or 1.0, args.kl_horizon)
+        self._sums: dict[str, list] = defaultdict(lambda: [0.0, 0.0])
+        self._demonstrations: dict[int, tuple[list[int], int]] = {}
+        self._sft_seen: dict[str, Tensor] | None = None
+        self._restart()
+
+    def _restart(self, micro_step: int = 0) -> None:
+        """Stand at a micro step without a rollout in hand."""
+        self._micro_step = micro_step
+        self._rollout: Rollout | None = None
+        self._order: Tensor | None = None  # (rollout_rows,) of the present pass
+        self._counts: Tensor | None = None  # tokens of the present minibatch, over all processes
+        self._sft_batches: list[dict] = []
+        self._stopped = False  # the rest of this rollout's updates is skipped
+
+    def _check_columns(self) -> None:
+        """Refuse data sets that lack a column which a reward needs."""
+        for scorer, dataset in ((self.scorer, self.train_dataset), *self._eval_pairs()):
+            columns = set(dataset[0]) - set(NOT_REWARD_COLUMNS)
+            scorer.rewards.check_columns(columns)
+
+    def _eval_pairs(self) -> list[tuple[Scorer, Any]]:
+        """Return each evaluation data set with its scorer."""
+        sets = self.eval_dataset
+        if sets is None:
+            return []
+        return [
+            (self.eval_scorer, d) for d in (sets.values() if isinstance(sets, dict) else [sets])
+        ]
+
+    def _check_prompts(self) -> None:
+        """Encode the first prompts, so that unfit ones are found before training."""
+        for number in range(min(len(self.train_dataset), CHECKED_PROMPTS)):
+            self.encoder.ids(self.train_dataset[number], number)
+
+    def train(self, resume_from_checkpoint=None, *args: Any, **kwargs: Any) -> Any:
+        """Train, from the beginning or from a checkpoint; see `Trainer.train`."""
+        self._restart()
+        self.kl.coef = self.args.kl_coef
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"resume_from_checkpoint: got True, but {self.args.output_dir} has no "
+                    "checkpoint. Train with save_strategy='steps' first, or pass a folder."
+                )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    # ------------------------------------------------------------------------------ Trainer's loop
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return one item per micro batch of a pass over the prompts.
+
+        The items carry nothing: which prompts a step needs is the schedule's to say.
+        """
+        ticks = self.schedule.rollouts_per_pass * self.schedule.micros_per_rollout
+        generator = torch.Generator().manual_seed(0)  # else every epoch draws from the global one
+        return DataLoader(
+            range(ticks), batch_size=1, collate_fn=_tick, generator=generator, num_workers=0
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create the optimizer; the critic gets groups of its own if it has a learning rate."""
+        given = self.optimizer is not None
+        optimizer = (
+            super().create_optimizer(model) if model is not None else super().create_optimizer()
+        )
+        rate = self.args.critic_learning_rate
+        if given or rate is None:
+            return optimizer
+        critic = {id(p) for p in self.accelerator.unwrap_model(self.model).value_model.parameters()}
+        for group in list(optimizer.param_groups):
+            theirs = [p for p in group["params"] if id(p) in critic]
+            group["params"] = [p for p in group["params"] if id(p) not in critic]
+            if theirs:
+                optimizer.add_param_group({**group, "params": theirs, "lr": rate})
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """Create the learning rate schedule, over rollouts with lr_schedule='rollout'."""
+        if self.args.lr_schedule == "step" or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        updates = self.schedule.updates_per_rollout
+        scheduler = super().create_scheduler(math.ceil(num_training_steps / updates), optimizer)
+        scheduler.lr_lambdas = [_every(updates, rate) for rate in scheduler.lr_lambdas]
+        return scheduler
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch=None) -> Tensor:
+        """Run one micro batch, or nothing where early_stop_kl ended this rollout's updates."""
+        now = self.schedule.at(self._micro_step)
+        if self._stopped and not now.starts_rollout:
+            self._micro_step += 1
+            return torch.zeros((), device=self.args.device)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._warming_up(now):
+            # frozen means frozen: no momentum, no weight decay
+            for parameter in self.accelerator.unwrap_model(model).policy.parameters():
+                parameter.grad = None
+        if self.args.early_stop_kl is not None and now.micro == self.schedule.micros - 1:
+            kl, tokens = self._total(torch.stack(self._minibatch_kl)).tolist()
+            self._stopped = kl / max(tokens, 1.0) > self.args.early_stop_kl
+        self._micro_step += 1
+        return loss
+
+    def _warming_up(self, now: Position) -> bool:
+        """Return whether only the critic is trained."""
+        return now.rollout < self.args.critic_warmup_rollouts
+
+    def _total(self, x: Tensor) -> Tensor:
+        """Sum over processes."""
+        return self.accelerator.reduce(x, "sum") if self.args.world_size > 1 else x
+
+    def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
+        """Return the next micro batch; samples a new rollout where one begins."""
+        now = self.schedule.at(self._micro_step)
+        rank = self.args.process_index
+        if now.starts_rollout or self._rollout is None:
+            self._rollout = self._make_rollout(now.rollout)
+            self._order, self._stopped = None, False
+        if self._order is None or (now.starts_minibatch and now.minibatch == 0):
+            order = self._permutation(now, rank)
+            self._order = order.to(self._rollout.mask.device)
+        if now.starts_minibatch:
+            self._begin_minibatch(now)
+        size = self.schedule.micro_rows
+        start = (now.minibatch * self.schedule.micros + now.micro) * size
+        batch = self._rollout.rows(self._order[start : start + size], self.args.trim_padding)
+        sft = self._sft_batches[now.micro] if self._sft_batches else None
+        return {"batch": batch, "sft": sft, "now": now}
+
+    def _permutation(self, now: Position, rank: int) -> Tensor:
+        """Return the order in which a pass visits the answers of this process."""
+        return self.schedule.permutation(now.rollout, now.ppo_epoch, rank)
+
+    def _begin_minibatch(self, now: Position) -> None:
+        """Count the tokens of the minibatch over all processes and draw its demonstrations."""
+        rows = self.schedule.micros * self.schedule.micro_rows
+        index = self._order[now.minibatch * rows : (now.minibatch + 1) * rows]
+        self._sft_batches = []
+        if self.args.alpha_sft > 0 and not self._warming_up(now):
+            steps = range(self._micro_step, self._micro_step + self.schedule.micros)
+            self._sft_batches = [self._demonstrations_of(step) for step in steps]
+        counts = [
+            self._rollout.response_mask[index].sum(),
+            self._rollout.value_mask[index].sum(),
+            sum((b["target_mask"].sum() for b in self._sft_batches), torch.tensor(0)),
+        ]
+        counts = torch.stack([c.to(self._rollout.mask.device, torch.float64) for c in counts])
+        if self.args.loss_aggregation == "token":
+            counts = self._total(counts)
+        self._counts = counts.clamp(min=1).float()
+        self._minibatch_kl = [torch.zeros((), device=counts.device) for _ in range(2)]
+
+    def _demonstrations_of(self, micro_step: int) -> dict[str, Tensor]:
+        """Return the demonstrations that accompany a micro batch."""
+        rows = self.args.sft_batch_size or self.schedule.micro_rows
+        size = len(self.sft_dataset)
+        rank = self.args.process_index
+        numbers = self.schedule.demonstration_rows(micro_step, rank, rows, size)
+        for number in numbers:
+            if number not in self._demonstrations:
+                row = self.sft_dataset[number]
+                self._demonstrations[number] = self.encoder.encode_demonstration(row, number)
+        picked = [self._demonstrations[number] for number in numbers]
+        return demonstration_batch(picked, self.args.sft_max_length, self.args.device)
+
+    # ------------------------------------------------------------------------------ rollout
+
+    @torch.no_grad()
+    def _make_rollout(self, number: int) -> Rollout:
+        """Answer the prompts of a rollout and work out what its updates need."""
+        args, rank = self.args, self.args.process_index
+        numbers = self.schedule.prompt_rows(number, rank)
+        rows = [self.train_dataset[i] for i in numbers]
+        ids = [self.encoder.ids(row, i) for row, i in zip(rows, numbers, strict=True)]
+        seed = self.schedule.rollout_seed(number, rank)
+        clock = _Clock(self.args.device)
+        with self._rollout_mode():
+            answers = self._answer(ids, seed, args.temperature)
+            clock.lap("generate")
+            scores, parts, _ = self.scorer.score(rows, ids, answers)
+            clock.lap("score")
+            logprobs, ref_logprobs, importance = self._rollout_logprobs(answers)
+            values = self._rollout_values(answers)
+            clock.lap("forward")
+        scores = shape_scores(scores, answers, args)
+        in_reward = args.gamma_reg * self.kl.coef if args.kl_in == "reward" else 0.0
+        reduce = self._total if args.whiten_scope == "global" else None
+        found = advantages(answers, scores, logprobs, ref_logprobs, values, args, in_reward, reduce)
+        self._note_rollout(answers, scores, parts, logprobs, found["kl"], in_reward, clock)
+        self._adapt_kl(found.pop("kl"))
+        return Rollout(
+            input_ids=answers.input_ids,
+            mask=answers.mask,
+            response_mask=answers.response_mask,
+            logprobs=logprobs,
+            ref_logprobs=ref_logprobs,
+            importance=importance,
+            **found,
+        )
+
+    @contextmanager
+    def _rollout_mode(self):
+        """Eval mode, so that caches work under activation checkpointing; autocast as in training."""
+        with evaluating(self.model), self.accelerator.autocast(), self._gathered():
+            yield
+
+    @contextmanager
+    def _gathered(self):
+        """Under ZeRO-3, gather the weights once instead of at every layer of every token."""
+        plugin = self.accelerator.state.deepspeed_plugin
+        if plugin is None or plugin.zero_stage != 3 or not self.args.ds3_gather_for_generation:
+            yield
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
+            yield
+
+    def _answer(self, ids: list[list[int]], seed: int, temperature: float) -> Answers:
+        """Sample answers to prompts."""
+        if self._custom_collator is None:
+            prompt_ids, prompt_mask = left_pad(ids, self.args.device)
+        else:
+            prompt_ids, prompt_mask = self._collated(ids)
+        policy = self.accelerator.unwrap_model(self.model).policy
+        generation = self.engine.generate(
+            policy, prompt_ids, prompt_mask, seed=seed, temperature=temperature
+        )
+        return mark(
+            generation,
+            prompt_ids,
+            prompt_mask,
+            self.args,
+            self.stop_ids,
+            self.pad_id,
+            self.processing_class.eos_token_id,
+        )
+
+    def _collated(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Return prompts padded by the collator that the user gave."""
+        batch = self._custom_collator([{"input_ids": row} for row in ids])
+        tokens = torch.as_tensor(batch["input_ids"]).to(self.args.device)
+        if "attention_mask" in batch:
+            mask = torch.as_tensor(batch["attention_mask"]).to(self.args.device).bool()
+        else:
+            mask = tokens != self.pad_id
+        if not bool(mask[:, -1].all()):
+            raise ValueError(
+                "data_collator: got prompts padded on the right, expected padding on the left. "
+                "Set tokenizer.padding_side = 'left', or pass data_collator=None."
+            )
+        return tokens * mask, mask
+
+    def _rollout_logprobs(self, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log-probabilities of policy and reference, and importance weights (B, R)."""
+        wrapper = self.accelerator.unwrap_model(self.model)
+        logprobs = answers.logprobs * answers.response_mask
+        importance = torch.ones_like(logprobs)
+        if self._recompute():
+            sampled, logprobs = logprobs, self._score_chunks(wrapper.policy, answers)
+            cap = self.args.importance_cap
+            if cap is not None:
+                importance = truncated_importance_weights(logprobs, sampled, cap)
+            gap = (logprobs - sampled).abs()
+            self._note("sampler/logprob_gap", masked_sum(gap, answers.response_mask), answers)
+        with self._reference() as reference:
+            ref_logprobs = self._score_chunks(reference, answers)
+        return logprobs, ref_logprobs, importance
+
+    def _recompute(self) -> bool:
+        """Return whether the training forward scores the answers again."""
+        if self.args.old_logprobs != "auto":
+            return self.args.old_logprobs == "recompute"
+        mixed = self.accelerator.mixed_precision != "no"
+        return (
+            mixed or self.model.dtype != torch.float32 or self.args.rollout_engine in _FAR_ENGINES
+        )
+
+    def _score_chunks(self, policy: nn.Module, answers: Answers) -> Tensor:
+        """Return log-probabilities (B, R) of the answers under `policy`."""
+        wrapper = self.accelerator.unwrap_model(self.model)
+
+        def score(*tensors: Tensor) -> Tensor:
+            return wrapper.score(policy, *tensors, self.args.temperature)[0]
+
+        return in_chunks(
+            score,
+            len(answers.lengths),
+            self.args.local_rollout_forward_batch_size,
+            answers.input_ids,
+            answers.mask,
+            answers.responses,
+            answers.response_mask,
+        )
+
+    def _rollout_values(self, answers: Answers) -> Tensor:
+        """Return the critic's values (B, R)."""
+        wrapper = self.accelerator.unwrap_model(self.model)
+        width = answers.responses.size(1)
+        return in_chunks(
+            lambda ids, mask: wrapper.values(ids, mask, width),
+            len(answers.lengths),
+            self.args.local_rollout_forward_batch_size,
+            answers.input_ids,
+            answers.mask,
+        )
+
+    @contextmanager
+    def _reference(self):
+        """Yield the reference: a model of its own, or the policy without its adapter."""
+        if self.ref_model is not None:
+            yield self.ref_model
+            return
+        policy = self.accelerator.unwrap_model(self.model).policy
+        if self.args.ref_adapter_name is None:
+            with policy.disable_adapter():
+                yield policy
+            return
+        policy.set_adapter(self.args.ref_adapter_name)
+        try:
+            yield policy
+        finally:
+            policy.set_adapter(self.args.model_adapter_name or "default")
+
+    def _adapt_kl(self, kl: Tensor) -> None:
+        """Move the KL coefficient towards its target, alike on every process."""
+        if self.args.kl_target is None:
+            return
+        total, rows = self._total(
+            torch.stack([kl.sum(), torch.tensor(float(kl.size(0)), device=kl.device)])
+        ).tolist()
+        self.kl.update(total / rows, self.schedule.episodes_per_rollout)
+
+    # ------------------------------------------------------------------------------ loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch=None
+    ) -> Tensor:
+        """Return alpha*L_SFT + beta*L_RLHF + gamma*Omega of a micro batch.
+
+        Scaled so that the sum over the micro batches of an optimizer step, averaged over
+        processes as DDP does, is the loss of the whole minibatch.
+        """
+        terms = self._loss_terms(model, inputs)
+        weights = {
+            "sft": self.args.alpha_sft,
+            "policy": self.args.beta_rlhf,
+            "value": self.args.beta_rlhf * self.args.vf_coef,
+            "omega": self.args.gamma_reg,
+        }
+        weighted = {name: weights[name] * term for name, term in terms.items()}
+        if self._log_norms_now(inputs["now"]):
+            self._note_grad_norms(model, weighted)
+        return sum(weighted.values())
+
+    def _loss_terms(self, model: nn.Module, inputs: dict) -> dict[str, Tensor]:
+        """Return the unweighted terms that are trained now."""
+        args, batch, now = self.args, inputs["batch"], inputs["now"]
+        width = batch.response_mask.size(1)
+        frozen = self._warming_up(now)
+        alone = self.args.world_size == 1 and not self.is_deepspeed_enabled
+        out = model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.mask,
+            responses=batch.input_ids[:, -width:],
+            response_mask=batch.response_mask,
+            temperature=args.temperature,
+            # DDP waits for a gradient of every parameter, so there the forward runs all the same
+            want_policy=not (frozen and alone),
+            sft=inputs["sft"],
+        )
+        terms = {"value": self._value_term(out.values, batch)}
+        if out.logprobs is not None:
+            policy, omega = self._policy_terms(out.logprobs, out.entropy, batch)
+            terms |= {"policy": policy} if omega is None else {"policy": policy, "omega": omega}
+            if frozen:
+                terms["policy"] = out.logprobs.sum() * 0.0
+                terms.pop("omega", None)
+        if out.sft_loss_sum is not None:
+            tokens = inputs["sft"]["target_mask"].sum()
+            terms["sft"] = self._mean(out.sft_loss_sum, tokens, 2)
+            self._add("loss/sft_avg", out.sft_loss_sum, tokens)
+        return terms
+
+    def _mean(self, total: Tensor, local_count: Tensor, which: int) -> Tensor:
+        """Return a micro batch's share of the minibatch mean of a token sum."""
+        if self.args.loss_aggregation == "micro_batch":
+            return total / local_count.clamp(min=1) / self.schedule.micros
+        return total / self._counts[which] * self.args.world_size
+
+    def _value_term(self, values: Tensor, batch: Rollout) -> Tensor:
+        """Return the value loss and note its figures."""
+        mask = batch.value_mask
+        losses, clipped = value_losses(
+            values * mask, batch.values, batch.returns, self.args.cliprange_value
+        )
+        total, count = masked_sum(losses, mask), mask.sum()
+        self._add("loss/value_avg", total, count)
+        self._add("val/clipfrac_avg", masked_sum(clipped, mask), count)
+        return self._mean(total, count, 1)
+
+    def _policy_terms(
+        self, logprobs: Tensor, entropy: Tensor, batch: Rollout
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the surrogate loss and Omega, and note their figures."""
+        args, mask = self.args, batch.response_mask
+        losses, ratio, clipped = policy_losses(
+            logprobs,
+            batch.logprobs,
+            batch.advantages,
+            clip_low=args.cliprange,
+            clip_high=args.cliprange_high,
+            dual_clip=args.dual_clip,
+            log_ratio_clip=args.log_ratio_clip,
+        )
+        count = mask.sum()
+        total = masked_sum(losses * batch.importance, mask)
+        self._note_policy(logprobs, batch, ratio, clipped, entropy, total, count)
+        omega = None
+        if args.kl_in == "loss":
+            kl = kl_estimate(logprobs, batch.ref_logprobs, args.kl_estimator)
+            omega = self.kl.coef * masked_sum(kl, mask)
+        if args.entropy_coef > 0:
+            omega = (0.0 if omega is None else omega) - args.entropy_coef * entropy.sum()
+        if omega is not None:
+            self._add("loss/omega_avg", omega, count)
+            omega = self._mean(omega, count, 0)
+        return self._mean(total, count, 0), omega
+
+    # ------------------------------------------------------------------------------ figures
+
+    @torch.no_grad()
+    def _add(self, name: str, total: Any, count: Any) -> None:
+        """Add to a figure that `log` reports as sum over count, over processes and steps."""
+        figure = self._sums[name]
+        figure[0] = figure[0] + (total.detach().double() if torch.is_tensor(total) else total)
+        figure[1] = figure[1] + (count.detach().double() if torch.is_tensor(count) else count)
+
+    def _note(self, name: str, total: Tensor, answers: Answers) -> None:
+        """Add to a figure that is a mean over the tokens of answers."""
+        self._add(name, total, answers.response_mask.sum())
+
+    @torch.no_grad()
+    def _note_policy(self, logprobs, batch, ratio, clipped, entropy, total, count) -> None:
+        """Note the figures of the surrogate; means are over real tokens."""
+        mask = batch.response_mask
+        squares = 0.5 * masked_sum((logprobs - batch.logprobs) ** 2, mask)
+        self._add("loss/policy_avg", total, count)
+        self._add("policy/approxkl_avg", squares, count)
+        self._add("policy/clipfrac_avg", masked_sum(clipped, mask), count)
+        self._add("policy/entropy_avg", entropy.sum(), count)
+        self._add("val/ratio", masked_sum(ratio, mask), count)
+        self._add("val/ratio_square", masked_sum(ratio**2, mask), count)
+        self._minibatch_kl[0] += squares.detach()
+        self._minibatch_kl[1] += count
+
+    def _note_rollout(self, answers, scores, parts, logprobs, kl, kl_coef, clock) -> None:
+        """Note the figures of a rollout under TRL's names, and each reward under its own."""
+        rows = len(answers.lengths)
+        kl_sum, score_sum = kl.sum(), scores.sum()
+        real = answers.response_mask
+        eos = self.processing_class.eos_token_id
+        self._add("objective/kl", kl_sum, rows)
+        self._add("objective/entropy", -(logprobs * real).sum(), rows)
+        self._add("objective/non_score_reward", -kl_coef * kl_sum, rows)
+        self._add("objective/rlhf_reward", score_sum - kl_coef * kl_sum, rows)
+        self._add("objective/scores", score_sum, rows)
+        self._add("objective/kl_coef", self.kl.coef, 1)
+        self._add("response/length", answers.lengths.sum(), rows)
+        self._add("response/ended", answers.ended.sum(), rows)
+        # a sum over processes, as a mean over rollouts: the count is one per rollout
+        share = 1.0 / self.args.world_size
+        self._add("val/num_eos_tokens", ((answers.responses == eos) & real).sum(), share)
+        for name, values in parts.items():
+            known = [value for value in values if value is not None]
+            self._add(f"rewards/{name}", float(sum(known)), len(known))
+        for name, seconds in clock.laps.items():
+            self._add(f"time/{name}_s", seconds, 1)
+
+    def _log_norms_now(self, now: Position) -> bool:
+        """Return whether this micro batch closes an optimizer step that is logged."""
+        if not self.args.log_grad_norms or now.micro != self.schedule.micros - 1:
+            return False
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return False  # both move gradients in hooks that a second backward pass would trip
+        every = self.state.logging_steps
+        return bool(every) and (self.state.global_step + 1) % int(every) == 0
+
+    def _note_grad_norms(self, model: nn.Module, weighted: dict[str, Tensor]) -> None:
+        """Note the norm of each weighted term's own gradient on this micro batch."""
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        for name, term in weighted.items():
+            norm = torch.zeros((), device=term.device)
+            if term.requires_grad:
+                grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+                norms = [g.float().norm() for g in grads if g is not None]
+                norm = torch.stack(norms).norm() if norms else norm
+            self._add(f"grad_norm/{name}", norm, 1)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add PPO's figures to the training logs."""
+        if "loss" in logs:
+            logs.update(self._figures())
+            rollouts = -(-self.state.global_step // self.schedule.updates_per_rollout)
+            logs["episode"] = rollouts * self.schedule.episodes_per_rollout
+            logs["lr"] = logs["learning_rate"]
+            if start_time is not None:
+                logs["eps"] = round(logs["episode"] / max(time.time() - start_time, 1e-9), 3)
+        super().log(logs, start_time)
+
+    def _figures(self) -> dict[str, float]:
+        """Return all noted figures over all processes, and start anew."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        sums = [[torch.as_tensor(x).double().cpu() for x in self._sums[name]] for name in names]
+        table = torch.tensor(sums, dtype=torch.float64, device=self._figure_device())
+        table = self._total(table).cpu()
+        self._sums.clear()
+        found = {name: float(s / c) for name, (s, c) in zip(names, table, strict=True) if c > 0}
+        if "val/ratio_square" in found:
+            found["val/ratio_var"] = found.pop("val/ratio_square") - found["val/ratio"] ** 2
+        return found
+
+    def _figure_device(self) -> torch.device:
+        """Return where figures are reduced: the process group's device."""
+        return self.args.device
+
+    # ------------------------------------------------------------------------------ evaluation
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return batches of (row number, row) of this process, equally many on each.
+
+        Numbers beyond the data set repeat rows from its start; they are not counted.
+        """
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("evaluate: got no data set, expected eval_dataset. Pass one.")
+        world, rank = self.args.world_size, self.args.process_index
+        size = len(dataset)
+        numbers = range(rank, -(-size // world) * world, world)
+        return DataLoader(
+            [(i if i < size else None, dataset[i % size]) for i in numbers],
+            batch_size=self.args.eval_batch_size,
+            collate_fn=list,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    @torch.no_grad()
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Answer the evaluation prompts and report every reward, the KL and the lengths.
+
+        The same random numbers are used at every evaluation, so that checkpoints differ by
+        their weights alone.
+        """
+        temperature = self.args.eval_temperature
+        temperature = self.args.temperature if temperature is None else temperature
+        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        with self._rollout_mode():
+            for number, batch in enumerate(dataloader):
+                seed = self.schedule.rollout_seed(EVALUATION + number, self.args.process_index)
+                figures = self._evaluate_rows([row for _, row in batch], seed, temperature)
+                for name, values in figures.items():
+                    for (row_number, _), value in zip(batch, values, strict=True):
+                        if row_number is not None and value is not None:
+                            sums[name][0] += value
+                            sums[name][1] += 1
+        names = sorted(sums)
+        table = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.args.device)
+        table = self._total(table).cpu()
+        metrics = {
+            f"{metric_key_prefix}_{name}": float(total / count)
+            for name, (total, count) in zip(names, table, strict=True)
+            if count > 0
+        }
+        rows = int(table[names.index("length"), 1])
+        return EvalLoopOutput(None, None, metrics, rows)
+
+    def _evaluate_rows(
+        self, rows: list[dict], seed: int, temperature: float
+    ) -> dict[str, list[float | None]]:
+        """Answer rows and return each figure per row."""
+        ids = [self.encoder.ids(row) for row in rows]
+        answers = self._answer(ids, seed, temperature)
+        scores, parts, _ = self.eval_scorer.score(rows, ids, answers)
+        policy = self.accelerator.unwrap_model(self.model).policy
+        logprobs = self._score_chunks(policy, answers)
+        with self._reference() as reference:
+            ref_logprobs = self._score_chunks(reference, answers)
+        return {
+            **parts,
+            "score": shape_scores(scores, answers, self.args).tolist(),
+            "kl": kl_estimate(logprobs, ref_logprobs, "k1").sum(1).tolist(),
+            "length": answers.lengths.float().tolist(),
+            "ended": answers.ended.float().tolist(),
+        }
+
+    @torch.no_grad()
+    def generate_completions(self, sampling: bool = False) -> None:
+        """Print answers to evaluation prompts with their scores; a few with `sampling`, or all."""
+        if self.eval_dataset is None:
+            return
+        temperature = self.args.eval_temperature
+        temperature = self.args.temperature if temperature is None else temperature
+        with self._rollout_mode():
+            for number, batch in enumerate(self.get_eval_dataloader(self._first_eval_set())):
+                rows = [row for _, row in (batch[:SAMPLE_ROWS] if sampling else batch)]
+                ids = [self.encoder.ids(row) for row in rows]
+                seed = self.schedule.rollout_seed(EVALUATION + number, self.args.process_index)
+                answers = self._answer(ids, seed, temperature)
+                scores, _, texts = self.eval_scorer.score(rows, ids, answers)
+                prompts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
+                for prompt, text, score in zip(prompts, texts, scores.tolist(), strict=True):
+                    self.accelerator.print(f"[{score:+.3f}] {prompt!r} -> {text!r}")
+                if sampling:
+                    break
+
+    def _first_eval_set(self) -> Any:
+        """Return the evaluation data set, the first where there are several."""
+        sets = self.eval_dataset
+        return next(iter(sets.values())) if isinstance(sets, dict) else sets
+
+    # ------------------------------------------------------------------------------ checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Save the policy at the root and the critic under value_model/, each loadable alone."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        wrapper = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        for module, prefix, where in _parts(wrapper, folder):
+            weights = None
+            if state_dict is not None:
+                weights = {
+                    name.removeprefix(prefix): tensor
+                    for name, tensor in state_dict.items()
+                    if name.startswith(prefix)
+                }
+            module.save_pretrained(where, state_dict=weights)
+        self.processing_class.save_pretrained(folder)
+        torch.save(self.user_args, folder / "training_args.bin")
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save PPO's own state first, so that Trainer's files complete the checkpoint."""
+        if not self.args.save_only_model:
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
+            self._save_ppo_state(folder)
+            self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _save_ppo_state(self, folder: Path) -> None:
+        """Write what of this process neither the weights nor the step number tell."""
+        rank = self.args.process_index
+        open_rollout = not self.schedule.at(self._micro_step).starts_rollout
+        state = {
+            "kl_coef": self.kl.coef,
+            "stopped": self._stopped,
+            "open_rollout": open_rollout,
+            "world_size": self.args.world_size,
+            "schedule": [self.schedule.rollout_rows, self.schedule.micro_rows],
+        }
+        if open_rollout:
+            file = folder / ROLLOUT_FILE.format(rank=rank)
+            safetensors.torch.save_file(self._rollout.tensors(), file)
+        (folder / STATE_FILE.format(rank=rank)).write_text(json.dumps(state))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load Trainer's part, then PPO's."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._load_ppo_state(Path(checkpoint))
+
+    def _load_ppo_state(self, folder: Path) -> None:
+        """Stand where the checkpoint was written, in the middle of a rollout if need be."""
+        rank = self.args.process_index
+        file = folder / STATE_FILE.format(rank=rank)
+        if not file.exists():
+            raise ValueError(
+                f"resume_from_checkpoint: got {folder} without {file.name}, expected a checkpoint "
+                f"of PPOTrainer written by at least {rank + 1} processes. Resume with the number "
+                "of processes that wrote it."
+            )
+        state = json.loads(file.read_text())
+        now = {
+            "world_size": self.args.world_size,
+            "schedule": [self.schedule.rollout_rows, self.schedule.micro_rows],
+        }
+        changed = {k: (state[k], v) for k, v in now.items() if state[k] != v}
+        if changed:
+            raise ValueError(
+                f"resume_from_checkpoint: got {folder} written with other batches, expected the "
+                f"same (then, now): {changed}. Resume with the settings that wrote it."
+            )
+        self._restart(self.state.global_step * self.schedule.micros)
+        self.kl.coef, self._stopped = state["kl_coef"], state["stopped"]
+        if state["open_rollout"]:
+            tensors = safetensors.torch.load_file(folder / ROLLOUT_FILE.format(rank=rank))
+            device = self.args.device
+            self._rollout = Rollout(**{name: t.to(device) for name, t in tensors.items()})
+
+    def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load policy and critic; FSDP's sharded checkpoints are Trainer's business."""
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(checkpoint, model)
+            return
+        wrapper = self.accelerator.unwrap_model(model if model is not None else self.model)
+        for module, _, where in _parts(wrapper, Path(checkpoint)):
+            load_weights(module, where)
+
+    def _load_best_model(self) -> None:
+        """Load policy and critic of the best checkpoint."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+EVALUATION = 2**40
+"""Rollout numbers from here on seed evaluations; no run has that many rollouts."""
+
+SAMPLE_ROWS = 4
+"""Answers printed at a time while training."""
+
+_FAR_ENGINES = ("continuous_batching", "vllm")
+"""Engines whose kernels round differently from the training forward."""
+
+
+class _Clock:
+    """Seconds of the phases of a rollout; waits for the device at each lap."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.laps = device, {}
+        self.start = self._now()
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under `name`."""
+        now = self._now()
+        self.laps[name] = now - self.start
+        self.start = now
+
+
+def load_weights(module: nn.Module, folder: Path) -> None:
+    """Load saved weights into a model in place, adapters into a PEFT model.
+
+    Raises:
+        ValueError: the folder lacks weights that the model needs, or has others.
+    """
+    if not isinstance(module, PreTrainedModel):
+        module.load_adapter(str(folder), module.active_adapter, is_trainable=True)
+        return
+    files = sorted(folder.glob("model*.safetensors"))
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights |= safetensors.torch.load_file(file)
+    result = module.load_state_dict(weights, strict=False)
+    tied = {name for name in module.state_dict() if name not in weights}
+    shared = _shared_names(module)
+    missing = [name for name in result.missing_keys if name not in shared]
+    if missing or result.unexpected_keys or not files:
+        raise ValueError(
+            f"{folder}: got weights without {missing[:3]} and with unknown "
+            f"{result.unexpected_keys[:3]} in {len(files)} files ({len(tied)} names absent), "
+            f"expected those of {type(module).__name__}. Resume with the model that was saved."
+        )
+
+
+def _shared_names(module: nn.Module) -> set[str]:
+    """Return names of tensors that share memory with another; only one of them is saved."""
+    names = defaultdict(list)
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        names[tensor.data_ptr()].append(name)
+    return {name for group in names.values() if len(group) > 1 for name in group}
+
+
+def _parts(wrapper: PolicyAndCritic, folder: Path) -> list[tuple[nn.Module, str, Path]]:
+    """Return each model of the wrapper with its prefix and its folder."""
+    return [
+        (wrapper.policy, "policy.", folder),
+        (wrapper.value_model, "value_model.", folder / "value_model"),
+    ]
+
+
+def _tick(items: list[int]) -> dict[str, Tensor]:
+    """Return an item of the training loader: which one, for want of anything to say."""
+    return {"tick": torch.tensor(items)}
+
+
+def _every(steps: int, rate: Callable[[int], float]) -> Callable[[int], float]:
+    """Return a schedule that moves once every `steps`."""
+    return lambda step: rate(step // steps)
+
+
+def _stop_ids(args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the ids that end an answer."""
+    ids = list(args.extra_stop_token_ids or [])
+    if args.stop_token == "eos":
+        ids.append(tokenizer.eos_token_id)
+    elif args.stop_token_id is not None:
+        ids.append(args.stop_token_id)
+    return tuple(sorted(set(ids)))
+
+
+def _trainer_args(args: PPOConfig, schedule: Schedule) -> PPOConfig:
+    """Return a copy of `args` in Trainer's units, with TRL's computed sizes filled in."""
+    mapped = copy.copy(args)
+    mapped.per_device_train_batch_size = schedule.micro_rows
+    mapped.gradient_accumulation_steps = schedule.micros
+    mapped.remove_unused_columns = False
+    if mapped.ddp_find_unused_parameters is None:
+        mapped.ddp_find_unused_parameters = False  # every parameter takes part in every forward
+    if args.step_unit == "rollout":
+        for name in STEP_FIELDS:
+            value = getattr(args, name)
+            if name == "warmup_steps" and args.lr_schedule == "rollout":
+                continue  # that schedule counts rollouts by itself
+            if value is not None and value >= 1:
+                setattr(mapped, name, value * schedule.updates_per_rollout)
+    if mapped.max_steps <= 0:
+        mapped.max_steps = schedule.rollouts * schedule.updates_per_rollout
+    mapped.total_episodes = args.total_episodes or schedule.rollouts * schedule.episodes_per_rollout
+    mapped.num_total_batches = schedule.rollouts
+    mapped.local_batch_size = schedule.rollout_rows
+    mapped.batch_size = schedule.episodes_per_rollout
+    mapped.local_mini_batch_size = schedule.micros * schedule.micro_rows
+    mapped.mini_batch_size = mapped.local_mini_batch_size * schedule.world_size
+    mapped.micro_batch_size = schedule.micro_rows * schedule.world_size
+    return mapped
+
+
+def _check_arguments(args, processing_class, model, ref_model, train_dataset, sft_dataset) -> None:
+    """Refuse, all at once, arguments with which training could not work."""
+    problems = []
+    if not isinstance(args, PPOConfig):
+        problems.append(f"args: got {type(args).__name__}, expected codexhf.ppo.PPOConfig")
+        raise ValueError("PPOTrainer:\n- " + problems[0])
+    if train_dataset is None or not hasattr(train_dataset, "__len__"):
+        problems.append(
+            f"train_dataset: got {type(train_dataset).__name__}, expected a data set with a "
+            "length. Turn a stream into one with Dataset.from_list(list(stream))"
+        )
+    if ref_model is not None and ref_model is model and not isinstance(model, str):
+        problems.append(
+            "ref_model: got the same object as model, expected another one. Pass None: the "
+            "trainer then keeps a copy"
+        )
+    if processing_class.padding_side != "left":
+        problems.append(
+            f"processing_class.padding_side: got {processing_class.padding_side!r}, expected "
+            "'left'. Set tokenizer.padding_side = 'left'"
+        )
+    if processing_class.eos_token_id is None and (
+        args.stop_token == "eos" or args.missing_eos_penalty is not None or args.alpha_sft > 0
+    ):
+        problems.append(
+            "processing_class.eos_token_id: got None, expected an id, which stop_token, "
+            "missing_eos_penalty and alpha_sft need. Set tokenizer.eos_token"
+        )
+    pad, eos = processing_class.pad_token_id, processing_class.eos_token_id
+    if args.masks_from == "pad_token" and (pad is None or pad == eos):
+        problems.append(
+            f"processing_class.pad_token_id: got {pad} with eos_token_id {eos}, expected two "
+            "different ids with masks_from='pad_token'. Use masks_from='lengths'"
+        )
+    if args.alpha_sft > 0 and not sft_dataset:
+        problems.append(
+            f"sft_dataset: got none, expected demonstrations with alpha_sft={args.alpha_sft}. "
+            "Pass sft_dataset or set alpha_sft=0"
+        )
+    if args.alpha_sft == 0 and sft_dataset is not None:
+        problems.append(
+            "sft_dataset: got one that alpha_sft=0 would ignore, expected None. Set alpha_sft"
+        )
+    if args.importance_cap is not None and args.old_logprobs == "sampler":
+        problems.append(
+            "importance_cap: got a cap with old_logprobs='sampler', expected 'recompute': without "
+            "it there is nothing to weigh"
+        )
+    if problems:
+        raise ValueError("PPOTrainer:\n" + "\n".join(f"- {problem}." for problem in problems))
+
+
+def _with_adapter(policy: nn.Module, peft_config: Any) -> nn.Module:
+    """Return the policy, wrapped in an adapter if one is configured."""
+    if peft_config is None:
+        return policy
+    if not is_peft_available():
+        raise ImportError(
+            "peft_config: needs the package peft. Install it with `pip install peft`."
+        )
+    from peft import get_peft_model
+
+    if not isinstance(policy, PreTrainedModel):
+        raise ValueError(
+            "peft_config: got one together with a policy that already has an adapter, expected one "
+            "of the two. Merge the adapter first, or leave peft_config out."
+        )
+    return get_peft_model(policy, peft_config)
+
+
+def _rewards(args, reward_model, reward_funcs, weights, tokenizers):
+    """Return the reward models that the trainer must place, and the sum of all rewards."""
+    if isinstance(reward_funcs, RewardSum):
+        if reward_model is not None or weights is not None:
+            raise ValueError(
+                "reward_funcs: got a RewardSum together with reward_model or reward_weights, "
+                "expected it alone. Put the reward model into the RewardSum."
+            )
+        return [], reward_funcs
+    models = reward_model if isinstance(reward_model, list) else [reward_model]
+    models = [model for model in models if model is not None]
+    tokenizers = tokenizers if isinstance(tokenizers, list) else [tokenizers] * len(models)
+    if len(tokenizers) != len(models):
+        raise ValueError(
+            f"reward_processing_class: got {len(tokenizers)} for {len(models)} reward models, "
+            "expected one each."
+        )
+    placed, rewards = [], []
+    for number, (model, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
+        name = "reward_model" if len(models) == 1 else f"reward_model_{number + 1}"
+        model = load_model(model, AutoModelForSequenceClassification, **_one_label(model))
+        if not isinstance(model, nn.Module):
+            rewards.append(model)  # a callable under the contract already, such as ModelReward
+            continue
+        placed.append(model)
+        if tokenizer is None:
+            rewards.append(IdReward(model, name, args.normalize_reward_model))
+            continue
+        check_scalar_head(model, name)
+        known = args.normalize_reward_model and hasattr(model.config, "score_std")
+        norm = {"mean": model.config.score_mean, "std": model.config.score_std} if known else {}
+        rewards.append(ModelReward(model, tokenizer, name=name, **norm))
+    funcs = list(reward_funcs or [])
+    if not rewards and not funcs:
+        raise ValueError(
+            "reward_model and reward_funcs: got neither, expected at least one reward. Pass a "
+            "reward model, or names or functions in reward_funcs."
+        )
+    if weights is not None and len(weights) != len(rewards) + len(funcs):
+        raise ValueError(
+            f"reward_weights: got {len(weights)}, expected one for each of {len(rewards)} reward "
+            f"models and {len(funcs)} reward_funcs, reward models first."
+        )
+    return placed, combine([*rewards, *funcs], weights)
+
+
+def _one_label(model: Any) -> dict[str, int]:
+    """Return the extra argument for loading a reward model by name."""
+    return {"num_labels": 1} if isinstance(model, str) else {}
+
+
+def _critic(value_model: Any, policy: nn.Module, rewards: RewardSum) -> PreTrainedModel:
+    """Return the critic: the given one, a copy of the reward model, or one on the policy's trunk."""
+    critic = load_model(value_model, AutoModelForSequenceClassification, **_one_label(value_model))
+    if critic is None:
+        # only a reward model that reads the policy's ids has the policy's vocabulary
+        readers = [r.model for r in rewards.rewards if isinstance(r, IdReward)]
+        critic = copy.deepcopy(readers[0]) if readers else critic_from_policy(policy)
+    check_scalar_head(critic, "value_model")
+    if any(critic is reward.model for reward in rewards.rewards if isinstance(reward, IdReward)):
+        raise ValueError(
+            "value_model: got the same object as reward_model, expected another one: the critic is "
+            "trained. Pass None: the trainer then copies the reward model."
+        )
+    return critic.requires_grad_(True)
