@@ -6,9 +6,9 @@
     python -m codexhf.execution selftest     # what isolation this machine offers
     python -m codexhf.execution run FILE     # one program, isolated
 
-The threat model, the walls and the measured figures are in docs/execution.md. Modules: executor (pool),
-grading (verdicts), launchers and selftest (isolation) run outside; zygote, candidate, checker, wire and
-lockdown inside; plain and protocol on both sides.
+The threat model, the walls and the measured figures are in docs/execution.md. Modules: executor
+(pool), grading (verdicts), launchers and selftest (isolation) run outside; zygote, candidate,
+checker, wire and lockdown inside; plain and protocol on both sides.
 """
 
 from codexhf.execution.executor import Executor, check_isolation, run_tests

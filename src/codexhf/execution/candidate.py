@@ -1,7 +1,7 @@
-"""The child that runs a model's program. It knows arguments and standard input, never an expected result.
+"""The child that runs a model's program; it knows its arguments, never an expected result.
 
-Entered by zygote.py in a fresh fork, inside the walls: everything in this process belongs to the program, so
-nothing it reports is more than an answer to be compared elsewhere.
+Entered by zygote.py in a fresh fork, inside the walls: everything in this process belongs to the
+program, so nothing it reports is more than an answer to be compared elsewhere.
 """
 
 import atexit

@@ -1,11 +1,14 @@
 """The child that runs a data set's test code and reaches the program only through wire.py.
 
-What the tests compare are plain values, rebuilt here from JSON. An object of the program is a handle:
+What the tests compare are plain values, rebuilt here from JSON. An object of the program is a
+handle:
 
-- of a function under test, a handle gives data (attributes, items, iteration, `len`, `str`) and equals nothing
-  but itself: no `__eq__`, `__lt__`, arithmetic or method of the program decides an assertion;
-- of a class under test (a name with a capital first letter, chosen by the tests, not by the program), methods and
-  `in` work too, and its instances compare and compute with one another, since that is what is being tested.
+- of a function under test, a handle gives data (attributes, items, iteration, `len`, `str`) and
+  equals nothing but itself: no `__eq__`, `__lt__`, arithmetic or method of the program decides an
+  assertion;
+- of a class under test (a name with a capital first letter, chosen by the tests, not by the
+  program), methods and `in` work too, and its instances compare and compute with one another, since
+  that is what is being tested.
 """
 
 import ast
@@ -143,7 +146,7 @@ class Client:
             self._mode = previous
 
     def exchange(self, request: dict | None) -> object:
-        """Send a request and return its answer, running the tests' own functions when asked meanwhile."""
+        """Send a request and return its answer; run the tests' own functions when asked meanwhile."""
         if request is not None:
             wire.send(CHANNEL, request)
         while True:
@@ -197,7 +200,7 @@ class ProgramError:
 
 
 class Handle:
-    """An object of the program, as a function's tests see it: data to read, or a function to call."""
+    """An object of the program, as a function's tests see it: data to read or a function."""
 
     def __init__(self, client: Client, number: int, kind: str, type_name: str):
         self.__dict__.update(_client=client, _number=number, _kind=kind, _type_name=type_name)
@@ -214,7 +217,8 @@ class Handle:
         value = self._do("getattr", name)
         if isinstance(value, Handle) and value._kind == "function":
             raise AttributeError(
-                f"{name!r} is a method of an object that the program made; the tests of a function read data only"
+                f"{name!r} is a method of an object that the program made; the tests of a function "
+                "read data only"
             )
         return value
 
@@ -297,7 +301,7 @@ class ClassObject(Handle):
 
 
 class Instance(ClassObject):
-    """An instance that the tests themselves made by calling the class, or computed from such instances."""
+    """An instance that the tests made by calling the class, or computed from such instances."""
 
     def __neg__(self) -> object:
         return self._client.perform("neg", self, mode=Instance)

@@ -1,4 +1,4 @@
-"""Run many programs against their tests over a pool of zygotes: `run_tests(programs, tests, entry_points)`."""
+"""Run many programs against their tests over a pool of zygotes: `run_tests` and `Executor`."""
 
 import atexit
 import itertools
@@ -174,8 +174,8 @@ class Executor:
         workers: how many programs run at once; default one for each core that this process may use.
         launcher: how zygotes are started; default the strongest isolation that this machine offers.
         unsafe_exec: `UNSAFE_PHRASE`, word for word, to run without isolation where none can be had.
-        threads: let programs start threads (never processes). Off by default: without them the number of
-            tasks in a sandbox is one.
+        threads: let programs start threads (never processes). Off by default: without them the
+            number of tasks in a sandbox is one.
     Raises:
         SandboxUnavailable: no launcher works here.
     """
@@ -232,11 +232,13 @@ class Executor:
         """Run each program against its own tests; see `run_tests`."""
         if not len(programs) == len(tests) == len(entry_points):
             raise ValueError(
-                f"run_tests: got {len(programs)} programs, {len(tests)} tests and {len(entry_points)} entry points, "
-                "expected one of each per program"
+                f"run_tests: got {len(programs)} programs, {len(tests)} tests and "
+                f"{len(entry_points)} entry points, expected one of each per program"
             )
         if timeout_s <= 0 or memory_mb <= 0:
-            raise ValueError(f"timeout_s, memory_mb: got {timeout_s!r}, {memory_mb!r}, expected positive numbers")
+            raise ValueError(
+                f"timeout_s, memory_mb: got {timeout_s!r}, {memory_mb!r}, expected positive numbers"
+            )
         with self._lock:
             jobs = (
                 grade(program, test, name, timeout_s, memory_mb, self.isolation)
@@ -328,8 +330,8 @@ def _forget(selector: selectors.BaseSelector, worker: _Worker) -> None:
 def choose_launcher(*, unsafe_exec: str | None = None, threads: bool = False) -> Launcher:
     """Return the strongest launcher that starts here and passes the self-test.
 
-    Each one passed over is logged with its reason. With `unsafe_exec` set to UNSAFE_PHRASE the last resort is no
-    isolation at all, recorded as such in every result.
+    Each one passed over is logged with its reason. With `unsafe_exec` set to UNSAFE_PHRASE the last
+    resort is no isolation at all, recorded as such in every result.
 
     Raises:
         SandboxUnavailable: none works; the message lists every cause and what mends it.
@@ -338,7 +340,9 @@ def choose_launcher(*, unsafe_exec: str | None = None, threads: bool = False) ->
     from codexhf.execution.selftest import find_leaks
 
     if unsafe_exec not in (None, "", launchers.UNSAFE_PHRASE):
-        raise ValueError(f"unsafe_exec: got {unsafe_exec!r}, expected {launchers.UNSAFE_PHRASE!r} or nothing")
+        raise ValueError(
+            f"unsafe_exec: got {unsafe_exec!r}, expected {launchers.UNSAFE_PHRASE!r} or nothing"
+        )
     causes = []
     for name, make in launchers.LAUNCHERS.items():
         try:
@@ -349,7 +353,9 @@ def choose_launcher(*, unsafe_exec: str | None = None, threads: bool = False) ->
             continue
         if not leaks:
             for cause in causes:
-                logger.warning("model code runs behind %s; passed over %s", launcher.isolation, cause)
+                logger.warning(
+                    "model code runs behind %s; passed over %s", launcher.isolation, cause
+                )
             return launcher
         causes.append(f"{name}: it starts, but {'; '.join(leaks)}")
     if unsafe_exec == launchers.UNSAFE_PHRASE:
@@ -369,13 +375,14 @@ _default: Executor | None = None
 def check_isolation(unsafe_exec: str | None = None) -> str:
     """Make sure that model code can be run here and return the isolation's name.
 
-    Stages call it before they load anything. The first call chooses the launcher, tests it and keeps it for
-    `run_tests`.
+    Stages call it before they load anything. The first call chooses the launcher, tests it and
+    keeps it for `run_tests`.
 
     Args:
         unsafe_exec: UNSAFE_PHRASE to accept running without isolation where none can be had.
     Raises:
-        SandboxUnavailable: no isolation here; the message names the cause and the command that mends it.
+        SandboxUnavailable: no isolation here; the message names the cause and the command that
+            mends it.
     """
     global _default
     if _default is None:
@@ -395,12 +402,13 @@ def run_tests(
     executor: Executor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Result]:
-    """Run each program against its tests, isolated, and return the results in the order of the programs.
+    """Run each program against its tests, isolated; return results in the programs' order.
 
     Args:
         programs: Python source, one per item; it defines the entry point.
-        tests: one per program: assert-style test code (HumanEval, MBPP), or a list of `{"args", "expected"}`
-            (Python literals, `args` a tuple's), or a list of `{"stdin", "stdout"}` (whole programs).
+        tests: one per program: assert-style test code (HumanEval, MBPP), or a list of `{"args",
+            "expected"}` (Python literals, `args` a tuple's), or a list of `{"stdin", "stdout"}`
+            (whole programs).
         entry_points: the function or class under test; unused for whole programs.
         timeout_s: wall time for one program; for whole programs, for each case.
         memory_mb: memory that a program may take.

@@ -1,7 +1,8 @@
 """Turn one program and its tests into requests to a zygote, and the answers into a verdict.
 
-Used by executor.py, outside the sandbox. Expected results are compared here, so the process that runs the program
-never holds them (call tests, whole programs), or in a second process (assert-style tests).
+Used by executor.py, outside the sandbox. Expected results are compared here, so the process that
+runs the program never holds them (call tests, whole programs), or in a second process (assert-style
+tests).
 """
 
 import functools
@@ -41,8 +42,8 @@ class Result:
     """What came of one program.
 
     Attributes:
-        verdict: "pass", "fail", "timeout", "memory" or "sandbox_error". The last says nothing about the program
-            (broken tests, a lost sandbox) and must never become a reward.
+        verdict: "pass", "fail", "timeout", "memory" or "sandbox_error". The last says nothing about
+            the program (broken tests, a lost sandbox) and must never become a reward.
         passed: test cases passed; 0 or 1 for assert-style tests.
         total: test cases, at least 1.
         detail: one line for people; empty for a pass.
@@ -149,7 +150,10 @@ def grade(
         passed += one == "pass"
         if one != "pass" and verdict == "pass":
             verdict, detail = one, f"case {number}: {why}"
-        if one in ("timeout", "sandbox_error"):  # the other cases would only burn the same time again
+        if one in (
+            "timeout",
+            "sandbox_error",
+        ):  # the other cases would only burn the same time again
             verdict, detail = one, f"case {number}: {why}"
             break
     return result(verdict, passed, len(cases), detail, wall_s)
@@ -167,15 +171,25 @@ def _check_item(program: str, tests: Tests, entry_point: str) -> tuple[bytes, Se
         if not tests.strip():
             raise BrokenItem("tests: got an empty string, expected assert-style Python code")
         if len(tests) > MAX_TESTS_BYTES:
-            raise BrokenItem(f"tests: got {len(tests)} characters, expected at most {MAX_TESTS_BYTES}")
+            raise BrokenItem(
+                f"tests: got {len(tests)} characters, expected at most {MAX_TESTS_BYTES}"
+            )
         _check_entry_point(entry_point)
         return ASSERTS, ()
     if not isinstance(tests, Sequence) or not tests:
-        raise BrokenItem(f"tests: got {plain.shorten(tests)}, expected test code or a list of cases")
-    keys = {frozenset(k for k, v in case.items() if v is not None) for case in tests if isinstance(case, dict)}
+        raise BrokenItem(
+            f"tests: got {plain.shorten(tests)}, expected test code or a list of cases"
+        )
+    keys = {
+        frozenset(k for k, v in case.items() if v is not None)
+        for case in tests
+        if isinstance(case, dict)
+    }
     if keys == {frozenset(("args", "expected"))} and all(isinstance(case, dict) for case in tests):
         _check_entry_point(entry_point)
-        return CALLS, [_check_case(i, case["args"], case["expected"]) for i, case in enumerate(tests)]
+        return CALLS, [
+            _check_case(i, case["args"], case["expected"]) for i, case in enumerate(tests)
+        ]
     if keys == {frozenset(("stdin", "stdout"))} and all(isinstance(case, dict) for case in tests):
         for i, case in enumerate(tests):
             if not isinstance(case["stdin"], str) or not isinstance(case["stdout"], str):
@@ -183,14 +197,16 @@ def _check_item(program: str, tests: Tests, entry_point: str) -> tuple[bytes, Se
         return PROGRAM, [(case["stdin"], case["stdout"]) for case in tests]
     found = sorted({key for some in keys for key in some})
     raise BrokenItem(
-        f"tests: got cases with {', '.join(found) or 'no keys'}, expected `args` and `expected`, or `stdin` and "
-        "`stdout`, in every one"
+        f"tests: got cases with {', '.join(found) or 'no keys'}, expected `args` and "
+        "`expected`, or `stdin` and `stdout`, in every one"
     )
 
 
 def _check_entry_point(entry_point: str) -> None:
     if not isinstance(entry_point, str) or not entry_point.isidentifier():
-        raise BrokenItem(f"entry_point: got {entry_point!r}, expected the name of a function or class")
+        raise BrokenItem(
+            f"entry_point: got {entry_point!r}, expected the name of a function or class"
+        )
 
 
 def _check_case(number: int, args: str, expected: str) -> tuple[str, tuple[bytes, str]]:
@@ -204,7 +220,9 @@ def _check_case(number: int, args: str, expected: str) -> tuple[str, tuple[bytes
 @functools.lru_cache(maxsize=1 << 14)
 def _check_args(args: str) -> None:
     if not isinstance(plain.parse(args), tuple):
-        raise ValueError(f"args: got {args[:80]!r}, expected the repr of a tuple, such as '(1, 2)' or '(1,)'")
+        raise ValueError(
+            f"args: got {args[:80]!r}, expected the repr of a tuple, such as '(1, 2)' or '(1,)'"
+        )
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -212,7 +230,9 @@ def _canonical_literal(expected: str) -> bytes:
     return plain.canonical(plain.parse(expected))
 
 
-def _judge_calls(reply: Reply, cases: Sequence, timeout_s: float) -> tuple[str, int, int, str, float]:
+def _judge_calls(
+    reply: Reply, cases: Sequence, timeout_s: float
+) -> tuple[str, int, int, str, float]:
     total = len(cases)
     if reply.what == SETUP_FAILED:
         return "sandbox_error", 0, total, reply.error, reply.wall_s
@@ -220,7 +240,13 @@ def _judge_calls(reply: Reply, cases: Sequence, timeout_s: float) -> tuple[str, 
     verdict, detail, passed = "pass", "", 0
     if records and records[0][0] != LOADED:
         tag, _, text = records[0]
-        return "memory" if tag == NO_MEMORY else "fail", 0, total, f"loading the program: {text}", reply.wall_s
+        return (
+            "memory" if tag == NO_MEMORY else "fail",
+            0,
+            total,
+            f"loading the program: {text}",
+            reply.wall_s,
+        )
     answers = records[1 : total + 1]
     for number, ((args, (expected, shown)), (tag, body, text)) in enumerate(
         zip(cases, answers, strict=False)  # a program may end before it has answered every case
@@ -273,7 +299,10 @@ def _judge_output(reply: Reply, expected: str, timeout_s: float) -> tuple[str, s
     wanted = _stripped(expected)
     if got == wanted:
         return "pass", ""
-    line = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted)))
+    line = next(
+        (i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b),
+        min(len(got), len(wanted)),
+    )
     shown = [lines[line][:120] if line < len(lines) else "the end" for lines in (got, wanted)]
     return "fail", f"output line {line + 1}: got {shown[0]}, expected {shown[1]}"
 

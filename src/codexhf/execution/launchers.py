@@ -1,6 +1,7 @@
-"""Ways to start a zygote behind walls: bubblewrap, docker, bare Landlock + seccomp; otherwise a refusal.
+"""Ways to start a zygote behind walls: bubblewrap, docker, Landlock + seccomp alone, or refusal.
 
-Every launcher speaks the same protocol (zygote.py); only the argv in front of the interpreter differs.
+Every launcher speaks the same protocol (zygote.py); only the argv in front of the interpreter
+differs.
 """
 
 import json
@@ -85,10 +86,22 @@ def make_bubblewrap(threads: bool = False) -> Launcher:
         raise SandboxUnavailable("bubblewrap is not installed: apt install bubblewrap")
     landlock = lockdown.landlock_abi() > 0
     interpreter, prefix = _interpreter()
-    argv = [bwrap, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    argv = [
+        bwrap,
+        "--unshare-user",
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-ipc",
+        "--unshare-uts",
+    ]
     argv += ["--unshare-cgroup-try", "--uid", str(_NOBODY), "--gid", str(_NOBODY)]
     argv += ["--hostname", "sandbox", "--new-session", "--die-with-parent", "--clearenv"]
-    argv += ["--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP"]  # in its namespaces; children drop all
+    argv += [
+        "--cap-add",
+        "CAP_SYS_ADMIN",
+        "--cap-add",
+        "CAP_SETPCAP",
+    ]  # in its namespaces; children drop all
     for name, value in _ENVIRONMENT.items():
         argv += ["--setenv", name, value]
     argv += ["--ro-bind", "/usr", "/usr"]
@@ -102,8 +115,23 @@ def make_bubblewrap(threads: bool = False) -> Launcher:
         argv += ["--ro-bind", prefix, prefix]
     for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
         argv += ["--dev-bind", device, device]
-    argv += ["--ro-bind", str(_HERE), "/sandbox", "--dir", "/tmp", "--remount-ro", "/", "--chdir", "/"]
-    argv += [interpreter, *_FLAGS, "/sandbox/zygote.py", _config(True, True, landlock, threads, "/sandbox")]
+    argv += [
+        "--ro-bind",
+        str(_HERE),
+        "/sandbox",
+        "--dir",
+        "/tmp",
+        "--remount-ro",
+        "/",
+        "--chdir",
+        "/",
+    ]
+    argv += [
+        interpreter,
+        *_FLAGS,
+        "/sandbox/zygote.py",
+        _config(True, True, landlock, threads, "/sandbox"),
+    ]
     return Launcher(
         "bubblewrap+landlock" if landlock else "bubblewrap+seccomp",
         tuple(argv),
@@ -121,7 +149,8 @@ def make_bare(threads: bool = False) -> Launcher:
     _require_linux("Landlock")
     if lockdown.landlock_abi() < 1:
         raise SandboxUnavailable(
-            "the kernel has no Landlock (it needs Linux 5.13 and `landlock` among the lsm= boot parameters)"
+            "the kernel has no Landlock: it needs Linux 5.13, and `landlock` among the boot "
+            "parameters lsm="
         )
     interpreter, _ = _interpreter()
     config = _config(True, False, True, threads, str(_HERE))
@@ -137,7 +166,9 @@ def make_docker(image: str = DOCKER_IMAGE, threads: bool = False) -> Launcher:
     """
     docker = shutil.which("docker")
     if docker is None:
-        raise SandboxUnavailable("docker is not installed: see https://docs.docker.com/engine/install")
+        raise SandboxUnavailable(
+            "docker is not installed: see https://docs.docker.com/engine/install"
+        )
     asked = subprocess.run(
         [docker, "image", "inspect", "--format", "{{.Architecture}}", image],
         capture_output=True,
@@ -152,8 +183,25 @@ def make_docker(image: str = DOCKER_IMAGE, threads: bool = False) -> Launcher:
             f"fetch the image: docker pull {image})"
         )
     argv = [docker, "run", "--rm", "--interactive", "--pull", "never", "--network", "none"]
-    argv += ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "64"]
-    argv += ["--user", f"{_NOBODY}:{_NOBODY}", "--ipc", "none", "--hostname", "sandbox", "--workdir", "/"]
+    argv += [
+        "--read-only",
+        "--cap-drop",
+        "ALL",
+        "--security-opt",
+        "no-new-privileges",
+        "--pids-limit",
+        "64",
+    ]
+    argv += [
+        "--user",
+        f"{_NOBODY}:{_NOBODY}",
+        "--ipc",
+        "none",
+        "--hostname",
+        "sandbox",
+        "--workdir",
+        "/",
+    ]
     for name, value in _ENVIRONMENT.items():
         argv += ["--env", f"{name}={value}"]
     argv += ["--volume", f"{_HERE}:/sandbox:ro", image, "python", *_FLAGS, "/sandbox/zygote.py"]
@@ -164,7 +212,12 @@ def make_docker(image: str = DOCKER_IMAGE, threads: bool = False) -> Launcher:
 def make_unsafe(threads: bool = False) -> Launcher:
     """Return the launcher without walls, for make_launcher to use when told so in words."""
     interpreter, _ = _interpreter()
-    argv = (interpreter, *_FLAGS, str(_HERE / "zygote.py"), _config(False, False, False, threads, str(_HERE)))
+    argv = (
+        interpreter,
+        *_FLAGS,
+        str(_HERE / "zygote.py"),
+        _config(False, False, False, threads, str(_HERE)),
+    )
     return Launcher("none", argv, _ENVIRONMENT)
 
 
@@ -182,8 +235,8 @@ def _require_linux(what: str) -> None:
     if machine not in lockdown.ARCHITECTURES:
         known = ", ".join(lockdown.ARCHITECTURES)
         raise SandboxUnavailable(
-            f"no seccomp table for {machine} (there is one for {known}): use docker on such a machine, or a "
-            "machine of those"
+            f"no seccomp table for {machine} (there is one for {known}): use docker, or a machine "
+            "of those"
         )
 
 
@@ -194,12 +247,23 @@ def _interpreter() -> tuple[str, str]:
 
 
 def _config(walls: bool, namespaces: bool, landlock: bool | None, threads: bool, home: str) -> str:
-    """Return zygote.py's argument; `landlock` None lets the zygote ask its own kernel and refuse."""
+    """Return zygote.py's argument; `landlock` None: the interpreter is the container's."""
     readable = [home]
     if landlock is not None:
         paths = sysconfig.get_paths()
-        readable += [paths["stdlib"], paths["platstdlib"], sysconfig.get_config_var("LIBDIR") or "/usr/lib"]
-    readable += ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib", "/usr/share/zoneinfo"]
+        readable += [
+            paths["stdlib"],
+            paths["platstdlib"],
+            sysconfig.get_config_var("LIBDIR") or "/usr/lib",
+        ]
+    readable += [
+        "/usr/lib",
+        "/usr/lib64",
+        "/lib",
+        "/lib64",
+        "/usr/local/lib",
+        "/usr/share/zoneinfo",
+    ]
     readable += ["/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/urandom"]
     return json.dumps(
         {

@@ -1,6 +1,7 @@
 """The inner walls round one child: Landlock, a seccomp allowlist, resource limits, no capabilities.
 
-Used by zygote.py inside every launcher. Standard library only (ctypes), because nothing else exists there.
+Used by zygote.py inside every launcher. Standard library only (ctypes), because nothing else exists
+there.
 """
 
 import ctypes
@@ -15,52 +16,59 @@ libc.syscall.restype = ctypes.c_long
 RULESET_FD = 60
 CLONE_NEWNS, CLONE_NEWPID, CLONE_THREAD = 0x20000, 0x20000000, 0x10000
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
-_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # the same on every architecture
+# the same numbers on every architecture
+_LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14
 
-# What CPython needs to compute, read the standard library and use its own descriptors, and no more: no socket,
-# fork, exec, kill, ptrace, mount, no way to change the mode, owner or times of a file (Landlock does not cover
-# those), no file locks. The six in CHECKED are allowed for harmless arguments only. Numbers: the kernel's
-# arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h (aarch64 has no "old" calls).
-CHECKED = ("clone", "prlimit64", "fcntl", "ioctl", "socketpair", "sendto", "openat", "open")
+# What CPython needs to compute, read the standard library and use its own descriptors, and no more:
+# no socket, fork, exec, kill, ptrace, mount, no way to change the mode, owner or times of a file
+# (Landlock does not cover those), no file locks. The eight that make_seccomp_filter checks are
+# allowed for harmless arguments only. Numbers: the kernel's arch/x86/entry/syscalls/syscall_64.tbl
+# and include/uapi/asm-generic/unistd.h (aarch64 has no "old" calls).
 _X86_64 = {
-    "read": 0, "write": 1, "open": 2, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8,
-    "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14,
-    "rt_sigreturn": 15, "ioctl": 16, "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "access": 21,
-    "pipe": 22, "select": 23, "sched_yield": 24, "mremap": 25, "madvise": 28, "dup": 32, "dup2": 33,
-    "nanosleep": 35, "getitimer": 36, "alarm": 37, "setitimer": 38, "getpid": 39, "sendto": 44, "recvfrom": 45,
-    "shutdown": 48, "getsockname": 51, "getpeername": 52, "socketpair": 53, "setsockopt": 54, "getsockopt": 55,
-    "clone": 56, "exit": 60, "uname": 63, "fcntl": 72, "fsync": 74, "fdatasync": 75, "ftruncate": 77,
-    "getcwd": 79, "chdir": 80, "fchdir": 81, "rename": 82, "mkdir": 83, "rmdir": 84, "link": 86, "unlink": 87,
-    "symlink": 88, "readlink": 89, "umask": 95, "gettimeofday": 96, "getrlimit": 97, "getrusage": 98,
-    "sysinfo": 99, "times": 100, "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108, "getppid": 110,
-    "getpgrp": 111, "getgroups": 115, "getresuid": 118, "getresgid": 120, "getpgid": 121, "getsid": 124,
-    "sigaltstack": 131, "statfs": 137, "fstatfs": 138, "arch_prctl": 158, "gettid": 186, "time": 201, "futex": 202,
-    "sched_getaffinity": 204, "getdents64": 217, "set_tid_address": 218, "restart_syscall": 219,
-    "clock_gettime": 228, "clock_getres": 229, "clock_nanosleep": 230, "exit_group": 231, "epoll_wait": 232,
-    "epoll_ctl": 233, "openat": 257, "mkdirat": 258, "newfstatat": 262, "unlinkat": 263, "renameat": 264,
-    "linkat": 265, "symlinkat": 266, "readlinkat": 267, "faccessat": 269, "pselect6": 270, "ppoll": 271,
-    "set_robust_list": 273, "get_robust_list": 274, "epoll_pwait": 281, "eventfd2": 290, "epoll_create1": 291,
-    "dup3": 292, "pipe2": 293, "prlimit64": 302, "renameat2": 316, "getrandom": 318, "membarrier": 324,
+    "read": 0, "write": 1, "open": 2, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7,
+    "lseek": 8, "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13,
+    "rt_sigprocmask": 14, "rt_sigreturn": 15, "ioctl": 16, "pread64": 17, "pwrite64": 18,
+    "readv": 19, "writev": 20, "access": 21, "pipe": 22, "select": 23, "sched_yield": 24,
+    "mremap": 25, "madvise": 28, "dup": 32, "dup2": 33, "nanosleep": 35, "getitimer": 36,
+    "alarm": 37, "setitimer": 38, "getpid": 39, "sendto": 44, "recvfrom": 45, "shutdown": 48,
+    "getsockname": 51, "getpeername": 52, "socketpair": 53, "setsockopt": 54, "getsockopt": 55,
+    "clone": 56, "exit": 60, "uname": 63, "fcntl": 72, "fsync": 74, "fdatasync": 75,
+    "ftruncate": 77, "getcwd": 79, "chdir": 80, "fchdir": 81, "rename": 82, "mkdir": 83,
+    "rmdir": 84, "link": 86, "unlink": 87, "symlink": 88, "readlink": 89, "umask": 95,
+    "gettimeofday": 96, "getrlimit": 97, "getrusage": 98, "sysinfo": 99, "times": 100,
+    "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108, "getppid": 110, "getpgrp": 111,
+    "getgroups": 115, "getresuid": 118, "getresgid": 120, "getpgid": 121, "getsid": 124,
+    "sigaltstack": 131, "statfs": 137, "fstatfs": 138, "arch_prctl": 158, "gettid": 186,
+    "time": 201, "futex": 202, "sched_getaffinity": 204, "getdents64": 217, "set_tid_address": 218,
+    "restart_syscall": 219, "clock_gettime": 228, "clock_getres": 229, "clock_nanosleep": 230,
+    "exit_group": 231, "epoll_wait": 232, "epoll_ctl": 233, "openat": 257, "mkdirat": 258,
+    "newfstatat": 262, "unlinkat": 263, "renameat": 264, "linkat": 265, "symlinkat": 266,
+    "readlinkat": 267, "faccessat": 269, "pselect6": 270, "ppoll": 271, "set_robust_list": 273,
+    "get_robust_list": 274, "epoll_pwait": 281, "eventfd2": 290, "epoll_create1": 291, "dup3": 292,
+    "pipe2": 293, "prlimit64": 302, "renameat2": 316, "getrandom": 318, "membarrier": 324,
     "statx": 332, "rseq": 334, "close_range": 436, "faccessat2": 439,
 }  # fmt: skip
 _AARCH64 = {
-    "getcwd": 17, "eventfd2": 19, "epoll_create1": 20, "epoll_ctl": 21, "epoll_pwait": 22, "dup": 23, "dup3": 24,
-    "fcntl": 25, "ioctl": 29, "mkdirat": 34, "unlinkat": 35, "symlinkat": 36, "linkat": 37, "renameat": 38,
-    "statfs": 43, "fstatfs": 44, "ftruncate": 46, "faccessat": 48, "chdir": 49, "fchdir": 50, "openat": 56,
-    "close": 57, "pipe2": 59, "getdents64": 61, "lseek": 62, "read": 63, "write": 64, "readv": 65, "writev": 66,
-    "pread64": 67, "pwrite64": 68, "pselect6": 72, "ppoll": 73, "readlinkat": 78, "newfstatat": 79, "fstat": 80,
-    "fsync": 82, "fdatasync": 83, "exit": 93, "exit_group": 94, "set_tid_address": 96, "futex": 98,
-    "set_robust_list": 99, "get_robust_list": 100, "nanosleep": 101, "getitimer": 102, "setitimer": 103,
-    "clock_gettime": 113, "clock_getres": 114, "clock_nanosleep": 115, "sched_getaffinity": 123,
-    "sched_yield": 124, "restart_syscall": 128, "sigaltstack": 132, "rt_sigaction": 134, "rt_sigprocmask": 135,
-    "rt_sigreturn": 139, "getresuid": 148, "getresgid": 150, "times": 153, "getpgid": 155, "getsid": 156,
-    "getgroups": 158, "uname": 160, "getrlimit": 163, "getrusage": 165, "umask": 166, "gettimeofday": 169,
-    "getpid": 172, "getppid": 173, "getuid": 174, "geteuid": 175, "getgid": 176, "getegid": 177, "gettid": 178,
-    "sysinfo": 179, "socketpair": 199, "getsockname": 204, "getpeername": 205, "sendto": 206, "recvfrom": 207,
-    "setsockopt": 208, "getsockopt": 209, "shutdown": 210, "brk": 214, "munmap": 215, "mremap": 216, "clone": 220,
-    "mmap": 222, "mprotect": 226, "madvise": 233, "prlimit64": 261, "renameat2": 276, "getrandom": 278,
-    "membarrier": 283, "statx": 291, "rseq": 293, "close_range": 436, "faccessat2": 439,
+    "getcwd": 17, "eventfd2": 19, "epoll_create1": 20, "epoll_ctl": 21, "epoll_pwait": 22,
+    "dup": 23, "dup3": 24, "fcntl": 25, "ioctl": 29, "mkdirat": 34, "unlinkat": 35,
+    "symlinkat": 36, "linkat": 37, "renameat": 38, "statfs": 43, "fstatfs": 44, "ftruncate": 46,
+    "faccessat": 48, "chdir": 49, "fchdir": 50, "openat": 56, "close": 57, "pipe2": 59,
+    "getdents64": 61, "lseek": 62, "read": 63, "write": 64, "readv": 65, "writev": 66,
+    "pread64": 67, "pwrite64": 68, "pselect6": 72, "ppoll": 73, "readlinkat": 78, "newfstatat": 79,
+    "fstat": 80, "fsync": 82, "fdatasync": 83, "exit": 93, "exit_group": 94, "set_tid_address": 96,
+    "futex": 98, "set_robust_list": 99, "get_robust_list": 100, "nanosleep": 101, "getitimer": 102,
+    "setitimer": 103, "clock_gettime": 113, "clock_getres": 114, "clock_nanosleep": 115,
+    "sched_getaffinity": 123, "sched_yield": 124, "restart_syscall": 128, "sigaltstack": 132,
+    "rt_sigaction": 134, "rt_sigprocmask": 135, "rt_sigreturn": 139, "getresuid": 148,
+    "getresgid": 150, "times": 153, "getpgid": 155, "getsid": 156, "getgroups": 158, "uname": 160,
+    "getrlimit": 163, "getrusage": 165, "umask": 166, "gettimeofday": 169, "getpid": 172,
+    "getppid": 173, "getuid": 174, "geteuid": 175, "getgid": 176, "getegid": 177, "gettid": 178,
+    "sysinfo": 179, "socketpair": 199, "getsockname": 204, "getpeername": 205, "sendto": 206,
+    "recvfrom": 207, "setsockopt": 208, "getsockopt": 209, "shutdown": 210, "brk": 214,
+    "munmap": 215, "mremap": 216, "clone": 220, "mmap": 222, "mprotect": 226, "madvise": 233,
+    "prlimit64": 261, "renameat2": 276, "getrandom": 278, "membarrier": 283, "statx": 291,
+    "rseq": 293, "close_range": 436, "faccessat2": 439,
 }  # fmt: skip
 _CLONE3 = 435
 # machine -> (AUDIT_ARCH_*, number of seccomp(2), table)
@@ -68,8 +76,22 @@ ARCHITECTURES = {
     "x86_64": (0xC000003E, 317, _X86_64),
     "aarch64": (0xC00000B7, 277, _AARCH64),
 }
-_FCNTL_ALLOWED = (0, 1, 2, 3, 4, 1030)  # dup, get/set flags; not F_SETOWN or F_SETSIG, which send signals
-_IOCTL_ALLOWED = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, window size, FION*, FIO*CLEX
+_FCNTL_ALLOWED = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    1030,
+)  # dup, get/set flags; not F_SETOWN or F_SETSIG, which send signals
+_IOCTL_ALLOWED = (
+    0x5401,
+    0x5413,
+    0x541B,
+    0x5421,
+    0x5450,
+    0x5451,
+)  # TCGETS, window size, FION*, FIO*CLEX
 
 _LOAD, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _KILL, _EPERM, _ENOSYS = 0x7FFF0000, 0x80000000, 0x00050000 | 1, 0x00050000 | 38
@@ -90,7 +112,7 @@ def landlock_abi() -> int:
 
 
 def make_landlock_ruleset(readable: list[str], writable: list[str]) -> int:
-    """Return the descriptor of a ruleset that grants these paths and denies all other files, TCP and signals.
+    """Return a ruleset's descriptor: these paths, and no other file, TCP port or signal.
 
     Built once per zygote: opening a dozen paths per child was a fifth of the time of a run.
     """
@@ -103,7 +125,8 @@ def make_landlock_ruleset(readable: list[str], writable: list[str]) -> int:
     attributes = struct.pack("QQQ", files, network, scope)
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     ruleset = check_call(
-        libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0), "landlock_create_ruleset"
+        libc.syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0),
+        "landlock_create_ruleset",
     )
     read = _READ_FILE | _READ_DIR
     for paths, rights in ((readable, read), (writable, files & ~_EXECUTE)):
@@ -111,9 +134,13 @@ def make_landlock_ruleset(readable: list[str], writable: list[str]) -> int:
             if not os.path.exists(path):
                 continue
             fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            granted = rights if os.path.isdir(path) else rights & (_READ_FILE | _WRITE_FILE | _TRUNCATE)
+            granted = (
+                rights if os.path.isdir(path) else rights & (_READ_FILE | _WRITE_FILE | _TRUNCATE)
+            )
             rule = struct.pack("=Qi", granted & files, fd)
-            check_call(libc.syscall(_LANDLOCK_ADD, ruleset, 1, rule, 0), f"landlock_add_rule {path}")
+            check_call(
+                libc.syscall(_LANDLOCK_ADD, ruleset, 1, rule, 0), f"landlock_add_rule {path}"
+            )
             os.close(fd)
     return ruleset
 
@@ -144,7 +171,7 @@ def _only_if_null(index: int) -> list[tuple[int, int, int, int]]:
 
 
 def _no_truncating_read(index: int) -> list[tuple[int, int, int, int]]:
-    """Refuse O_RDONLY|O_TRUNC, which empties a readable file and which Landlock before ABI 3 lets through."""
+    """Refuse O_RDONLY|O_TRUNC, which empties a file and which Landlock before ABI 3 lets through."""
     return [
         _argument(index),
         (_JSET, 0, 3, os.O_TRUNC),
@@ -158,20 +185,30 @@ def _no_truncating_read(index: int) -> list[tuple[int, int, int, int]]:
 def make_seccomp_filter(machine: str, threads: bool) -> list[tuple[int, int, int, int]]:
     """Return the allowlist as BPF instructions (code, jump if true, jump if false, constant).
 
-    Everything not listed fails with EPERM, so that Python raises PermissionError instead of dying; foreign
-    architectures and the x32 table kill the process, as their numbers mean other calls.
+    Everything not listed fails with EPERM, so that Python raises PermissionError instead of dying;
+    foreign architectures and the x32 table kill the process, as their numbers mean other calls.
 
     Args:
         machine: a key of ARCHITECTURES.
         threads: allow clone(CLONE_THREAD); processes are never allowed.
     """
     audit_arch, _, table = ARCHITECTURES[machine]
-    program = [(_LOAD, 0, 0, _OFFSET_ARCH), (_JEQ, 1, 0, audit_arch), (_RET, 0, 0, _KILL), (_LOAD, 0, 0, _OFFSET_NR)]
+    program = [
+        (_LOAD, 0, 0, _OFFSET_ARCH),
+        (_JEQ, 1, 0, audit_arch),
+        (_RET, 0, 0, _KILL),
+        (_LOAD, 0, 0, _OFFSET_NR),
+    ]
     if machine == "x86_64":
         program += [(_JGE, 0, 1, 0x40000000), (_RET, 0, 0, _KILL)]
     # glibc tries clone3 first and falls back to clone, whose flags a filter can see, only on ENOSYS
     program += [(_JEQ, 0, 1, _CLONE3), (_RET, 0, 0, _ENOSYS)]
-    thread_only = [_argument(0), (_JSET, 0, 1, CLONE_THREAD), (_RET, 0, 0, _ALLOW), (_RET, 0, 0, _EPERM)]
+    thread_only = [
+        _argument(0),
+        (_JSET, 0, 1, CLONE_THREAD),
+        (_RET, 0, 0, _ALLOW),
+        (_RET, 0, 0, _EPERM),
+    ]
     stream_pair = [
         _argument(0),
         (_JEQ, 0, 4, 1),  # AF_UNIX
@@ -201,9 +238,11 @@ def make_seccomp_filter(machine: str, threads: bool) -> list[tuple[int, int, int
 
 
 class Walls:
-    """What a child puts round itself before it runs a line of foreign code; prepared once in the zygote."""
+    """What a child puts round itself before it runs foreign code; prepared once, in the zygote."""
 
-    def __init__(self, readable: list[str], writable: list[str], threads: bool, landlock: bool, seccomp: bool):
+    def __init__(
+        self, readable: list[str], writable: list[str], threads: bool, landlock: bool, seccomp: bool
+    ):
         self._ruleset = None
         if landlock:
             made = make_landlock_ruleset(readable, writable)
@@ -214,12 +253,14 @@ class Walls:
             machine = platform.machine()
             instructions = make_seccomp_filter(machine, threads)
             code = b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
-            self._code = ctypes.create_string_buffer(code, len(code))  # kept alive: the struct points at it
+            self._code = ctypes.create_string_buffer(
+                code, len(code)
+            )  # kept alive: the struct points at it
             self._filter = struct.pack("HxxxxxxQ", len(instructions), ctypes.addressof(self._code))
             self._seccomp_number = ARCHITECTURES[machine][1]
 
     def enclose(self, memory_bytes: int, cpu_s: int, file_bytes: int) -> None:
-        """Lock the calling process in, for good: limits, capabilities, Landlock, seccomp, in this order."""
+        """Lock the calling process in, for good: limits, capabilities, Landlock, seccomp."""
         for limit, value in (
             (resource.RLIMIT_AS, memory_bytes),
             (resource.RLIMIT_CPU, cpu_s),
@@ -242,7 +283,7 @@ class Walls:
 
 
 def drop_bounding_set() -> None:
-    """Forbid every capability to anything that might ever be executed from here (no-op without CAP_SETPCAP)."""
+    """Forbid every capability to whatever is executed from here (no-op without CAP_SETPCAP)."""
     for capability in range(64):
         if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             break

@@ -1,8 +1,9 @@
 """Plain values: how arguments go into the sandbox and results come out, as data that cannot act.
 
-Used on both sides of the wall: by grading.py outside, by candidate.py and checker.py inside. Standard library
-only, no relative import. Results of call tests are compared as canonical bytes, so nothing that a model's program
-wrote is ever parsed, evaluated or asked for its `__eq__` outside the sandbox.
+Used on both sides of the wall: by grading.py outside, by candidate.py and checker.py inside.
+Standard library only, no relative import. Results of call tests are compared as canonical bytes, so
+nothing that a model's program wrote is ever parsed, evaluated or asked for its `__eq__` outside the
+sandbox.
 """
 
 import ast
@@ -13,7 +14,7 @@ MAX_DEPTH = 100
 
 
 class NotPlain(TypeError):
-    """The value is not made of None, numbers, strings, bytes, lists, tuples, sets and dicts alone."""
+    """The value holds more than None, numbers, strings, bytes, lists, tuples, sets and dicts."""
 
 
 class _NameNan(ast.NodeTransformer):
@@ -42,8 +43,9 @@ def parse(text: str) -> object:
 def canonical(value: object) -> bytes:
     """Return bytes that are equal exactly when the values are `==`, with nan equal to nan.
 
-    So True, 1 and 1.0 agree, a list and a tuple do not, and neither sets nor dicts have an order. Subclasses
-    (Counter, namedtuple, IntEnum) count as what they are made of; their own methods are not called.
+    So True, 1 and 1.0 agree, a list and a tuple do not, and neither sets nor dicts have an order.
+    Subclasses (Counter, namedtuple, IntEnum) count as what they are made of; their own methods are
+    not called.
 
     Raises:
         NotPlain: some part of the value is of another type, or it is nested deeper than MAX_DEPTH.

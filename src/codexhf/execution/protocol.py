@@ -6,7 +6,9 @@ Standard library only, no relative import: it is loaded inside the sandbox too.
 import struct
 
 HEADER = struct.Struct("!cdQ")  # kind, seconds, bytes of memory
-REPLY = struct.Struct("!BiidIIH")  # what happened, two exit codes, seconds, sizes of report, output, error
+REPLY = struct.Struct(
+    "!BiidIIH"
+)  # what happened, two exit codes, seconds, sizes of report, output, error
 CALLS, PROGRAM, ASSERTS = b"c", b"s", b"a"  # kinds of request
 DONE, TIMED_OUT, SETUP_FAILED = 0, 1, 2  # what happened
 PASSED, FAILED, BROKEN_TESTS, OUT_OF_MEMORY = 42, 1, 43, 44  # the checker's exit codes
@@ -20,7 +22,7 @@ def pack_record(tag: bytes, body: bytes, text: str) -> bytes:
 
 
 def unpack_records(report: bytes) -> list[tuple[bytes, bytes, str]]:
-    """Return the whole records at the start of a report; what a program forged or cut short is left out."""
+    """Return the whole records at the start of a report; what is cut short is left out."""
     records, at = [], 0
     while at + 9 <= len(report):
         tag, body_size, text_size = struct.unpack_from("!cII", report, at)

@@ -1,9 +1,11 @@
 """Six probes that try to get out of a launcher; it is used only when none of them does.
 
-    python -m codexhf.execution selftest
+python -m codexhf.execution selftest
 """
 
+import dataclasses
 import os
+import secrets
 import socket
 import tempfile
 import threading
@@ -21,9 +23,9 @@ def probe(path):
 _WRITE = """
 import os
 def probe(path):
-    for act in (lambda: open(path, "a").write("x"), lambda: os.chmod(path, 0o600), lambda: os.unlink(path)):
+    for act, *rest in ((open, "a"), (os.chmod, 0o600), (os.truncate, 0), (os.unlink,)):
         try:
-            act()
+            act(path, *rest)
         except OSError:
             pass
 """
@@ -39,7 +41,11 @@ _ENVIRON = """
 import os
 def probe(name):
     found = [os.environ.get(name, "")]
-    for who in (os.getpid(), os.getppid()):
+    try:
+        running = [who for who in os.listdir("/proc") if who.isdigit()]
+    except OSError:
+        running = []
+    for who in running:
         try:
             found.append(open(f"/proc/{who}/environ").read())
         except OSError:
@@ -81,7 +87,7 @@ PROBES = ("read", "write", "network", "environment", "processes", "survival")
 
 
 def find_leaks(launcher: Launcher) -> list[str]:
-    """Return what a program could do behind this launcher that it must not; empty when the walls hold.
+    """Return what a program can do behind this launcher and must not; empty when the walls hold.
 
     Raises:
         SandboxUnavailable: the launcher does not start.
@@ -95,6 +101,8 @@ def find_leaks(launcher: Launcher) -> list[str]:
         os.chmod(canary, 0o666)
         name = "CODEXHF_SELFTEST_SECRET"
         os.environ[name] = "codexhf-secret"
+        mark = f"codexhf-selftest-{secrets.token_hex(8)}"
+        launcher = dataclasses.replace(launcher, argv=(*launcher.argv, mark))
         try:
             with Executor(1, launcher=launcher) as executor:
                 programs = [_READ, _WRITE, _CONNECT, _ENVIRON, _FORK]
@@ -103,11 +111,11 @@ def find_leaks(launcher: Launcher) -> list[str]:
                 expected = ["''", "None", "None", "False", "False"]
                 tests = [[{"args": a, "expected": e}] for a, e in zip(args, expected, strict=True)]
                 results = executor.run(programs, tests, ["probe"] * len(tests), timeout_s=5.0)
-                before = _descendants(executor.pids)
+                before = _marked(mark)
                 (survival,) = executor.run(
                     [_SURVIVE], [[{"args": "()", "expected": "0"}]], ["probe"], timeout_s=0.3
                 )
-                left = _descendants(executor.pids) - before
+                left = _marked(mark) - before
         finally:
             del os.environ[name]
         untouched = canary.exists() and canary.read_text() == "codexhf-canary"
@@ -121,7 +129,11 @@ def find_leaks(launcher: Launcher) -> list[str]:
         "survival": survival.verdict == "timeout" and not left,
     }
     details = dict(zip(PROBES, [*results, survival], strict=True))
-    return [f"the {probe} probe failed ({details[probe].detail})" for probe in PROBES if not found[probe]]
+    return [
+        f"the {probe} probe failed ({details[probe].detail})"
+        for probe in PROBES
+        if not found[probe]
+    ]
 
 
 class _Listener:
@@ -151,19 +163,14 @@ class _Listener:
         self._socket.close()
 
 
-def _descendants(roots: list[int]) -> set[int]:
-    """Return all processes below these, as /proc shows them."""
-    parents = {}
+def _marked(mark: str) -> set[int]:
+    """Return the processes that carry this argument, as all forks of a zygote do."""
+    found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if mark.encode() in (entry / "cmdline").read_bytes():
+                    found.add(int(entry.name))
             except OSError:
                 continue  # it ended while we looked
-            parents[int(entry.name)] = int(fields[1])
-    found = set(roots)
-    while True:
-        more = {pid for pid, parent in parents.items() if parent in found} - found
-        if not more:
-            return found - set(roots)
-        found |= more
+    return found

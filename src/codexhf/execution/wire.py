@@ -1,7 +1,8 @@
-"""The private line between checker and candidate: JSON messages that carry plain values and handles.
+"""The private line between checker and candidate: JSON messages of plain values and handles.
 
-A handle stands for an object that stays where it is: the candidate's objects in the candidate (`h`), the tests'
-functions in the checker (`f`). No pickle, no eval; a message can name a value, never make the reader run anything.
+A handle stands for an object that stays where it is: the candidate's objects in the candidate
+(`h`), the tests' functions in the checker (`f`). No pickle, no eval; a message can name a value,
+never make the reader run anything.
 """
 
 import builtins
@@ -18,7 +19,8 @@ from collections.abc import Callable
 MAX_MESSAGE_BYTES = 4 << 20
 MAX_DEPTH = 100
 
-# types of the standard library that tests compare by value: name -> (type, to plain fields, from plain fields)
+# types of the standard library that tests compare by value: name -> (type, to plain fields, from
+# plain fields)
 _VALUES: dict[str, tuple[type, Callable, Callable]] = {
     "Counter": (collections.Counter, lambda x: [dict(x)], collections.Counter),
     "OrderedDict": (
@@ -266,7 +268,7 @@ class Server:
 
 
 def make_error(message: dict, known: dict[str, type]) -> Exception:
-    """Return an exception of the nearest known class: the tests' own, else built in, else RuntimeError.
+    """Return an exception of the nearest known class: the tests' own, built in, else RuntimeError.
 
     Only subclasses of Exception: a SystemExit from the other side must not end this one.
     """

@@ -1,11 +1,13 @@
-"""The process inside the sandbox that forks one confined child per program, and never sees a payload.
+"""The process in the sandbox that forks one confined child per program and sees no payload.
 
-Started by launchers.py as `python -s -S -P -B zygote.py CONFIG`. On standard input come requests: a fixed header
-that says what kind and which limits, then the payloads, each read by the child it is for. So neither programs nor
-tests, of this or an earlier request, are ever in the memory that a child is forked from. Results leave the same
+Started by launchers.py as `python -s -S -P -B zygote.py CONFIG`. On standard input come requests: a
+fixed header that says what kind and which limits, then the payloads, each read by the child it is
+for. So neither programs nor tests, of this or an earlier request, are ever in the memory that a
+child is forked from. Results leave the same
 way: a child writes them to a file in memory, which the kernel copies to standard output (sendfile).
 """
 
+import ast
 import gc
 import importlib
 import json
@@ -24,14 +26,18 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import candidate
 import checker
 import lockdown
+import plain
+import wire
 from protocol import ASSERTS, CALLS, DONE, HEADER, PROGRAM, REPLY, SETUP_FAILED, TIMED_OUT
 
 PRELOADED = (
-    "array bisect calendar collections copy dataclasses datetime decimal enum fractions functools hashlib heapq io "
-    "itertools json math operator random re statistics string textwrap traceback types typing unittest.mock"
+    "array bisect calendar collections copy dataclasses datetime decimal enum fractions functools "
+    "hashlib heapq io itertools json math operator random re statistics string textwrap traceback types typing"
 ).split()
 MAX_FILE_BYTES = 16 << 20
-SLACK_BYTES = 96 << 20  # address space of the interpreter itself, on top of what the program may use
+SLACK_BYTES = (
+    96 << 20
+)  # address space of the interpreter itself, on top of what the program may use
 REQUEST, OUTPUT = 0, 1  # descriptors
 _CHECKER = b"t"  # the second child of an ASSERTS request
 _PARKED_FD, _STARTED_FD = 45, 61  # below the children's limit of 64, above what a zygote has open
@@ -106,10 +112,11 @@ class Zygote:
         return not error
 
     def _fork(self, role: bytes, descriptors: dict[int, int], limits: tuple[int, int, int]) -> int:
-        """Fork a child that reads its payload, walls itself in and plays its role; return its pid."""
+        """Fork a child that reads its payload, walls itself in and plays its role."""
         ready, started = os.pipe()
         if self._namespaces:
-            # a pid namespace of its own for each child; unshare works once, so set the old one first
+            # a pid namespace of its own for each child; unshare works once, so set the old one
+            # first
             lockdown.check_call(lockdown.libc.setns(self._self_fd, lockdown.CLONE_NEWPID), "setns")
             lockdown.check_call(lockdown.libc.unshare(lockdown.CLONE_NEWPID), "unshare")
         pid = os.fork()
@@ -126,7 +133,7 @@ class Zygote:
     def _live(
         self, role: bytes, started: int, descriptors: dict[int, int], limits: tuple[int, int, int]
     ) -> NoReturn:
-        """Be the child: never returns, and cannot be mistaken for a failed setup once it has started."""
+        """Be the child; once it has started it cannot be mistaken for a failed setup."""
         code = 1
         try:
             os.dup2(started, _STARTED_FD)
@@ -143,7 +150,7 @@ class Zygote:
             os._exit(code)
 
     def _enter(self, descriptors: dict[int, int], limits: tuple[int, int, int]) -> dict:
-        """Take the payload, keep only the named descriptors, raise the walls; return the payload."""
+        """Take the payload, keep only the named descriptors, raise the walls."""
         size = struct.unpack("!I", _read_exactly(REQUEST, 4))[0]
         job = json.loads(_read_exactly(REQUEST, size))
         null = os.open("/dev/null", os.O_RDWR)
@@ -172,7 +179,7 @@ class Zygote:
         return job
 
     def _wait(self, child: int, timeout_s: float) -> bool:
-        """Wait for a child to end; return whether it did in time. Ends with the host, if that goes first."""
+        """Return whether a child ended in time; end with the host, if that goes first."""
         fd = os.pidfd_open(child)
         poll = select.poll()
         poll.register(fd, select.POLLIN)
@@ -218,11 +225,23 @@ def _read_exactly(fd: int, size: int) -> bytes:
     return b"".join(chunks)
 
 
+def _warm_up() -> None:
+    """Use once what every child uses, so that what is made on first use is made here."""
+    value = plain.parse("[(1, 2.5), {'a': None}, {3}, b'c', nan]")
+    plain.canonical(value)
+    plain.shorten(value)
+    namespace: dict = {}
+    exec(compile("def f(x: int = 0) -> int:\n    return x\n", "warm-up", "exec"), namespace)
+    json.loads(json.dumps(wire.encode([1, (2, "a")], dict)))
+    list(ast.walk(ast.parse("assert f(1) == 2")))
+
+
 def main() -> None:
     """Preload what programs import most, freeze it, serve."""
     config = json.loads(sys.argv[1])
     for name in PRELOADED:
         importlib.import_module(name)
+    _warm_up()
     lockdown.drop_bounding_set()
     zygote = Zygote(config)
     gc.collect()
