@@ -146,7 +146,7 @@ class Client:
             self._mode = previous
 
     def exchange(self, request: dict | None) -> object:
-        """Send a request and return its answer; run the tests' own functions when asked meanwhile."""
+        """Send a request and return its answer; run the tests' own functions if asked to."""
         if request is not None:
             wire.send(CHANNEL, request)
         while True:

@@ -171,7 +171,7 @@ def _only_if_null(index: int) -> list[tuple[int, int, int, int]]:
 
 
 def _no_truncating_read(index: int) -> list[tuple[int, int, int, int]]:
-    """Refuse O_RDONLY|O_TRUNC, which empties a file and which Landlock before ABI 3 lets through."""
+    """Refuse O_RDONLY|O_TRUNC, which empties a file and which Landlock 1 and 2 let through."""
     return [
         _argument(index),
         (_JSET, 0, 3, os.O_TRUNC),

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import secrets
 import socket
+import subprocess
 import tempfile
 import threading
 from pathlib import Path
@@ -39,8 +40,8 @@ def probe(port):
 """
 _ENVIRON = """
 import os
-def probe(name):
-    found = [os.environ.get(name, "")]
+def probe():
+    found = list(os.environ)
     try:
         running = [who for who in os.listdir("/proc") if who.isdigit()]
     except OSError:
@@ -50,7 +51,7 @@ def probe(name):
             found.append(open(f"/proc/{who}/environ").read())
         except OSError:
             pass
-    return any("codexhf-secret" in text for text in found)
+    return any("CODEXHF_SELFTEST" in text for text in found)
 """
 _FORK = """
 import os
@@ -99,15 +100,17 @@ def find_leaks(launcher: Launcher) -> list[str]:
         canary.write_text("codexhf-canary")
         os.chmod(folder, 0o777)  # so that only the walls can be what stops the probes
         os.chmod(canary, 0o666)
-        name = "CODEXHF_SELFTEST_SECRET"
-        os.environ[name] = "codexhf-secret"
+        # a process of ours whose environment holds a secret, as the trainer's does
+        bystander = subprocess.Popen(
+            ["sleep", "60"], env={"CODEXHF_SELFTEST": "secret", "PATH": os.environ.get("PATH", "")}
+        )
         mark = f"codexhf-selftest-{secrets.token_hex(8)}"
         launcher = dataclasses.replace(launcher, argv=(*launcher.argv, mark))
         try:
             with Executor(1, launcher=launcher) as executor:
                 programs = [_READ, _WRITE, _CONNECT, _ENVIRON, _FORK]
                 path = repr((str(canary),))
-                args = [path, path, f"({listener.port},)", f"({name!r},)", "()"]
+                args = [path, path, f"({listener.port},)", "()", "()"]
                 expected = ["''", "None", "None", "False", "False"]
                 tests = [[{"args": a, "expected": e}] for a, e in zip(args, expected, strict=True)]
                 results = executor.run(programs, tests, ["probe"] * len(tests), timeout_s=5.0)
@@ -117,7 +120,8 @@ def find_leaks(launcher: Launcher) -> list[str]:
                 )
                 left = _marked(mark) - before
         finally:
-            del os.environ[name]
+            bystander.kill()
+            bystander.wait()
         untouched = canary.exists() and canary.read_text() == "codexhf-canary"
         untouched = untouched and canary.stat().st_mode & 0o777 == 0o666
     found = {

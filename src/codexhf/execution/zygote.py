@@ -32,7 +32,8 @@ from protocol import ASSERTS, CALLS, DONE, HEADER, PROGRAM, REPLY, SETUP_FAILED,
 
 PRELOADED = (
     "array bisect calendar collections copy dataclasses datetime decimal enum fractions functools "
-    "hashlib heapq io itertools json math operator random re statistics string textwrap traceback types typing"
+    "hashlib heapq io itertools json math operator random re statistics string textwrap traceback "
+    "types typing"
 ).split()
 MAX_FILE_BYTES = 16 << 20
 SLACK_BYTES = (
