@@ -185,6 +185,7 @@ class RewardModelArguments(StageArguments):
     train_cards: list[str] = knob(
         [], "Preference pairs: data cards of type preference, or the preferences stage's folder."
     )
+    eval_cards: list[str] = knob([], "Held-out pairs, of problems that no training pair is from.")
     score_samples: int = knob(
         512, "M1 completions whose mean and standard deviation of score are saved in the config."
     )
@@ -193,6 +194,7 @@ class RewardModelArguments(StageArguments):
         return [
             *check_model("model", self.model),
             *check_cards("train_cards", self.train_cards),
+            *check_cards("eval_cards", self.eval_cards),
             *check_range("score_samples", self.score_samples, 2, None),
         ]
 
@@ -310,7 +312,9 @@ def check_range(name, value, low, high) -> list[str]:
 def check_choice(name, value, choices) -> list[str]:
     if value in choices:
         return []
-    return [f"{name}: got {value!r}, expected one of {', '.join(choices)}.{nearest(value, choices)}"]
+    return [
+        f"{name}: got {value!r}, expected one of {', '.join(choices)}.{nearest(value, choices)}"
+    ]
 
 
 def check_cards(name, paths, required=True) -> list[str]:
@@ -600,7 +604,8 @@ def _fill(parser, values, argv):
             value = action.type(str(value))
         parser.set_defaults(**{key: value})
         action.required = False
-    return parser.parse_args_into_dataclasses(args=argv)
+    # the parser returns what is in no dataclass (--config) as one more namespace
+    return parser.parse_args_into_dataclasses(args=argv)[: len(parser.dataclass_types)]
 
 
 def _instance_problems(instance) -> list[str]:

@@ -41,9 +41,12 @@ class Data:
     @property
     def fingerprint(self) -> str:
         """sha256 of the rows' content: equal data, equal fingerprint, on any machine."""
-        digest = hashlib.sha256()
-        for batch in self.dataset.with_format("arrow").iter(batch_size=1000):
-            digest.update(json.dumps(batch.to_pydict(), sort_keys=True).encode())
+        digest = hashlib.sha256(str(self.dataset.features).encode())
+        for table in self.dataset.with_format("arrow").iter(batch_size=1000):
+            # take() lays the rows out afresh: equal rows give equal bytes, however they were sliced
+            rows = table.take(np.arange(len(table))).combine_chunks()
+            for batch in rows.replace_schema_metadata(None).to_batches():
+                digest.update(batch.serialize())
         return digest.hexdigest()
 
 
@@ -77,7 +80,9 @@ def read_card(card: Card, split: str = "train") -> Data:
         )
     read = len(dataset)
     if read == 0:
-        raise CardError(f"{card.path}: 0 rows in {_source_name(card)}. Check what `load` points at.")
+        raise CardError(
+            f"{card.path}: 0 rows in {_source_name(card)}. Check what `load` points at."
+        )
     keep, seen = [], set()
     for index, row in enumerate(dataset):
         reason = _fault(card, row) or _in_split(card, row, split) or _repeated(card, row, seen)
@@ -164,9 +169,13 @@ def _native_pairs(card: Card, dataset: Dataset) -> tuple[Dataset, Counter]:
             dropped["tie"] += 1
             continue
         a, b = row.pop("response_a"), row.pop("response_b")
-        rows.append({**row, "chosen": a if label == "a" else b, "rejected": b if label == "a" else a})
+        rows.append(
+            {**row, "chosen": a if label == "a" else b, "rejected": b if label == "a" else a}
+        )
     if not rows:
-        raise CardError(f"{card.path}: every one of {len(dataset)} pairs is a tie; nothing to learn.")
+        raise CardError(
+            f"{card.path}: every one of {len(dataset)} pairs is a tie; nothing to learn."
+        )
     return Dataset.from_list(rows), dropped
 
 
@@ -282,13 +291,17 @@ def load_split(
     Raises:
         CardError: a card of another type, or nothing left after the rows were checked.
     """
+    if not cards:
+        return Data(Dataset.from_dict({}))
     types = [types] if isinstance(types, str) else list(types)
     heldout = HeldOut(exclude) if exclude else None
     parts, facts, seen = [], {}, set()
     for path in cards:
         card = load_card(path)
         if card.type not in types:
-            raise CardError(f"{card.path}: type is {card.type}, expected {' or '.join(types)} here.")
+            raise CardError(
+                f"{card.path}: type is {card.type}, expected {' or '.join(types)} here."
+            )
         data = read_card(card, split)
         dropped, keep = Counter(data.facts["dropped"]), []
         for index, row in enumerate(data.dataset):
@@ -418,7 +431,9 @@ def pack(dataset: Dataset, tokenizer, max_length: int) -> Data:
     shape = (rows, max_length)
     positions = positions[:end].reshape(shape)
     # A row that starts inside a document counts its positions from 0 as well.
-    positions = positions - np.where(np.cumsum(first[:end].reshape(shape), 1) == 0, positions[:, :1], 0)
+    positions = positions - np.where(
+        np.cumsum(first[:end].reshape(shape), 1) == 0, positions[:, :1], 0
+    )
     labels = np.where(first, -100, ids)[:end].reshape(shape)
     packed = Dataset.from_dict(
         {
@@ -435,31 +450,124 @@ def pack(dataset: Dataset, tokenizer, max_length: int) -> Data:
     return Data(packed, facts)
 
 
+def load_packed_each(cards: Sequence[str], tokenizer, max_length: int, max_rows: int) -> dict:
+    """Card name -> Data of its held-out documents, packed; only cards that hold documents out."""
+    out = {}
+    for path in cards:
+        card = load_card(path)
+        if card.heldout:
+            out[card.name] = load_packed(
+                [path], tokenizer, max_length, split="heldout", max_rows=max_rows
+            )
+    return out
+
+
+def load_heldout_texts(cards: Sequence[str], max_rows: int) -> dict[str, Data]:
+    """Card name -> Data of its held-out documents."""
+    return {
+        load_card(path).name: load_split(
+            [path], "language-modeling", split="heldout", max_rows=max_rows
+        )
+        for path in cards
+    }
+
+
+def load_demonstrations(
+    cards: Sequence[str],
+    tokenizer,
+    max_length: int,
+    *,
+    exclude: Sequence[str] = (),
+    weights: Sequence[float] | None = None,
+    seed: int = 42,
+) -> Data:
+    """Load prompt-completion rows as messages, none longer than `max_length` tokens."""
+    data = load_split(
+        cards,
+        "prompt-completion",
+        exclude=exclude,
+        weights=weights,
+        count=lambda row: len(tokenizer(text_of(row["completion"]))["input_ids"]),
+        seed=seed,
+    )
+    data = drop_long(data, tokenizer, max_length, ["completion"])
+    data = Data(data.dataset.select_columns(["prompt", "completion"]), data.facts)
+    return as_messages(data, tokenizer)
+
+
+def load_problems(
+    cards: Sequence[str],
+    tokenizer,
+    *,
+    exclude: Sequence[str] = (),
+    max_rows: int | None = None,
+    max_prompt_tokens: int | None = None,
+    seed: int = 42,
+) -> Data:
+    """Load problems (prompts with tests); the prompt as messages, the reference as text.
+
+    Raises:
+        CardError: a row without tests or entry_point: nothing could be graded by it.
+    """
+    if not cards:
+        return Data(Dataset.from_dict({}))
+    data = load_split(cards, "prompt-only", exclude=exclude, max_rows=max_rows, seed=seed)
+    for column in ("tests", "entry_point"):
+        if column not in data.dataset.column_names:
+            raise CardError(
+                f"{', '.join(map(str, cards))}: rows have no column {column!r}, so answers cannot be "
+                "run. Map it under codexhf.columns."
+            )
+    if max_prompt_tokens is not None:
+        data = drop_long(data, tokenizer, max_prompt_tokens, [], room=0)
+    return as_messages(data, tokenizer, ("prompt",))
+
+
+def load_pairs(cards: Sequence[str], tokenizer, max_length: int) -> Data:
+    """Load preference pairs as messages, neither side longer than `max_length` tokens."""
+    data = load_split(cards, "preference")
+    data = drop_long(data, tokenizer, max_length, ["chosen", "rejected"])
+    names = [c for c in (*COLUMNS["preference"], "margin") if c in data.dataset.column_names]
+    return as_messages(Data(data.dataset.select_columns(names), data.facts), tokenizer)
+
+
 def packed_collator(rows: list[dict]) -> dict[str, torch.Tensor]:
     """Stack rows of equal length: (B, max_length) int64 tensors."""
     return {k: torch.tensor([row[k] for row in rows], dtype=torch.int64) for k in rows[0]}
 
 
-def as_messages(dataset: Dataset, tokenizer) -> Dataset:
+ROLES = {
+    "prompt": "user",
+    "completion": "assistant",
+    "chosen": "assistant",
+    "rejected": "assistant",
+}
+
+
+def as_messages(data: Data, tokenizer, columns: Sequence[str] = tuple(ROLES)) -> Data:
     """Turn text columns into the messages that the tokenizer's chat template renders.
 
     Rows that are messages already, and tokenizers without a chat template, are left as they are.
     """
+    dataset = data.dataset
     if not tokenizer.chat_template:
-        return dataset
-    roles = {"prompt": "user", "completion": "assistant", "chosen": "assistant"}
-    roles["rejected"] = "assistant"
-    text = [c for c in roles if c in dataset.column_names and isinstance(dataset[0][c], str)]
+        return data
+    text = [
+        c
+        for c in columns
+        if c in dataset.column_names and dataset.features[c] == datasets.Value("string")
+    ]
     if not text:
-        return dataset
+        return data
 
     def wrap(row):
-        return {c: [{"role": roles[c], "content": row[c]}] for c in text}
+        return {c: [{"role": ROLES[c], "content": row[c]}] for c in text}
 
     features = dataset.features.copy()
     for column in text:
         features[column] = [{"role": datasets.Value("string"), "content": datasets.Value("string")}]
-    return dataset.map(wrap, features=features, desc="Wrapping in messages")
+    wrapped = dataset.map(wrap, features=features, desc="Wrapping in messages")
+    return Data(wrapped, data.facts)
 
 
 def render_prompt(prompt, tokenizer) -> str:
@@ -470,7 +578,9 @@ def render_prompt(prompt, tokenizer) -> str:
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
-def drop_long(data: Data, tokenizer, max_length: int, columns: Sequence[str], room: int = 1) -> Data:
+def drop_long(
+    data: Data, tokenizer, max_length: int, columns: Sequence[str], room: int = 1
+) -> Data:
     """Remove rows whose rendered text exceeds `max_length - room` tokens; counted in the facts.
 
     Raises:

@@ -1,0 +1,95 @@
+# The lineage as file targets: each stage's manifest.json is written last, so it exists only when
+# the stage is finished. What is finished is skipped, what was killed resumes, what changed upstream
+# is redone (a stage whose inputs are equal by content says so and does nothing).
+#
+#   make pipeline                         everything, from nothing to runs/report.html
+#   make pipeline CONFIGS=recipes/smoke RUNS=runs/smoke      the same in a minute or two
+#   make pipeline SEED=43 RUNS=runs/seed-43
+#   make pipeline LAUNCH=".venv/bin/accelerate launch --config_file recipes/accelerate/multi_gpu.yaml"
+
+PYTHON  ?= python3
+VENV    ?= .venv
+BIN     := $(VENV)/bin
+CONFIGS ?= recipes
+RUNS    ?= runs
+LAUNCH  ?= $(BIN)/python
+SEED    ?=
+ARGS     = --config $(CONFIGS)/$(1).yaml $(if $(SEED),--seed $(SEED))
+
+DATA := $(wildcard data_cards/*.md data_cards/*/*.jsonl)
+ENV  := $(VENV)/.installed
+
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: pipeline smoke report env test test-all check format parity clean help
+.DELETE_ON_ERROR:
+
+pipeline: $(RUNS)/report.html  ## train M0, M1, R, M2, evaluate them, write the report
+	@echo "report: $(RUNS)/report.html  and  $(RUNS)/report.md"
+
+smoke:  ## the whole pipeline with tiny settings
+	$(MAKE) pipeline CONFIGS=recipes/smoke RUNS=runs/smoke
+
+env: $(ENV)  ## create the environment only
+
+$(ENV): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "codexhf needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@command -v bwrap >/dev/null || \
+	  echo "note: bubblewrap is not installed; generated code runs behind Landlock and seccomp alone (apt install bubblewrap adds the outer wall)"
+	@touch $@
+
+# -- stages ------------------------------------------------------------------------------------
+
+$(RUNS)/tokenizer/manifest.json: $(CONFIGS)/tokenizer.yaml $(DATA) | $(ENV)
+	$(LAUNCH) recipes/tokenizer.py $(call ARGS,tokenizer) --output_dir $(RUNS)/tokenizer
+
+$(RUNS)/m0/manifest.json: $(RUNS)/tokenizer/manifest.json $(CONFIGS)/pretrain.yaml $(DATA)
+	$(LAUNCH) recipes/pretrain.py $(call ARGS,pretrain) --output_dir $(RUNS)/m0 \
+	  --tokenizer $(RUNS)/tokenizer
+
+$(RUNS)/m1/manifest.json: $(RUNS)/m0/manifest.json $(CONFIGS)/sft.yaml $(DATA)
+	$(LAUNCH) recipes/sft.py $(call ARGS,sft) --output_dir $(RUNS)/m1 --model $(RUNS)/m0
+
+$(RUNS)/prefs/manifest.json: $(RUNS)/m1/manifest.json $(CONFIGS)/preferences.yaml $(DATA)
+	$(LAUNCH) recipes/preferences.py $(call ARGS,preferences) --output_dir $(RUNS)/prefs \
+	  --model $(RUNS)/m1
+
+$(RUNS)/rm/manifest.json: $(RUNS)/prefs/manifest.json $(CONFIGS)/reward_model.yaml
+	$(LAUNCH) recipes/reward_model.py $(call ARGS,reward_model) --output_dir $(RUNS)/rm \
+	  --model $(RUNS)/m1 --train_cards $(RUNS)/prefs --eval_cards $(RUNS)/prefs/test.md
+
+$(RUNS)/m2/manifest.json: $(RUNS)/rm/manifest.json $(CONFIGS)/ppo.yaml $(DATA)
+	$(LAUNCH) recipes/ppo.py $(call ARGS,ppo) --output_dir $(RUNS)/m2 \
+	  --model $(RUNS)/m1 --reward_model $(RUNS)/rm
+
+$(RUNS)/evaluation/manifest.json: $(RUNS)/m2/manifest.json $(CONFIGS)/evaluation.yaml $(DATA)
+	$(LAUNCH) recipes/evaluation.py $(call ARGS,evaluation) --output_dir $(RUNS)/evaluation \
+	  --models $(RUNS)/m0 $(RUNS)/m1 $(RUNS)/m2 --reference $(RUNS)/m1 --reward_model $(RUNS)/rm
+
+$(RUNS)/report.html: $(RUNS)/evaluation/manifest.json
+	$(BIN)/python -m codexhf.report $(RUNS)
+
+report: $(RUNS)/report.html  ## write the report from the manifests
+
+# -- house -------------------------------------------------------------------------------------
+
+test: $(ENV)  ## every test that takes seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(ENV)  ## every test
+	$(BIN)/python -m pytest
+
+check: $(ENV)  ## lint and format
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(ENV)  ## put the code in form
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+clean:  ## remove runs and the environment
+	rm -rf $(RUNS) $(VENV)

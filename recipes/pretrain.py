@@ -1,0 +1,49 @@
+"""pretrain: corpora -> M0, a language model of text and code.
+
+    accelerate launch recipes/pretrain.py                       # uses pretrain.yaml beside this file
+    accelerate launch recipes/pretrain.py --learning_rate 1e-3  # PretrainArguments, TrainingArguments
+
+Reads   runs/tokenizer; data_cards/*.md of type language-modeling.
+Writes  runs/m0: weights, tokenizer, README.md, manifest.json (last).
+"""
+
+from transformers import Trainer, TrainingArguments
+
+from codexhf.arguments import PretrainArguments, parse
+from codexhf.data import load_packed, load_packed_each, packed_collator
+from codexhf.evaluation import BitsPerByte
+from codexhf.models import load_tokenizer, new_or_loaded_policy
+from codexhf.run import run_stage
+
+
+def main(argv=None):
+    stage, training = parse((PretrainArguments, TrainingArguments), __file__, argv)
+    tokenizer = load_tokenizer(stage.tokenizer)
+    train = load_packed(
+        stage.train_cards,
+        tokenizer,
+        stage.max_length,
+        exclude=stage.exclude_cards,
+        weights=stage.weights,
+        seed=training.seed,
+    )
+    heldout = load_packed_each(
+        stage.train_cards, tokenizer, stage.max_length, max_rows=stage.max_eval_rows
+    )
+    model = new_or_loaded_policy(stage, tokenizer, training.seed)
+    trainer = Trainer(
+        model=model,
+        args=training,
+        train_dataset=train.dataset,
+        eval_dataset={name: part.dataset for name, part in heldout.items()},
+        data_collator=packed_collator,
+        processing_class=tokenizer,
+        callbacks=[BitsPerByte(heldout)],
+    )
+    return run_stage(
+        trainer, stage, training, data={"train": train}, parents={"tokenizer": stage.tokenizer}
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""tokenizer: corpora -> a byte-level BPE tokenizer with a chat template.
+
+    accelerate launch recipes/tokenizer.py                    # uses tokenizer.yaml beside this file
+    accelerate launch recipes/tokenizer.py --vocab_size 8192  # any field of TokenizerArguments
+
+Reads   data_cards/*.md of type language-modeling (and prompt-completion for chat_cards).
+Writes  runs/tokenizer: tokenizer, README.md, manifest.json (last).
+"""
+
+from codexhf.arguments import TokenizerArguments, parse
+from codexhf.data import load_split
+from codexhf.models import train_tokenizer
+from codexhf.run import run_task
+
+
+def main(argv=None):
+    (stage,) = parse((TokenizerArguments,), __file__, argv)
+    corpora = load_split(
+        stage.train_cards,
+        "language-modeling",
+        exclude=stage.exclude_cards,
+        weights=stage.weights,
+        count=lambda row: len(row["text"]),
+        seed=stage.seed,
+    )
+    chats = load_split(stage.chat_cards, "prompt-completion", exclude=stage.exclude_cards)
+    heldout = {
+        card: load_split([card], "language-modeling", split="heldout") for card in stage.train_cards
+    }
+    return run_task(
+        stage,
+        lambda folder: train_tokenizer(stage, corpora, chats, heldout, folder),
+        data={"train": corpora, "chats": chats},
+        parents={},
+    )
+
+
+if __name__ == "__main__":
+    main()

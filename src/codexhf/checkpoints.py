@@ -1,0 +1,166 @@
+"""Checkpoints that are whole or do not count, and guards that stop a run before it is spoilt.
+
+transformers writes a checkpoint file by file into its final folder and resumes from the highest
+number, whole or not. Here a checkpoint counts only once a manifest with the sha256 of each of its
+files lies in it, written last; rotation happens after that, so the old one goes when the new one
+is safe.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+MANIFEST = "manifest.json"
+
+
+def file_facts(path: Path) -> dict:
+    """Size in bytes and sha256 of one file."""
+    with open(path, "rb") as file:
+        return {
+            "size": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write JSON so that the file is either the old one or the whole new one, also after a crash."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def commit(folder: Path) -> None:
+    """Make a checkpoint count: flush every file, then write its manifest."""
+    files = {}
+    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        _fsync(file)
+        files[str(file.relative_to(folder))] = file_facts(file)
+    write_json(folder / MANIFEST, {"files": files})
+    _fsync(folder.parent)
+
+
+def fault(folder: Path) -> str | None:
+    """Why a checkpoint cannot be used, or None."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError):
+        return "it was not written to its end"
+    for name, facts in files.items():
+        file = folder / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file_facts(file) != facts:
+            return f"{name} is not as it was written"
+    return None
+
+
+def step_folders(output_dir: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every checkpoint, newest first."""
+    found = []
+    for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)
+        if match:
+            found.append((int(match.group(1)), path))
+    return sorted(found, reverse=True)
+
+
+def last_good(output_dir: Path) -> Path | None:
+    """The newest whole checkpoint; broken newer ones are set aside (not deleted) and named."""
+    for step, folder in step_folders(output_dir):
+        why = fault(folder)
+        if why is None:
+            return folder
+        aside = output_dir / f"_broken-{step}-{os.getpid()}"
+        folder.rename(aside)
+        print(f"checkpoint {folder} is set aside as {aside.name}: {why}", flush=True)
+    return None
+
+
+class CommitCheckpoints(TrainerCallback):
+    """Commit each checkpoint after it is written, then rotate; refuse to start one without room."""
+
+    def __init__(self, keep: int):
+        self.keep = max(keep, 1)
+        self.last_size = 0
+
+    def on_save(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        output_dir = Path(args.output_dir)
+        folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        commit(folder)
+        best = state.best_model_checkpoint and Path(state.best_model_checkpoint).resolve()
+        for _, old in step_folders(output_dir)[self.keep :]:
+            if old.resolve() != best:
+                shutil.rmtree(old)
+        self.last_size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        free = shutil.disk_usage(output_dir).free
+        if free < 1.2 * self.last_size:
+            raise OSError(
+                f"disk full soon: {output_dir} has {free / 2**30:.2f} GiB free, the next checkpoint "
+                f"needs {1.2 * self.last_size / 2**30:.2f} GiB. Free some and start again: the run "
+                f"resumes from {folder.name}."
+            )
+
+
+class StopOnNaN(TrainerCallback):
+    """Stop before a step whose gradients are not finite, so that no checkpoint is spoilt."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                raise FloatingPointError(
+                    f"step {state.global_step + 1}: the gradient of {name} is not finite; the weights "
+                    "were left as they are. Lower learning_rate or look at this batch's data, then "
+                    "start again: the run resumes from its last checkpoint."
+                )
+
+
+class Preempted(BaseException):
+    """SIGTERM arrived and a checkpoint was written; run_stage turns this into exit code 75."""
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop. A second Ctrl-C stops at once."""
+
+    def __init__(self):
+        self.received = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        def receive(number, frame):
+            if self.received is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.received = number
+            print("stopping after this step and its checkpoint", flush=True)
+
+        self.previous = {s: signal.signal(s, receive) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_train_end(self, args, state, control, **kwargs):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,192 @@
+"""Sample completions, label them, and keep pairs (x, y_A, y_B, l) with who labelled and why.
+
+A pair is one JSON line: id, prompt, response_a, response_b, label (a, b or tie), labeler, reason.
+Which side is A is drawn from the seed, so that position says nothing. `data.read_card` turns pairs
+into prompt/chosen/rejected. Labels by people come through the same file format.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from codexhf.arguments import PreferencesArguments, RewardModelArguments
+from codexhf.execution import Result, run_tests
+from codexhf.generation import sample
+from codexhf.models import load_policy, to_device
+from codexhf.rewards import ModelReward, code_of
+
+TEST_CARD = """---
+license: other
+codexhf:
+  type: preference
+  load: {path: json, data_files: test.jsonl}
+---
+
+# Held-out preference pairs
+
+Pairs of problems that no training pair in `train.jsonl` comes from.
+
+## Provenance
+
+Written by the preferences stage beside the training pairs; see README.md.
+
+## Known problems
+
+As good as the labeler named in each row.
+"""
+
+
+def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments, folder: Path):
+    """Sample, label by unit tests, pair, split by problem, and write train.jsonl and test.jsonl.
+
+    Args:
+        problems: rows of id, prompt, tests, entry_point, and completion when
+            `include_reference` is set.
+    Returns:
+        metrics: counts, pass rate of the samples, pairs per split.
+    Raises:
+        RuntimeError: the sandbox failed, or no prompt gave two answers of different worth.
+    """
+    answers = sample(
+        model,
+        tokenizer,
+        problems["prompt"],
+        n=stage.samples_per_prompt,
+        max_new_tokens=stage.max_new_tokens,
+        temperature=stage.temperature,
+        batch_size=stage.batch_size,
+        seed=stage.seed,
+        progress="sampling answers",
+    )
+    if stage.include_reference:
+        for group, reference in zip(answers, problems["completion"], strict=True):
+            group.append(reference)
+    distinct = [list(dict.fromkeys(group)) for group in answers]
+    results = label_by_tests(distinct, problems, stage.timeout_s)
+    generator = np.random.default_rng(stage.seed)
+    pairs: dict[str, list[dict]] = {"train": [], "test": []}
+    skipped: Counter = Counter()
+    for row, group, verdicts in zip(problems, distinct, results, strict=True):
+        made = pair_up(row, group, verdicts, stage.pairs_per_prompt, generator)
+        if not made:
+            passed = {v.verdict == "pass" for v in verdicts}
+            skipped["all pass" if passed == {True} else "all equally wrong"] += 1
+        pairs["test" if in_test(row["prompt"], stage.test_share) else "train"] += made
+    for name, rows in pairs.items():
+        if not rows:
+            raise RuntimeError(
+                f"no {name} pairs: {len(problems)} prompts gave {dict(skipped)}. Raise "
+                "samples_per_prompt or max_prompts, or set include_reference."
+            )
+        with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "test.md").write_text(TEST_CARD, encoding="utf-8")
+    flat = [result for group in results for result in group]
+    return {
+        "prompts": len(problems),
+        "samples": sum(len(group) for group in answers),
+        "distinct_samples": len(flat),
+        "distinct_pass_share": float(np.mean([r.verdict == "pass" for r in flat])),
+        "train_pairs": len(pairs["train"]),
+        "test_pairs": len(pairs["test"]),
+        "prompts_without_pair": dict(skipped),
+        "isolation": flat[0].isolation,
+    }
+
+
+def label_by_tests(groups, problems: Dataset, timeout_s: float) -> list[list[Result]]:
+    """Run every answer's tests: [problem][answer] results."""
+    owner = [i for i, group in enumerate(groups) for _ in group]
+    tests, names = problems["tests"], problems["entry_point"]
+    results = run_tests(
+        [code_of(answer) for group in groups for answer in group],
+        [tests[i] for i in owner],
+        [names[i] for i in owner],
+        timeout_s=timeout_s,
+        progress="running tests",
+    )
+    out: list[list[Result]] = [[] for _ in groups]
+    for i, result in zip(owner, results, strict=True):
+        if result.verdict == "sandbox_error":
+            raise RuntimeError(
+                f"the sandbox failed on an answer to {problems[i].get('id', i)}: {result.detail}. An "
+                "outage is no label. Run `python -m codexhf.execution selftest`."
+            )
+        out[i].append(result)
+    return out
+
+
+def worth(result: Result) -> tuple[bool, float]:
+    """Order of answers: passing first, then by the share of tests that passed."""
+    return result.verdict == "pass", result.passed / max(result.total, 1)
+
+
+def pair_up(row, answers, results, most: int, generator) -> list[dict]:
+    """Up to `most` pairs of answers of different worth, the widest gaps first, no answer pair twice."""
+    order = generator.permutation(len(answers))
+    gaps = [
+        (worth(results[i]), worth(results[j]), i, j)
+        for i in order
+        for j in order
+        if worth(results[i]) > worth(results[j])
+    ]
+    # A pass against a fail teaches most; among those, spread over different answers.
+    gaps.sort(key=lambda gap: not (gap[0][0] and not gap[1][0]))
+    used: Counter = Counter()
+    pairs = []
+    while gaps and len(pairs) < most:
+        best = min(range(len(gaps)), key=lambda g: (used[gaps[g][2]] + used[gaps[g][3]], g))
+        _, _, i, j = gaps.pop(best)
+        used.update((i, j))
+        flip = bool(generator.integers(2))
+        a, b = (j, i) if flip else (i, j)
+        pairs.append(
+            {
+                "id": f"{row['id']}/{len(pairs)}",
+                "prompt": row["prompt"],
+                "response_a": answers[a],
+                "response_b": answers[b],
+                "label": "b" if flip else "a",
+                "labeler": "unit_tests",
+                "reason": f"a: {_why(results[a])}; b: {_why(results[b])}",
+            }
+        )
+    return pairs
+
+
+def _why(result: Result) -> str:
+    return f"{result.verdict}, {result.passed} of {result.total} tests"
+
+
+def in_test(prompt, share: float) -> bool:
+    """Whether a problem belongs to the held-out pairs; depends on the prompt alone."""
+    digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < share
+
+
+@torch.no_grad()
+def record_scores(trainer, pairs: Dataset, stage: RewardModelArguments) -> dict:
+    """Save mean and standard deviation of R's score on M1's answers in R's config.
+
+    PPO normalises the reward with them, so that a reward of 0 is what M1 gets on average.
+    """
+    model, tokenizer = trainer.model, trainer.processing_class
+    prompts = list({json.dumps(p): p for p in pairs["prompt"]}.values())[: stage.score_samples]
+    policy = to_device(load_policy(stage.model, tokenizer))
+    n = -(-stage.score_samples // len(prompts))
+    answers = sample(policy, tokenizer, prompts, n=n, seed=trainer.args.seed, max_new_tokens=256)
+    owners = [p for p, group in zip(prompts, answers, strict=True) for _ in group]
+    scores = ModelReward(model.eval(), tokenizer)(owners, [a for g in answers for a in g])
+    mean, std = float(np.mean(scores)), float(np.std(scores))
+    if not std > 0:
+        raise ValueError(
+            f"R gives every answer the score {mean}: it has learned nothing. Train it longer or "
+            "raise its learning_rate."
+        )
+    model.config.score_mean, model.config.score_std = mean, std
+    return {"score_mean": mean, "score_std": std, "score_samples": len(scores)}
