@@ -9,10 +9,10 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from codexhf.execution import launchers
-from codexhf.execution.grading import Reply, Request, Result, Tests, grade, unpack_reply
+from codexhf.execution.grading import Reply, Request, Result, Tests, grade, show, unpack_reply
 from codexhf.execution.launchers import Launcher, SandboxUnavailable
 from codexhf.execution.protocol import SETUP_FAILED
 
@@ -247,9 +247,17 @@ class Executor:
             count = min(workers or self._size, max(1, len(programs)))
             return self._run(jobs, len(programs), count, progress)
 
+    def show(
+        self, program: str, stdin: str = "", *, timeout_s: float = 3.0, memory_mb: int = 512
+    ) -> tuple[Result, str]:
+        """Run one whole program without tests; return how it ended and what it printed."""
+        with self._lock:
+            job = show(program, stdin, timeout_s, memory_mb, self.isolation)
+            return self._run(iter([job]), 1, 1, None)[0]
+
     def _run(
         self,
-        jobs: Generator[Generator[Request, Reply, Result], None, None],
+        jobs: Iterator[Generator[Request, Reply, Result]],
         total: int,
         count: int,
         progress: Callable[[int, int], None] | None,

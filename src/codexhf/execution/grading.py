@@ -159,6 +159,18 @@ def grade(
     return result(verdict, passed, len(cases), detail, wall_s)
 
 
+def show(
+    program: str, stdin: str, timeout_s: float, memory_mb: int, isolation: str
+) -> Generator[Request, Reply, tuple[Result, str]]:
+    """Yield the request that runs a whole program; return how it ended and what it printed."""
+    job = {"code": program, "stdin": stdin}
+    reply = yield Request(PROGRAM, timeout_s, memory_mb << 20, (job,))
+    output = reply.output.decode("utf-8", "replace")
+    verdict, detail = _judge_output(reply, output, timeout_s)
+    passed = int(verdict == "pass")
+    return Result(verdict, passed, 1, detail, reply.wall_s, isolation), output
+
+
 def _check_item(program: str, tests: Tests, entry_point: str) -> tuple[bytes, Sequence]:
     """Return the kind of tests and its cases, ready to compare.
 

@@ -25,6 +25,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import candidate
 import checker
+import clock
 import lockdown
 import plain
 import wire
@@ -146,6 +147,7 @@ class Zygote:
             os._exit(1)
         try:
             random.seed(0)
+            clock.start()
             code = _play(role, job)
         finally:
             os._exit(code)
@@ -240,6 +242,7 @@ def _warm_up() -> None:
 def main() -> None:
     """Preload what programs import most, freeze it, serve."""
     config = json.loads(sys.argv[1])
+    clock.install()
     for name in PRELOADED:
         importlib.import_module(name)
     _warm_up()
