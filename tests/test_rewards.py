@@ -1,10 +1,7 @@
 """Tests of codexhf.rewards: pytest tests/test_rewards.py"""
 
-import importlib.util
 import inspect
 import pickle
-import sys
-import types
 
 import pytest
 import torch
@@ -12,9 +9,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
     PreTrainedTokenizerFast,
 )
 
@@ -215,10 +212,7 @@ def fake_sandbox(monkeypatch):
             results.append(FakeResult(verdict, int(passed or 0), len(cases), "no zygote"))
         return results
 
-    module = types.ModuleType("codexhf.execution")
-    module.run_tests = run_tests
-    monkeypatch.setitem(sys.modules, "codexhf.execution", module)
-    monkeypatch.setattr("codexhf.execution", module, raising=False)
+    monkeypatch.setattr(rewards, "run_tests", run_tests)
     return calls
 
 
@@ -261,10 +255,6 @@ def test_unit_tests_reward_raises_on_sandbox_error(name, fake_sandbox):
         )
 
 
-@pytest.mark.skipif(
-    getattr(importlib.util.find_spec("codexhf.execution"), "origin", None) is None,
-    reason="codexhf.execution is missing",
-)
 def test_unit_tests_reward_runs_programs():
     programs = [
         "def f(x): return x + 1",
@@ -306,13 +296,13 @@ def tokenizer():
 
 
 def tiny_config(**changes):
-    return LlamaConfig(
+    """Absolute positions and dropout, so that padding on the left and training mode both show."""
+    return GPT2Config(
         vocab_size=32,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=32,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=32,
         **{"num_labels": 1, "pad_token_id": 0, **changes},
     )
 
@@ -320,7 +310,7 @@ def tiny_config(**changes):
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    model = LlamaForSequenceClassification(tiny_config())
+    model = GPT2ForSequenceClassification(tiny_config())
     torch.nn.init.normal_(model.score.weight)
     return model
 
@@ -338,10 +328,10 @@ COMPLETIONS = ["cd", "bcdefgh", "", "h", "d"]
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_model_reward_keeps_order_and_ignores_padding(model, tokenizer, batch_size):
-    model.train()
     tokenizer.padding_side = "left"  # a policy's tokenizer would be; ours must not care
     pairs = zip(PROMPTS, COMPLETIONS, strict=True)
     expected = [alone(model, tokenizer, p + c + "<|end|>") for p, c in pairs]
+    model.train()
     values = ModelReward(model, tokenizer, batch_size=batch_size)(PROMPTS, COMPLETIONS)
     assert values == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 3) for value in values}) == len(values)
@@ -368,6 +358,7 @@ def test_model_reward_normalises_and_clips(model, tokenizer):
 def test_model_reward_cuts_and_counts_long_texts(model, tokenizer):
     reward = ModelReward(model, tokenizer)
     assert reward.max_tokens == 32  # the model's limit, below the tokenizer's 64
+    assert ModelReward(model, tokenizer, max_tokens=8).max_tokens == 8
     with pytest.warns(UserWarning, match="a text of 41 tokens is cut to 32"):
         values = reward(["a", "a", "a"], ["b" * 39, "b" * 50, "b" * 30])
     assert (reward.scored, reward.truncated) == (3, 2)
@@ -384,17 +375,24 @@ def test_model_reward_blanks_spelled_out_special_tokens(model, tokenizer):
     assert forged == pytest.approx(reward(["a", "a"], ["b  c", "b<|e nd|>"]), abs=1e-6)
 
 
-def test_model_reward_leaves_no_gradient_and_scores_hostile_text(model, tokenizer):
+def test_model_reward_takes_the_smaller_limit(model, tokenizer):
+    tokenizer.model_max_length = 16
+    assert ModelReward(model, tokenizer).max_tokens == 16
+
+
+def test_model_reward_scores_hostile_text_without_gradients(model, tokenizer):
+    grad_modes = []
+    model.register_forward_hook(lambda *_: grad_modes.append(torch.is_grad_enabled()))
     short = [text[:100] for text in HOSTILE]
     with pytest.warns(UserWarning, match="is cut to"):
         values = ModelReward(model, tokenizer)([""] * len(short), short)
     assert all(isinstance(value, float) for value in values)
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert grad_modes and not any(grad_modes)
 
 
 def test_model_reward_refuses_a_language_model(tokenizer):
-    with pytest.raises(ValueError, match="LlamaForCausalLM, a language model without a `score`"):
-        ModelReward(LlamaForCausalLM(tiny_config()), tokenizer)
+    with pytest.raises(ValueError, match="GPT2LMHeadModel, a language model without a `score`"):
+        ModelReward(GPT2LMHeadModel(tiny_config()), tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -414,7 +412,7 @@ def test_model_reward_refuses_settings(model, tokenizer, settings, message):
 
 
 def test_model_reward_names_all_problems_at_once(tokenizer):
-    wrong = LlamaForSequenceClassification(tiny_config(num_labels=2, pad_token_id=1))
+    wrong = GPT2ForSequenceClassification(tiny_config(num_labels=2, pad_token_id=1))
     wrong.resize_token_embeddings(8)
     with pytest.raises(ValueError) as error:
         ModelReward(wrong, tokenizer, std=-1.0)

@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codexhf.arguments import REWARD_MODEL
+from codexhf.execution import run_tests
 from codexhf.safety import Rule, default_rules, load_rules, parse_python, violations
 
 Prompt = str | list[dict[str, str]]
@@ -82,9 +83,7 @@ class UnitTestsReward:
         rewards: list[float | None] = [None] * len(completions)
         if not rows:
             return rewards
-        from codexhf import execution
-
-        results = execution.run_tests(
+        results = run_tests(
             [code_of(completions[row]) for row in rows],
             [tests[row] for row in rows],
             [entry_point[row] for row in rows],

@@ -195,7 +195,7 @@ class _Program:
             name = target.id if isinstance(target, ast.Name) else getattr(target, "arg", None)
             stands_for = {dotted for dotted in self._resolve(value) if self._leads_out(dotted)}
             if name and stands_for:
-                self._bind(name, stands_for | {name}, shadows=False)
+                self._bind(name, stands_for, shadows=False)
 
     def _read_mention(self, node: ast.AST) -> None:
         """Note the names, calls, attributes and strings that a node mentions."""
