@@ -129,7 +129,9 @@ class PPOConfig(TrainingArguments):
             checkpoints always count optimizer steps.
         lr_schedule: "step" moves the learning rate at every optimizer step; "rollout" once per
             rollout, as TRL (whose first rollout under warm-up trains with 0).
-        trim_padding: leave out columns in which every row of a micro batch is padding.
+        trim_padding: lay rows out flush left, without attention masks, and put rows of like length
+            into one micro batch where the loss does not depend on it (loss_aggregation="token").
+            False computes on rows as they were generated, padding included, as TRL.
         logits_chunk_mb: most memory for float32 logits at a time.
 
     Demonstrations
@@ -218,7 +220,7 @@ class PPOConfig(TrainingArguments):
     num_mini_batches: int = _knob(1, "Optimizer steps per pass.")
     step_unit: Literal["rollout", "optimizer"] = _knob("rollout", "What *_steps count.")
     lr_schedule: Literal["step", "rollout"] = _knob("step", "When the learning rate moves.")
-    trim_padding: bool = _knob(True, "Leave out columns of padding.")
+    trim_padding: bool = _knob(True, "Compute on as little padding as possible.")
     logits_chunk_mb: int = _knob(256, "Most memory for float32 logits at a time.")
 
     # demonstrations
@@ -311,6 +313,11 @@ class PPOConfig(TrainingArguments):
             found.append(
                 f"overlong_buffer: got {self.overlong_buffer}, expected 1 to response_length "
                 f"({self.response_length}) with overlong_penalty"
+            )
+        if self.trim_padding and self.masks_from == "pad_token":
+            found.append(
+                "trim_padding: got True with masks_from='pad_token', expected False: padding may "
+                "then stand between real tokens"
             )
         if self.kl_target is not None and self.kl_coef == 0:
             found.append("kl_target: a kl_coef of 0 cannot adapt, start from a positive one")

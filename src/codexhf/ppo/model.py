@@ -17,12 +17,15 @@ from codexhf.ppo.objective import linear_logprobs, logits_logprobs
 
 
 class PolicyOutput(NamedTuple):
-    """What one forward of `PolicyAndCritic` returns; None where it was not asked for."""
+    """What one forward of `PolicyAndCritic` returns; None where it was not asked for.
 
-    logprobs: Tensor | None  # (B, R) float32, 0 outside the mask
-    entropy: Tensor | None  # (B, R) float32, 0 outside the mask
-    values: Tensor | None  # (B, R) float32
-    sft_loss_sum: Tensor | None  # () summed cross-entropy of the demonstrations
+    N answer tokens and M values, row after row.
+    """
+
+    logprobs: Tensor | None  # (N,) float32
+    entropy: Tensor | None  # (N,) float32
+    values: Tensor | None  # (M,) float32
+    sft_loss_sum: Tensor | None  # () cross-entropy of the demonstrations, summed
 
 
 class PolicyAndCritic(nn.Module):
@@ -95,91 +98,67 @@ class PolicyAndCritic(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
-        responses: Tensor,
-        response_mask: Tensor,
+        attention_mask: Tensor | None,
+        policy_at: Tensor | None,
+        value_at: Tensor,
+        targets: Tensor | None,
         temperature: float,
-        want_policy: bool = True,
-        want_values: bool = True,
         sft: dict[str, Tensor] | None = None,
     ) -> PolicyOutput:
-        """Score responses with the policy, the critic and, in the same pass, demonstrations.
+        """Score answers with the policy and the critic and, in the same pass, demonstrations.
 
         Args:
-            input_ids: (B, L) prompts on the left, responses in the last R columns.
-            attention_mask: (B, L) bool.
-            responses: (B, R) the last R columns of input_ids.
-            response_mask: (B, R); other positions are not scored.
+            input_ids: (b, l).
+            attention_mask: (b, l) bool, or None if no padding precedes a real token.
+            policy_at: (b, l) bool, True where the next token is one of targets; None leaves the
+                policy out.
+            value_at: (b, l) bool, True where a value is wanted.
+            targets: (N,) tokens to score.
             temperature: of the log-probabilities.
-            want_policy: False leaves out logprobs and entropy.
-            want_values: False leaves out values.
-            sft: input_ids, attention_mask and target_mask (S, T) of demonstrations.
+            sft: input_ids (S, T), predict_at (S, T) and targets of demonstrations.
         """
-        logprobs = entropy = values = sft_loss_sum = None
-        if want_policy:
+        logprobs = entropy = sft_loss_sum = None
+        if policy_at is not None:
             logprobs, entropy = self.score(
-                self.policy, input_ids, attention_mask, responses, response_mask, temperature
+                self.policy, input_ids, attention_mask, policy_at, targets, temperature
             )
-        if want_values:
-            values = self.values(input_ids, attention_mask, responses.size(1))
+        values = self.values(input_ids, attention_mask, value_at)
         if sft is not None:
-            sft_loss_sum = self._sft_loss_sum(**sft)
+            sft_logprobs, _ = self.score(
+                self.policy, sft["input_ids"], None, sft["predict_at"], sft["targets"], 1.0
+            )
+            sft_loss_sum = -sft_logprobs.sum()
         return PolicyOutput(logprobs, entropy, values, sft_loss_sum)
 
-    def values(self, input_ids: Tensor, attention_mask: Tensor, width: int) -> Tensor:
-        """Return the critic's value (B, width) before each of the last `width` tokens."""
+    def values(self, input_ids: Tensor, attention_mask: Tensor | None, at: Tensor) -> Tensor:
+        """Return the critic's values (M,) float32 where `at` (b, l) is True."""
         hidden = backbone_states(self.value_model, input_ids, attention_mask)
-        return self.value_model.score(hidden[:, -width - 1 : -1]).squeeze(-1).float()
+        return self.value_model.score(hidden[at]).squeeze(-1).float()
 
     def score(
         self,
         policy: nn.Module,
         input_ids: Tensor,
-        attention_mask: Tensor,
-        responses: Tensor,
-        mask: Tensor,
+        attention_mask: Tensor | None,
+        at: Tensor,
+        targets: Tensor,
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
-        """Return log-probabilities and entropies (B, R) of `responses`, 0 outside `mask`.
+        """Return log-probabilities of `targets` (N,) and entropies, predicted where `at` is True.
 
         `policy` is a parameter because the reference is scored in the same way.
         """
-        width = responses.size(1)
-        targets = responses[mask]
-        if self._head_is_linear:
-            model = base_model(policy)
-            head = model.get_output_embeddings()
-            hidden = backbone_states(model, input_ids, attention_mask)[:, -width - 1 : -1][mask]
-            chunk = max(1, self._logits_bytes // (4 * head.weight.size(0)))
-            dtype = matmul_dtype(hidden)
-            picked = linear_logprobs(
-                hidden, head.weight, head.bias, targets, temperature, chunk, dtype
-            )
-        else:
+        if not self._head_is_linear:
             logits = policy(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids(attention_mask),
-                logits_to_keep=width + 1,
-                use_cache=False,
-            ).logits[:, -width - 1 : -1][mask]
-            picked = logits_logprobs(logits, targets, temperature)
-        return tuple(
-            torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x)
-            for x in picked
-        )
-
-    def _sft_loss_sum(self, input_ids: Tensor, attention_mask: Tensor, target_mask: Tensor):
-        """Return the cross-entropy summed over the target tokens of right-padded rows (S, T)."""
-        logprobs, _ = self.score(
-            self.policy,
-            input_ids,
-            attention_mask,
-            input_ids[:, 1:],
-            target_mask[:, 1:],
-            temperature=1.0,
-        )
-        return -logprobs.sum()
+                input_ids=input_ids, use_cache=False, **_position(attention_mask)
+            ).logits[at]
+            return logits_logprobs(logits, targets, temperature)
+        model = base_model(policy)
+        head = model.get_output_embeddings()
+        hidden = backbone_states(model, input_ids, attention_mask)[at]  # (N, H)
+        chunk = max(1, self._logits_bytes // (4 * head.weight.size(0)))
+        dtype = matmul_dtype(hidden)
+        return linear_logprobs(hidden, head.weight, head.bias, targets, temperature, chunk, dtype)
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
@@ -188,18 +167,24 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
-    """Return positions (B, L) that count real tokens from 0."""
+    """Return positions (b, l) that count real tokens from 0."""
     return attention_mask.long().cumsum(1) - attention_mask.long()
 
 
-def backbone_states(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return the last hidden states (B, L, H), which the head of `model` reads."""
+def _position(attention_mask: Tensor | None) -> dict[str, Tensor]:
+    """Return mask and positions as arguments; without a mask, causal attention is all there is."""
+    if attention_mask is None:
+        return {}
+    return {"attention_mask": attention_mask, "position_ids": position_ids(attention_mask)}
+
+
+def backbone_states(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None
+) -> Tensor:
+    """Return the last hidden states (b, l, H), which the head of `model` reads."""
     backbone = getattr(model, model.base_model_prefix)
     return backbone(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
+        input_ids=input_ids, use_cache=False, **_position(attention_mask)
     ).last_hidden_state
 
 

@@ -287,9 +287,8 @@ class _LinearLogprobs(torch.autograd.Function):
             if logp is None:
                 logp = _scaled_logits(hidden[rows], weight, bias, ctx.temperature, ctx.dtype)
                 logp = logp.sub_(torch.logsumexp(logp, -1, keepdim=True))
-            grad = _logits_grad(
-                logp, targets[rows], entropy[rows], logprobs_grad, entropy_grad, rows
-            )
+            upstream = [None if g is None else g[rows, None] for g in (logprobs_grad, entropy_grad)]
+            grad = _logits_grad(logp, targets[rows], entropy[rows, None], *upstream)
             grad = grad.div_(ctx.temperature).to(ctx.dtype)  # (n, V)
             if hidden_grad is not None:
                 hidden_grad[rows] = (grad @ weight.to(ctx.dtype)).to(hidden.dtype)
@@ -343,21 +342,16 @@ def _scaled_logits(hidden, weight, bias, temperature, dtype) -> Tensor:
     logits = hidden.to(dtype) @ weight.to(dtype).T
     if bias is not None:
         logits = logits + bias.to(dtype)
-    return (
-        logits.float().div_(temperature)
-        if logits.dtype != torch.float32
-        else logits.div_(temperature)
-    )
+    return logits.float().div_(temperature)
 
 
-def _logits_grad(logp, targets, entropy, logprobs_grad, entropy_grad, rows) -> Tensor:
-    """Return the gradient (n, V) by the scaled logits: g (1[target] - p) - e p (log p + entropy)."""
+def _logits_grad(logp, targets, entropy, logprobs_grad, entropy_grad) -> Tensor:
+    """Return the gradient (n, V) by the scaled logits, g (1[target] - p) - e p (log p + H)."""
     probs = logp.exp()
     grad = torch.zeros_like(probs)
     if logprobs_grad is not None:
-        upstream = logprobs_grad[rows, None]
-        grad = probs * -upstream
-        grad.scatter_add_(-1, targets[:, None], upstream)
+        grad = probs * -logprobs_grad
+        grad.scatter_add_(-1, targets[:, None], logprobs_grad)
     if entropy_grad is not None:
-        grad = grad - entropy_grad[rows, None] * probs * (logp + entropy[:, None])
+        grad = grad - entropy_grad * probs * (logp + entropy)
     return grad

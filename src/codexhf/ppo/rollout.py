@@ -1,10 +1,11 @@
 """A rollout: prompts in, answers with their rewards, values and advantages out.
 
-`codexhf.ppo.trainer` calls, in this order, `PromptEncoder.encode`, an engine, `Scorer.score` and
-`advantages`. Shapes: B rows, P prompt columns, R response columns, L = P + R.
+`codexhf.ppo.trainer` calls, in this order, `PromptEncoder.ids`, an engine, `mark`, `Scorer.score`
+and `advantages`. Shapes: B rows, P prompt columns, R response columns, L = P + R; b rows of l
+columns are a part of them as a model reads it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from codexhf.ppo.config import PPOConfig
-from codexhf.ppo.engines import first_true, row_chunks
+from codexhf.ppo.engines import Generation, first_true, row_chunks
 from codexhf.ppo.model import backbone_states, check_scalar_head
 from codexhf.ppo.objective import (
     Reduce,
@@ -29,13 +30,90 @@ NOT_REWARD_COLUMNS = ("prompt", "input_ids", "attention_mask", "token_type_ids",
 
 
 @dataclass
-class Rollout:
-    """Everything the updates of one rollout read; one row per answer of this process."""
+class Layout:
+    """Rows as a model reads them, and where in them its hidden states are wanted."""
 
-    input_ids: Tensor  # (B, L) prompts left-padded, answers right-padded, both with token 0
+    input_ids: Tensor  # (b, l)
+    attention_mask: Tensor | None  # (b, l) bool; None: no padding before a real token
+    policy_at: Tensor  # (b, l) bool, True where the next token belongs to the answer
+    value_at: Tensor  # (b, l) bool, True where a value is wanted
+    last: Tensor  # (b,) column of the last real token
+
+
+@dataclass
+class Sequences:
+    """Prompts and answers, one row each; prompts padded on the left, answers on the right."""
+
+    input_ids: Tensor  # (B, L) padded with token 0
     mask: Tensor  # (B, L) bool
     response_mask: Tensor  # (B, R) bool, the stop token included
     value_mask: Tensor  # (B, R) bool
+
+    def layout(self, index: Tensor, trim: bool) -> Layout:
+        """Return rows for a forward; `trim` moves them flush left and needs no attention mask.
+
+        Flush left, padding only follows real tokens, which causal attention never looks at, and
+        the width is that of the longest row rather than longest prompt plus longest answer.
+        """
+        ids, mask = self.input_ids[index], self.mask[index]  # (b, L)
+        policy_at = self._sources(self.response_mask[index], mask)
+        value_at = self._sources(self.value_mask[index], mask)
+        columns = torch.arange(mask.size(1), device=mask.device)
+        last = (columns * mask).amax(1)
+        if not trim:
+            return Layout(ids, mask, policy_at, value_at, last)
+        start = first_true(mask)
+        last = last - start
+        columns = columns[: int(last.max()) + 1] + start[:, None]  # (b, l)
+        real = columns < mask.size(1)
+        columns = columns.clamp(max=mask.size(1) - 1)
+        real = real & mask.gather(1, columns)
+        return Layout(
+            input_ids=ids.gather(1, columns) * real,
+            attention_mask=None,
+            policy_at=policy_at.gather(1, columns) & real,
+            value_at=value_at.gather(1, columns) & real,
+            last=last,
+        )
+
+    def _sources(self, wanted: Tensor, mask: Tensor) -> Tensor:
+        """Return (b, L) True one column before each wanted answer position (b, R)."""
+        sources = torch.zeros_like(mask)
+        width = wanted.size(1)
+        sources[:, -width - 1 : -1] = wanted
+        return sources
+
+    def batches(self, size: int, trim: bool) -> Iterator[tuple[Tensor, Layout]]:
+        """Yield row numbers and layouts of `size` rows; with `trim`, in order of length."""
+        order = torch.arange(self.mask.size(0), device=self.mask.device)
+        if trim:
+            order = self.by_length(order)
+        for rows in row_chunks(len(order), size):
+            yield order[rows], self.layout(order[rows], trim)
+
+    def by_length(self, index: Tensor) -> Tensor:
+        """Return row numbers sorted by the length of their rows."""
+        return index[self.mask[index].sum(1).argsort(stable=True)]
+
+
+@dataclass
+class MicroBatch:
+    """What one forward and its loss read. N answer tokens and M values, row after row."""
+
+    layout: Layout
+    targets: Tensor  # (N,) the answers' tokens
+    logprobs: Tensor  # (N,) float32 of the sampling policy
+    ref_logprobs: Tensor  # (N,) float32
+    advantages: Tensor  # (N,) float32
+    importance: Tensor  # (N,) float32
+    values: Tensor  # (M,) float32 at sampling time
+    returns: Tensor  # (M,) float32
+
+
+@dataclass
+class Rollout(Sequences):
+    """Everything the updates of one rollout read; one row per answer of this process."""
+
     logprobs: Tensor  # (B, R) float32 of the sampling policy
     ref_logprobs: Tensor  # (B, R) float32
     values: Tensor  # (B, R) float32
@@ -47,19 +125,20 @@ class Rollout:
         """Return the fields by name, to be saved."""
         return {f.name: getattr(self, f.name).contiguous() for f in fields(self)}
 
-    def rows(self, index: Tensor, trim: bool) -> "Rollout":
-        """Return some rows; with `trim`, without the columns in which all of them are padding."""
-        picked = {name: tensor[index] for name, tensor in self.tensors().items()}
-        if not trim:
-            return Rollout(**picked)
-        width = self.response_mask.size(1)
-        start = int(first_true(picked["mask"].any(0)[None]))
-        used = int((picked["response_mask"] | picked["value_mask"]).any(0).sum())
-        end = picked["mask"].size(1) - width + max(used, 1)
-        for name, tensor in picked.items():
-            whole_row = name in ("input_ids", "mask")
-            picked[name] = tensor[:, start:end] if whole_row else tensor[:, : max(used, 1)]
-        return Rollout(**picked)
+    def micro_batch(self, index: Tensor, trim: bool) -> MicroBatch:
+        """Return some rows for an update."""
+        answer, value = self.response_mask[index], self.value_mask[index]
+        responses = self.input_ids[index][:, -answer.size(1) :]
+        return MicroBatch(
+            layout=self.layout(index, trim),
+            targets=responses[answer],
+            logprobs=self.logprobs[index][answer],
+            ref_logprobs=self.ref_logprobs[index][answer],
+            advantages=self.advantages[index][answer],
+            importance=self.importance[index][answer],
+            values=self.values[index][value],
+            returns=self.returns[index][value],
+        )
 
 
 class PromptEncoder:
@@ -161,17 +240,16 @@ def left_pad(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, T
 
 
 def demonstration_batch(rows: Sequence[tuple[list[int], int]], limit: int, device) -> dict:
-    """Return right-padded demonstrations: input_ids, attention_mask, target_mask (S, T)."""
+    """Return right-padded demonstrations: input_ids, predict_at (S, T) and targets (N,)."""
     cut = [(ids[:limit], start) for ids, start in rows]
     width = max(len(ids) for ids, _ in cut)
     ids = torch.zeros(len(cut), width, dtype=torch.long)
-    mask = torch.zeros(len(cut), width, dtype=torch.bool)
-    target = torch.zeros(len(cut), width, dtype=torch.bool)
+    predict_at = torch.zeros(len(cut), width, dtype=torch.bool)
     for i, (row, start) in enumerate(cut):
         ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = True
-        target[i, max(start, 1) : len(row)] = True
-    batch = {"input_ids": ids, "attention_mask": mask, "target_mask": target}
+        predict_at[i, max(start, 1) - 1 : len(row) - 1] = True
+    targets = ids[:, 1:][predict_at[:, :-1]]
+    batch = {"input_ids": ids, "predict_at": predict_at, "targets": targets}
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
@@ -190,14 +268,14 @@ class IdReward:
         self.scores: list[float] = []
 
     @torch.no_grad()
-    def read(self, input_ids: Tensor, mask: Tensor, last: Tensor, chunk: int) -> None:
-        """Score rows (B, L) at the column `last` (B,) of their last real token."""
-        self.scores = []
-        for rows in row_chunks(input_ids.size(0), chunk):
-            hidden = backbone_states(self.model, input_ids[rows], mask[rows])
-            picked = hidden[torch.arange(hidden.size(0), device=hidden.device), last[rows]]
-            scores = (self.model.score(picked).squeeze(-1).float() - self.mean) / self.std
-            self.scores += scores.tolist()
+    def read(self, sequences: Sequences, size: int, trim: bool) -> None:
+        """Score rows at their last real token, `size` of them at a time."""
+        scores = torch.zeros(sequences.mask.size(0), device=sequences.mask.device)
+        for index, layout in sequences.batches(size, trim):
+            hidden = backbone_states(self.model, layout.input_ids, layout.attention_mask)
+            rows = torch.arange(hidden.size(0), device=hidden.device)
+            scores[index] = self.model.score(hidden[rows, layout.last]).squeeze(-1).float()
+        self.scores = ((scores - self.mean) / self.std).tolist()
 
     def __call__(
         self, prompts: Sequence, completions: Sequence[str], **columns: Any
@@ -207,59 +285,58 @@ class IdReward:
 
 
 @dataclass
-class Answers:
-    """What rewards are computed from; produced by an engine and completed by `mark`."""
+class Answers(Sequences):
+    """What an engine produced, with the rules of the configuration applied by `mark`."""
 
-    prompt_ids: Tensor  # (B, P)
-    prompt_mask: Tensor  # (B, P)
     responses: Tensor  # (B, R)
     lengths: Tensor  # (B,)
     ended: Tensor  # (B,) bool, by a stop token
-    logprobs: Tensor  # (B, R) of the engine
-
-    @property
-    def response_mask(self) -> Tensor:
-        """(B, R) bool, True on real tokens of the answer."""
-        columns = torch.arange(self.responses.size(1), device=self.responses.device)
-        return columns < self.lengths[:, None]
-
-    @property
-    def input_ids(self) -> Tensor:
-        """(B, L) prompts and answers."""
-        return torch.cat([self.prompt_ids, self.responses * self.response_mask], 1)
-
-    @property
-    def mask(self) -> Tensor:
-        """(B, L) bool."""
-        return torch.cat([self.prompt_mask, self.response_mask], 1)
-
-    @property
-    def last(self) -> Tensor:
-        """(B,) column of the last real token in input_ids."""
-        return self.prompt_ids.size(1) + self.lengths - 1
+    logprobs: Tensor  # (B, R) float32 of the engine
 
 
 def mark(
-    generation, prompt_ids: Tensor, prompt_mask: Tensor, args: PPOConfig, stop_ids, pad_id, eos_id
+    generation: Generation,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    args: PPOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: tuple[int, ...],
 ) -> Answers:
     """Say which tokens are real and which answers ended, by the rules that `args` names."""
     responses, lengths = generation.responses, generation.lengths
-    real = torch.arange(responses.size(1), device=responses.device) < lengths[:, None]
-    ends = (eos_id,) if args.missing_eos_check == "eos_token" or not stop_ids else stop_ids
-    ended = (torch.isin(responses, torch.tensor(ends, device=responses.device)) & real).any(1)
+    width = responses.size(1)
+    columns = torch.arange(width, device=responses.device)
+    real = columns < lengths[:, None]
+    by_eos = args.missing_eos_check == "eos_token" or not stop_ids
+    ends = (tokenizer.eos_token_id,) if by_eos else stop_ids
+    ended = torch.zeros_like(lengths, dtype=torch.bool)
+    if None not in ends:
+        ended = (torch.isin(responses, torch.tensor(ends, device=responses.device)) & real).any(1)
     if args.masks_from == "pad_token":
         # TRL's rule: a pad token is padding wherever it stands, also one the policy sampled
-        prompt_mask = prompt_mask & (prompt_ids != pad_id)
+        prompt_mask = prompt_mask & (prompt_ids != tokenizer.pad_token_id)
         prompt_ids = prompt_ids * prompt_mask
-        lengths = torch.minimum(lengths, first_true((responses == pad_id) & real))
-    return Answers(prompt_ids, prompt_mask, responses, lengths, ended, generation.logprobs)
+        padding = (responses == tokenizer.pad_token_id) & real
+        lengths = torch.minimum(lengths, first_true(padding))
+        real = columns < lengths[:, None]
+    value_mask = real if args.reward_position == "eos" else columns <= lengths[:, None]
+    return Answers(
+        input_ids=torch.cat([prompt_ids, responses * real], 1),
+        mask=torch.cat([prompt_mask, real], 1),
+        response_mask=real,
+        value_mask=value_mask,
+        responses=responses,
+        lengths=lengths,
+        ended=ended,
+        logprobs=generation.logprobs * real,
+    )
 
 
 class Scorer:
     """Scores answers with all rewards of a run; one for training, one for evaluation."""
 
-    def __init__(self, rewards: RewardSum, encoder: PromptEncoder, chunk: int):
-        self.rewards, self.encoder, self.chunk = rewards, encoder, chunk
+    def __init__(self, rewards: RewardSum, encoder: PromptEncoder, size: int, trim: bool):
+        self.rewards, self.encoder, self.size, self.trim = rewards, encoder, size, trim
 
     def score(
         self, rows: Sequence[Mapping[str, Any]], ids: Sequence[list[int]], answers: Answers
@@ -267,7 +344,7 @@ class Scorer:
         """Return total scores (B,), the values of each reward by name, and the answers' texts."""
         for reward in self.rewards.rewards:
             if isinstance(reward, IdReward):
-                reward.read(answers.input_ids, answers.mask, answers.last, self.chunk)
+                reward.read(answers, self.size, self.trim)
         texts = self.encoder.answers(answers.responses, answers.lengths)
         columns = {
             name: [row[name] for row in rows] for name in rows[0] if name not in NOT_REWARD_COLUMNS
@@ -300,35 +377,28 @@ def advantages(
     kl_coef: float,
     reduce: Reduce | None,
 ) -> dict[str, Tensor]:
-    """Return value_mask, values, advantages and returns (B, R), and the KL (B, R).
+    """Return advantages, returns and the KL, each (B, R).
 
     Args:
+        answers: whose masks say what is real.
         scores: (B,) shaped scores.
-        logprobs, ref_logprobs, values: (B, R).
+        logprobs: (B, R) of the sampling policy, 0 outside response_mask.
+        ref_logprobs: (B, R), 0 outside response_mask.
+        values: (B, R), 0 outside value_mask.
+        args: reward position, whitening, gamma, lam.
         kl_coef: of the KL in the reward; 0 when it is in the loss.
         reduce: sums over processes for global whitening.
     """
-    real, width = answers.response_mask, answers.responses.size(1)
-    end, value_mask = (answers.lengths - 1).clamp(min=0), real
-    if args.reward_position == "after_eos":
-        end = torch.where(answers.lengths < width, answers.lengths, answers.lengths - 1)
-        columns = torch.arange(width, device=real.device)
-        value_mask = columns <= answers.lengths[:, None]
-    kl = kl_estimate(logprobs, ref_logprobs, args.kl_estimator) * real
+    real, value_mask = answers.response_mask, answers.value_mask
+    kl = kl_estimate(logprobs, ref_logprobs, args.kl_estimator)
+    # the last position that has a value: the last token, or the one after it where TRL put it
+    end = value_mask.sum(1).clamp(min=1) - 1
     rewards = token_rewards(kl, kl_coef, scores, end)
     if args.whiten_rewards:
         rewards = whiten(rewards, value_mask, shift_mean=False, reduce=reduce) * value_mask
-    values = values * value_mask
     raw, returns = generalized_advantages(rewards, values, args.gamma, args.lam)
     return {
-        "value_mask": value_mask,
-        "values": values,
         "advantages": whiten(raw, real, reduce=reduce) * real,
         "returns": returns,
         "kl": kl,
     }
-
-
-def in_chunks(function: Callable[..., Any], count: int, size: int, *tensors: Tensor) -> Any:
-    """Call `function` on chunks of rows of `tensors` and concatenate what it returns."""
-    return torch.cat([function(*(t[rows] for t in tensors)) for rows in row_chunks(count, size)])

@@ -51,12 +51,12 @@ from codexhf.ppo.rollout import (
     NOT_REWARD_COLUMNS,
     Answers,
     IdReward,
+    MicroBatch,
     PromptEncoder,
     Rollout,
     Scorer,
     advantages,
     demonstration_batch,
-    in_chunks,
     left_pad,
     mark,
     shape_scores,
@@ -193,7 +193,7 @@ class PPOTrainer(Trainer):
         limit = getattr(config, "max_position_embeddings", None)
         self.encoder = PromptEncoder(tokenizer, args.response_length, limit)
         chunk = args.local_rollout_forward_batch_size
-        self.scorer = Scorer(rewards, self.encoder, chunk)
+        self.scorer = Scorer(rewards, self.encoder, chunk, args.trim_padding)
         self.eval_scorer = self.scorer
         if eval_funcs:
             extra = combine(eval_funcs)
@@ -201,7 +201,7 @@ class PPOTrainer(Trainer):
             both = RewardSum(
                 [*rewards.rewards, *extra.rewards], [*rewards.weights, *[0.0] * len(extra.rewards)]
             )
-            self.eval_scorer = Scorer(both, self.encoder, chunk)
+            self.eval_scorer = Scorer(both, self.encoder, chunk, args.trim_padding)
         self._check_columns()
         self.kl = AdaptiveKL(args.kl_coef, args.kl_target or 1.0, args.kl_horizon)
         self._sums: dict[str, list] = defaultdict(lambda: [0.0, 0.0])
@@ -214,7 +214,8 @@ class PPOTrainer(Trainer):
         self._micro_step = micro_step
         self._rollout: Rollout | None = None
         self._order: Tensor | None = None  # (rollout_rows,) of the present pass
-        self._counts: Tensor | None = None  # tokens of the present minibatch, over all processes
+        self._minibatch: Tensor | None = None  # rows behind the present optimizer step
+        self._counts: Tensor | None = None  # their tokens, over all processes
         self._sft_batches: list[dict] = []
         self._stopped = False  # the rest of this rollout's updates is skipped
 
@@ -267,9 +268,7 @@ class PPOTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer; the critic gets groups of its own if it has a learning rate."""
         given = self.optimizer is not None
-        optimizer = (
-            super().create_optimizer(model) if model is not None else super().create_optimizer()
-        )
+        optimizer = super().create_optimizer(model)
         rate = self.args.critic_learning_rate
         if given or rate is None:
             return optimizer
@@ -325,11 +324,11 @@ class PPOTrainer(Trainer):
         if self._order is None or (now.starts_minibatch and now.minibatch == 0):
             order = self._permutation(now, rank)
             self._order = order.to(self._rollout.mask.device)
-        if now.starts_minibatch:
+        if now.starts_minibatch or self._counts is None:
             self._begin_minibatch(now)
         size = self.schedule.micro_rows
-        start = (now.minibatch * self.schedule.micros + now.micro) * size
-        batch = self._rollout.rows(self._order[start : start + size], self.args.trim_padding)
+        index = self._minibatch[now.micro * size : (now.micro + 1) * size]
+        batch = self._rollout.micro_batch(index, self.args.trim_padding)
         sft = self._sft_batches[now.micro] if self._sft_batches else None
         return {"batch": batch, "sft": sft, "now": now}
 
@@ -341,16 +340,23 @@ class PPOTrainer(Trainer):
         """Count the tokens of the minibatch over all processes and draw its demonstrations."""
         rows = self.schedule.micros * self.schedule.micro_rows
         index = self._order[now.minibatch * rows : (now.minibatch + 1) * rows]
+        if self.args.trim_padding and self.args.loss_aggregation == "token":
+            # the loss is a sum over the minibatch: grouping rows of like length only saves padding
+            index = self._rollout.by_length(index)
+        self._minibatch = index
         self._sft_batches = []
         if self.args.alpha_sft > 0 and not self._warming_up(now):
             steps = range(self._micro_step, self._micro_step + self.schedule.micros)
             self._sft_batches = [self._demonstrations_of(step) for step in steps]
-        counts = [
-            self._rollout.response_mask[index].sum(),
-            self._rollout.value_mask[index].sum(),
-            sum((b["target_mask"].sum() for b in self._sft_batches), torch.tensor(0)),
-        ]
-        counts = torch.stack([c.to(self._rollout.mask.device, torch.float64) for c in counts])
+        counts = torch.tensor(
+            [
+                self._rollout.response_mask[index].sum(),
+                self._rollout.value_mask[index].sum(),
+                sum(len(batch["targets"]) for batch in self._sft_batches),
+            ],
+            dtype=torch.float64,
+            device=self.args.device,
+        )
         if self.args.loss_aggregation == "token":
             counts = self._total(counts)
         self._counts = counts.clamp(min=1).float()
@@ -386,27 +392,30 @@ class PPOTrainer(Trainer):
             scores, parts, _ = self.scorer.score(rows, ids, answers)
             clock.lap("score")
             logprobs, ref_logprobs, importance = self._rollout_logprobs(answers)
-            values = self._rollout_values(answers)
+            values = self._values(answers)
             clock.lap("forward")
         scores = shape_scores(scores, answers, args)
         in_reward = args.gamma_reg * self.kl.coef if args.kl_in == "reward" else 0.0
         reduce = self._total if args.whiten_scope == "global" else None
         found = advantages(answers, scores, logprobs, ref_logprobs, values, args, in_reward, reduce)
-        self._note_rollout(answers, scores, parts, logprobs, found["kl"], in_reward, clock)
-        self._adapt_kl(found.pop("kl"))
+        kl = found.pop("kl")
+        self._note_rollout(answers, scores, parts, logprobs, kl, in_reward, clock)
+        self._adapt_kl(kl)
         return Rollout(
             input_ids=answers.input_ids,
             mask=answers.mask,
             response_mask=answers.response_mask,
+            value_mask=answers.value_mask,
             logprobs=logprobs,
             ref_logprobs=ref_logprobs,
+            values=values,
             importance=importance,
             **found,
         )
 
     @contextmanager
     def _rollout_mode(self):
-        """Eval mode, so that caches work under activation checkpointing; autocast as in training."""
+        """Eval mode, so that caches work under checkpointing; autocast as in training."""
         with evaluating(self.model), self.accelerator.autocast(), self._gathered():
             yield
 
@@ -433,13 +442,7 @@ class PPOTrainer(Trainer):
             policy, prompt_ids, prompt_mask, seed=seed, temperature=temperature
         )
         return mark(
-            generation,
-            prompt_ids,
-            prompt_mask,
-            self.args,
-            self.stop_ids,
-            self.pad_id,
-            self.processing_class.eos_token_id,
+            generation, prompt_ids, prompt_mask, self.args, self.processing_class, self.stop_ids
         )
 
     def _collated(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -460,17 +463,17 @@ class PPOTrainer(Trainer):
     def _rollout_logprobs(self, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
         """Return log-probabilities of policy and reference, and importance weights (B, R)."""
         wrapper = self.accelerator.unwrap_model(self.model)
-        logprobs = answers.logprobs * answers.response_mask
+        logprobs = answers.logprobs
         importance = torch.ones_like(logprobs)
         if self._recompute():
-            sampled, logprobs = logprobs, self._score_chunks(wrapper.policy, answers)
+            sampled, logprobs = logprobs, self._logprobs(wrapper.policy, answers)
             cap = self.args.importance_cap
             if cap is not None:
                 importance = truncated_importance_weights(logprobs, sampled, cap)
             gap = (logprobs - sampled).abs()
             self._note("sampler/logprob_gap", masked_sum(gap, answers.response_mask), answers)
         with self._reference() as reference:
-            ref_logprobs = self._score_chunks(reference, answers)
+            ref_logprobs = self._logprobs(reference, answers)
         return logprobs, ref_logprobs, importance
 
     def _recompute(self) -> bool:
@@ -482,34 +485,33 @@ class PPOTrainer(Trainer):
             mixed or self.model.dtype != torch.float32 or self.args.rollout_engine in _FAR_ENGINES
         )
 
-    def _score_chunks(self, policy: nn.Module, answers: Answers) -> Tensor:
-        """Return log-probabilities (B, R) of the answers under `policy`."""
+    def _logprobs(self, policy: nn.Module, answers: Answers) -> Tensor:
+        """Return log-probabilities (B, R) of the answers under `policy`, 0 outside them."""
         wrapper = self.accelerator.unwrap_model(self.model)
+        out = torch.zeros_like(answers.logprobs)
+        size = self.args.local_rollout_forward_batch_size
+        for index, layout in answers.batches(size, self.args.trim_padding):
+            mask = answers.response_mask[index]
+            picked, _ = wrapper.score(
+                policy,
+                layout.input_ids,
+                layout.attention_mask,
+                layout.policy_at,
+                answers.responses[index][mask],
+                self.args.temperature,
+            )
+            out[index] = out[index].masked_scatter(mask, picked)
+        return out
 
-        def score(*tensors: Tensor) -> Tensor:
-            return wrapper.score(policy, *tensors, self.args.temperature)[0]
-
-        return in_chunks(
-            score,
-            len(answers.lengths),
-            self.args.local_rollout_forward_batch_size,
-            answers.input_ids,
-            answers.mask,
-            answers.responses,
-            answers.response_mask,
-        )
-
-    def _rollout_values(self, answers: Answers) -> Tensor:
-        """Return the critic's values (B, R)."""
+    def _values(self, answers: Answers) -> Tensor:
+        """Return the critic's values (B, R), 0 outside value_mask."""
         wrapper = self.accelerator.unwrap_model(self.model)
-        width = answers.responses.size(1)
-        return in_chunks(
-            lambda ids, mask: wrapper.values(ids, mask, width),
-            len(answers.lengths),
-            self.args.local_rollout_forward_batch_size,
-            answers.input_ids,
-            answers.mask,
-        )
+        out = torch.zeros_like(answers.logprobs)
+        size = self.args.local_rollout_forward_batch_size
+        for index, layout in answers.batches(size, self.args.trim_padding):
+            picked = wrapper.values(layout.input_ids, layout.attention_mask, layout.value_at)
+            out[index] = out[index].masked_scatter(answers.value_mask[index], picked)
+        return out
 
     @contextmanager
     def _reference(self):
@@ -561,55 +563,51 @@ class PPOTrainer(Trainer):
 
     def _loss_terms(self, model: nn.Module, inputs: dict) -> dict[str, Tensor]:
         """Return the unweighted terms that are trained now."""
-        args, batch, now = self.args, inputs["batch"], inputs["now"]
-        width = batch.response_mask.size(1)
-        frozen = self._warming_up(now)
-        alone = self.args.world_size == 1 and not self.is_deepspeed_enabled
+        batch, frozen = inputs["batch"], self._warming_up(inputs["now"])
+        layout = batch.layout
+        # DDP waits for a gradient of every parameter, so there a frozen policy runs all the same
+        skip_policy = frozen and self.args.world_size == 1 and not self.is_deepspeed_enabled
         out = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.mask,
-            responses=batch.input_ids[:, -width:],
-            response_mask=batch.response_mask,
-            temperature=args.temperature,
-            # DDP waits for a gradient of every parameter, so there the forward runs all the same
-            want_policy=not (frozen and alone),
+            input_ids=layout.input_ids,
+            attention_mask=layout.attention_mask,
+            policy_at=None if skip_policy else layout.policy_at,
+            value_at=layout.value_at,
+            targets=batch.targets,
+            temperature=self.args.temperature,
             sft=inputs["sft"],
         )
         terms = {"value": self._value_term(out.values, batch)}
-        if out.logprobs is not None:
-            policy, omega = self._policy_terms(out.logprobs, out.entropy, batch)
-            terms |= {"policy": policy} if omega is None else {"policy": policy, "omega": omega}
-            if frozen:
-                terms["policy"] = out.logprobs.sum() * 0.0
-                terms.pop("omega", None)
+        if frozen and out.logprobs is not None:
+            terms["policy"] = out.logprobs.sum() * 0.0
+        elif not frozen:
+            terms |= self._policy_terms(out.logprobs, out.entropy, batch)
         if out.sft_loss_sum is not None:
-            tokens = inputs["sft"]["target_mask"].sum()
+            tokens = len(inputs["sft"]["targets"])
             terms["sft"] = self._mean(out.sft_loss_sum, tokens, 2)
             self._add("loss/sft_avg", out.sft_loss_sum, tokens)
         return terms
 
-    def _mean(self, total: Tensor, local_count: Tensor, which: int) -> Tensor:
-        """Return a micro batch's share of the minibatch mean of a token sum."""
+    def _mean(self, total: Tensor, count: int, which: int) -> Tensor:
+        """Return a micro batch's share of the minibatch mean of a sum over `count` tokens."""
         if self.args.loss_aggregation == "micro_batch":
-            return total / local_count.clamp(min=1) / self.schedule.micros
+            return total / max(count, 1) / self.schedule.micros
         return total / self._counts[which] * self.args.world_size
 
-    def _value_term(self, values: Tensor, batch: Rollout) -> Tensor:
+    def _value_term(self, values: Tensor, batch: MicroBatch) -> Tensor:
         """Return the value loss and note its figures."""
-        mask = batch.value_mask
         losses, clipped = value_losses(
-            values * mask, batch.values, batch.returns, self.args.cliprange_value
+            values, batch.values, batch.returns, self.args.cliprange_value
         )
-        total, count = masked_sum(losses, mask), mask.sum()
+        total, count = losses.sum(), len(losses)
         self._add("loss/value_avg", total, count)
-        self._add("val/clipfrac_avg", masked_sum(clipped, mask), count)
+        self._add("val/clipfrac_avg", clipped.sum(), count)
         return self._mean(total, count, 1)
 
     def _policy_terms(
-        self, logprobs: Tensor, entropy: Tensor, batch: Rollout
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the surrogate loss and Omega, and note their figures."""
-        args, mask = self.args, batch.response_mask
+        self, logprobs: Tensor, entropy: Tensor, batch: MicroBatch
+    ) -> dict[str, Tensor]:
+        """Return the surrogate loss and, where it has any, Omega; note their figures."""
+        args = self.args
         losses, ratio, clipped = policy_losses(
             logprobs,
             batch.logprobs,
@@ -619,19 +617,18 @@ class PPOTrainer(Trainer):
             dual_clip=args.dual_clip,
             log_ratio_clip=args.log_ratio_clip,
         )
-        count = mask.sum()
-        total = masked_sum(losses * batch.importance, mask)
-        self._note_policy(logprobs, batch, ratio, clipped, entropy, total, count)
-        omega = None
+        count, total = len(losses), (losses * batch.importance).sum()
+        self._note_policy(logprobs, batch, ratio, clipped, entropy, total)
+        terms, omega = {"policy": self._mean(total, count, 0)}, None
         if args.kl_in == "loss":
             kl = kl_estimate(logprobs, batch.ref_logprobs, args.kl_estimator)
-            omega = self.kl.coef * masked_sum(kl, mask)
+            omega = self.kl.coef * kl.sum()
         if args.entropy_coef > 0:
             omega = (0.0 if omega is None else omega) - args.entropy_coef * entropy.sum()
         if omega is not None:
             self._add("loss/omega_avg", omega, count)
-            omega = self._mean(omega, count, 0)
-        return self._mean(total, count, 0), omega
+            terms["omega"] = self._mean(omega, count, 0)
+        return terms
 
     # ------------------------------------------------------------------------------ figures
 
@@ -647,17 +644,17 @@ class PPOTrainer(Trainer):
         self._add(name, total, answers.response_mask.sum())
 
     @torch.no_grad()
-    def _note_policy(self, logprobs, batch, ratio, clipped, entropy, total, count) -> None:
+    def _note_policy(self, logprobs, batch, ratio, clipped, entropy, total) -> None:
         """Note the figures of the surrogate; means are over real tokens."""
-        mask = batch.response_mask
-        squares = 0.5 * masked_sum((logprobs - batch.logprobs) ** 2, mask)
+        count = len(logprobs)
+        squares = 0.5 * ((logprobs - batch.logprobs) ** 2).sum()
         self._add("loss/policy_avg", total, count)
         self._add("policy/approxkl_avg", squares, count)
-        self._add("policy/clipfrac_avg", masked_sum(clipped, mask), count)
+        self._add("policy/clipfrac_avg", clipped.sum(), count)
         self._add("policy/entropy_avg", entropy.sum(), count)
-        self._add("val/ratio", masked_sum(ratio, mask), count)
-        self._add("val/ratio_square", masked_sum(ratio**2, mask), count)
-        self._minibatch_kl[0] += squares.detach()
+        self._add("val/ratio", ratio.sum(), count)
+        self._add("val/ratio_square", (ratio**2).sum(), count)
+        self._minibatch_kl[0] += squares
         self._minibatch_kl[1] += count
 
     def _note_rollout(self, answers, scores, parts, logprobs, kl, kl_coef, clock) -> None:
@@ -799,9 +796,9 @@ class PPOTrainer(Trainer):
         answers = self._answer(ids, seed, temperature)
         scores, parts, _ = self.eval_scorer.score(rows, ids, answers)
         policy = self.accelerator.unwrap_model(self.model).policy
-        logprobs = self._score_chunks(policy, answers)
+        logprobs = self._logprobs(policy, answers)
         with self._reference() as reference:
-            ref_logprobs = self._score_chunks(reference, answers)
+            ref_logprobs = self._logprobs(reference, answers)
         return {
             **parts,
             "score": shape_scores(scores, answers, self.args).tolist(),
@@ -1170,7 +1167,7 @@ def _one_label(model: Any) -> dict[str, int]:
 
 
 def _critic(value_model: Any, policy: nn.Module, rewards: RewardSum) -> PreTrainedModel:
-    """Return the critic: the given one, a copy of the reward model, or one on the policy's trunk."""
+    """Return the critic: the given one, the reward model's copy, or one on the policy's trunk."""
     critic = load_model(value_model, AutoModelForSequenceClassification, **_one_label(value_model))
     if critic is None:
         # only a reward model that reads the policy's ids has the policy's vocabulary

@@ -1,0 +1,107 @@
+"""The PPO stage's trainer: ours, or TRL 1.12's class through the same recipe."""
+
+import importlib
+from dataclasses import fields
+
+from datasets import Dataset
+
+from codexhf.arguments import REWARD_MODEL, PPOArguments
+from codexhf.data import Data, render_prompt
+from codexhf.models import load_model_reward, load_policy, load_reward_model, lora_config
+from codexhf.ppo.config import PPOConfig
+from codexhf.ppo.trainer import PPOTrainer
+from codexhf.rewards import combine
+
+
+def new_trainer(
+    stage: PPOArguments,
+    training: PPOConfig,
+    tokenizer,
+    prompts: Data,
+    demonstrations: Data,
+    problems: Data,
+):
+    """Build the trainer that `stage.trainer` names.
+
+    Args:
+        prompts: prompts with the columns that the rewards read.
+        demonstrations: rows for the alpha_sft term; may be empty when alpha_sft is 0.
+        problems: held-out problems; unit tests on them are the gold signal of evaluations.
+    """
+    if stage.trainer == "trl":
+        return _trl_trainer(stage, training, tokenizer, prompts)
+    model_reward = None
+    if REWARD_MODEL in stage.rewards:
+        model_reward = load_model_reward(stage.reward_model, clip=stage.reward_clip)
+    uses_tests = any(name.startswith("unit_tests") for name in stage.rewards)
+    return PPOTrainer(
+        args=training,
+        processing_class=tokenizer,
+        model=load_policy(stage.model, tokenizer),
+        ref_model=None,
+        reward_model=None,
+        value_model=load_reward_model(
+            stage.value_model or stage.reward_model, new_head=stage.value_model is not None
+        ),
+        train_dataset=prompts.dataset,
+        eval_dataset=problems.dataset if len(problems.dataset) else None,
+        peft_config=lora_config(stage),
+        reward_funcs=combine(
+            stage.rewards,
+            stage.reward_weights,
+            reward_model=model_reward,
+            timeout_s=stage.timeout_s if uses_tests else None,
+        ),
+        sft_dataset=demonstrations.dataset if training.alpha_sft else None,
+        eval_reward_funcs=["unit_tests"],
+    )
+
+
+def _trl_trainer(stage: PPOArguments, training: PPOConfig, tokenizer, prompts: Data):
+    """TRL 1.12's PPOTrainer at the same settings; what it cannot do is refused, not dropped."""
+    try:
+        theirs = importlib.import_module("trl.experimental.ppo")
+    except ModuleNotFoundError:
+        raise ValueError(
+            "trainer: got 'trl', but the installed TRL has no PPOTrainer (removed in 1.13). "
+            "pip install 'codexhf[trl-ppo]', or leave --trainer at codexhf."
+        ) from None
+    problems = []
+    if stage.rewards != [REWARD_MODEL]:
+        problems.append(f"rewards: got {stage.rewards}, but it takes {REWARD_MODEL} alone")
+    shared = {f.name for f in fields(theirs.PPOConfig)}
+    values = {}
+    for f in fields(PPOConfig):
+        value = getattr(training, f.name)
+        if f.name in shared:
+            values[f.name] = value
+        elif f.name in ("alpha_sft", "entropy_coef", "overlong_penalty") and value:
+            problems.append(f"{f.name}: got {value}, but it has no such term")
+    if problems:
+        raise ValueError("trainer trl: " + "; ".join(problems) + ". Use --trainer codexhf.")
+    values |= {"save_strategy": "no", "eval_strategy": "no", "num_sample_generations": 0}
+
+    class Trainer(theirs.PPOTrainer):
+        """TRL's class with the two calls of run_stage that it does not answer."""
+
+        def train(self, resume_from_checkpoint=None):
+            assert resume_from_checkpoint is None, "TRL's class writes no checkpoints here"
+            return super().train()
+
+        def evaluate(self, *args, **kwargs):
+            return {}
+
+    rows = [
+        {"input_ids": tokenizer(render_prompt(p, tokenizer), add_special_tokens=False).input_ids}
+        for p in prompts.dataset["prompt"]
+    ]
+    return Trainer(
+        args=theirs.PPOConfig(**values),
+        processing_class=tokenizer,
+        model=load_policy(stage.model, tokenizer),
+        ref_model=load_policy(stage.model, tokenizer),
+        reward_model=load_reward_model(stage.reward_model),
+        value_model=load_reward_model(stage.value_model or stage.reward_model),
+        train_dataset=Dataset.from_list(rows),
+        peft_config=lora_config(stage),
+    )
