@@ -246,12 +246,19 @@ def test_unit_tests_reward_hands_the_timeout_on(fake_sandbox):
 
 @pytest.mark.parametrize("name", ["unit_tests", "unit_tests_partial"])
 def test_unit_tests_reward_raises_on_sandbox_error(name, fake_sandbox):
-    with pytest.raises(RewardError, match=rf"'{name}', row 2: the sandbox failed \(no zygote\)"):
+    with pytest.raises(RewardError, match=rf"'{name}', row 2: got no verdict .* 'f': no zygote"):
         REWARDS[name](
             [""] * 3,
             ["pass", "pass", "sandbox_error"],
             tests=[None, CASES, CASES],
             entry_point=["f"] * 3,
+        )
+
+
+def test_unit_tests_reward_raises_on_broken_tests():
+    with pytest.raises(RewardError, match="'unit_tests', row 1: got no verdict"):
+        unit_tests_reward(
+            [""] * 2, ["def f(): return 1"] * 2, tests=[None, "assert ("], entry_point=["f"] * 2
         )
 
 

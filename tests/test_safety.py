@@ -82,7 +82,7 @@ def test_violations_name_rule_line_and_text():
 
 
 def test_violations_count_lines_in_text_too():
-    code = "x = 1\n'''\n-----BEGIN PRIVATE KEY-----\n'''\n"
+    code = "x = '\x0c\x0c'\r'''\n-----BEGIN PRIVATE KEY-----\n'''\n"  # a form feed ends no line
     assert violations(code, RULES) == [("secrets", 3, "-----BEGIN PRIVATE KEY-----")]
 
 

@@ -57,8 +57,8 @@ class UnitTestsReward:
         partial: give the share of test cases that passed instead, in [0, 1].
         timeout_s: wall clock allowed to one answer for all of its tests.
 
-    A row without tests gets None. An error of the sandbox says nothing about the answer, so it is
-    never a reward: execution.py retries it, and what is left raises RewardError here.
+    A row without tests gets None. A failing sandbox or broken tests say nothing about the answer,
+    so they are never a reward: run_tests retries, and what is left raises RewardError here.
     """
 
     def __init__(self, *, partial: bool = False, timeout_s: float = 3.0) -> None:
@@ -92,9 +92,9 @@ class UnitTestsReward:
         for row, result in zip(rows, results, strict=True):
             if result.verdict == "sandbox_error":
                 raise RewardError(
-                    f"reward {self.__name__!r}, row {row}: the sandbox failed ({result.detail}) "
-                    f"on entry point {entry_point[row]!r}. This is no verdict on the answer, so "
-                    "the run stops instead of learning from it; resume once the sandbox works."
+                    f"reward {self.__name__!r}, row {row}: got no verdict on the answer for entry "
+                    f"point {entry_point[row]!r}: {result.detail}. The run stops instead of "
+                    "learning from it; mend the row's tests or the sandbox, then resume."
                 )
             passed = result.verdict == "pass"
             if self.partial and not passed:
