@@ -55,7 +55,7 @@ class UnitTestsReward:
 
     Args:
         partial: give the share of test cases that passed instead, in [0, 1].
-        timeout_s: wall clock allowed to one answer for all of its tests.
+        timeout_s: wall clock of one run of the answer, as run_tests takes it.
 
     A row without tests gets None. A failing sandbox or broken tests say nothing about the answer,
     so they are never a reward: run_tests retries, and what is left raises RewardError here.
