@@ -82,7 +82,8 @@ class _Worker:
                     byte = os.read(self.stdout, 1)  # not a byte more: replies follow
                 if not byte:
                     self.stop()
-                    raise SandboxUnavailable(f"{self._launcher.isolation}: {self._last_words()}")
+                    cure = f" ({self._launcher.cure})" if self._launcher.cure else ""
+                    raise SandboxUnavailable(f"it does not start: {self._last_words()}{cure}")
                 line += byte
         os.set_blocking(self.stdin, False)
         os.set_blocking(self.stdout, False)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codexhf.execution import lockdown
+from codexhf.execution.protocol import SCRATCH
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,12 @@ _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
 }
 _NOBODY = 65534
+_NAMESPACES_CURE = (
+    "user namespaces are forbidden here? sysctl -w user.max_user_namespaces=15000; on Ubuntu 24.04 "
+    "and later load the AppArmor profile: apt install apparmor-profiles && apparmor_parser -r "
+    "/usr/share/apparmor/extra-profiles/bwrap-userns-restrict; inside a container use docker's "
+    "--security-opt seccomp=unconfined"
+)
 
 
 class SandboxUnavailable(RuntimeError):
@@ -49,12 +56,14 @@ class Launcher:
         argv: the whole command.
         environment: of the launched process.
         user: uid and gid to take before the launch, None to keep the caller's.
+        cure: what to do when it does not start.
     """
 
     isolation: str
     argv: tuple[str, ...]
     environment: dict[str, str]
     user: int | None = None
+    cure: str = ""
 
     def start(self, stderr: int) -> subprocess.Popen:
         """Start a zygote with pipes on standard input and output."""
@@ -120,6 +129,9 @@ def make_bubblewrap(threads: bool = False) -> Launcher:
         str(_HERE),
         "/sandbox",
         "--dir",
+        SCRATCH,
+        "--symlink",
+        SCRATCH[1:],
         "/tmp",
         "--remount-ro",
         "/",
@@ -137,6 +149,7 @@ def make_bubblewrap(threads: bool = False) -> Launcher:
         tuple(argv),
         {"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
         _drop_to((interpreter, bwrap, str(_HERE))),
+        _NAMESPACES_CURE,
     )
 
 

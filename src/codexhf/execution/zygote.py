@@ -8,6 +8,7 @@ way: a child writes them to a file in memory, which the kernel copies to standar
 """
 
 import ast
+import builtins
 import gc
 import importlib
 import json
@@ -29,7 +30,7 @@ import clock
 import lockdown
 import plain
 import wire
-from protocol import ASSERTS, CALLS, DONE, HEADER, PROGRAM, REPLY, SETUP_FAILED, TIMED_OUT
+from protocol import ASSERTS, CALLS, DONE, HEADER, PROGRAM, REPLY, SCRATCH, SETUP_FAILED, TIMED_OUT
 
 PRELOADED = (
     "array bisect calendar collections copy dataclasses datetime decimal enum fractions functools "
@@ -54,7 +55,7 @@ class Zygote:
         if config["walls"]:
             self._walls = lockdown.Walls(
                 config["readable"],
-                ["/tmp"] if self._namespaces else [],
+                [os.path.dirname(SCRATCH)] if self._namespaces else [],
                 config["threads"],
                 config["landlock"],
                 seccomp=True,
@@ -174,9 +175,11 @@ class Zygote:
         if self._namespaces:
             lockdown.check_call(lockdown.libc.unshare(lockdown.CLONE_NEWNS), "unshare")
             options = b"size=64m,nr_inodes=4096,mode=0777"
-            mounted = lockdown.libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 6, options)  # nosuid, nodev
-            lockdown.check_call(mounted, "mount /tmp")
-            os.chdir("/tmp")
+            mounted = lockdown.libc.mount(
+                b"tmpfs", SCRATCH.encode(), b"tmpfs", 6, options
+            )  # nosuid, nodev
+            lockdown.check_call(mounted, "mount a file system")
+            os.chdir(SCRATCH)
         if self._walls is not None:
             self._walls.enclose(*limits)
         return job
@@ -243,6 +246,7 @@ def main() -> None:
     """Preload what programs import most, freeze it, serve."""
     config = json.loads(sys.argv[1])
     clock.install()
+    builtins.exit = builtins.quit = sys.exit  # what `site`, which is off, would have added
     for name in PRELOADED:
         importlib.import_module(name)
     _warm_up()
