@@ -17,7 +17,7 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,8 @@ SEED = 20
 TIERS = {"expression": 0.25, "comprehension": 0.35, "loop": 0.25, "statements": 0.15}
 SPLITS = {"heldout": 400, "validation": 250, "prompts": 1500, "demonstrations": 2200}
 FILES = ("demonstrations", "rephrased", "prompts", "validation", "heldout")
-SURPLUS = 1.4  # problems drawn for each one wanted, as look-alikes are removed
+SURPLUS = 1.9  # problems drawn for each one wanted, as look-alikes are removed
+OFTEN = 40  # demonstrations in which a part should be, where enough problems have it
 MIN_TESTS, MAX_TESTS = 6, 8
 MIN_WORDS, MAX_WORDS = 10, 38
 
@@ -52,18 +53,14 @@ CHAR_CONDITIONS = (
     ("vowel", '{x} in "aeiou"', "{be} {an}[vowel|lowercase vowel]{pl}"),
     ("novowel", '{x} not in "aeiou"', "{be} not {an}[vowel|lowercase vowel]{pl}"),
     ("digit", "{x}.isdigit()", "{be} {an}[digit|decimal digit]{pl}"),
-    ("nodigit", "not {x}.isdigit()", "{be} not {an}[digit|decimal digit]{pl}"),
-    ("alpha", "{x}.isalpha()", "{be} {an}[letter|letter of the alphabet]"),
     ("isupper", "{x}.isupper()", "{be} [in upper case|uppercase]"),
-    ("islower", "{x}.islower()", "{be} [in lower case|lowercase]"),
     ("nospace", '{x} != " "', "{be} not {an}[space|blank]{pl}"),
     ("nochar", '{x} != "{q}"', "{be} [different from|other than] the letter {q}"),
-    ("after", '{x} > "{q}"', "{be} [after|beyond] the letter {q}"),
 )
 WORD_CONDITIONS = (
-    ("longer", "len({x}) > {k}", "{be} [longer than {k} letters|more than {k} letters long]"),
-    ("shorter", "len({x}) < {k}", "{be} [shorter than {k} letters|less than {k} letters long]"),
-    ("nolen", "len({x}) != {k}", "{be} not [exactly {k} letters long|of length {k}]"),
+    ("longer", "len({x}) > {j}", "{be} [longer than {j} letters|more than {j} letters long]"),
+    ("shorter", "len({x}) < {j}", "{be} [shorter than {j} letters|less than {j} letters long]"),
+    ("nolen", "len({x}) != {j}", "{be} not [exactly {j} letters long|of length {j}]"),
     ("starts", '{x}.startswith("{q}")', "[start{s}|begin{s}] with the letter {q}"),
     ("ends", '{x}.endswith("{q}")', "[end{s}|finish{es}] with the letter {q}"),
     ("has", '"{q}" in {x}', "[contain{s}|include{s}] the letter {q}"),
@@ -125,7 +122,7 @@ CHAR_CHANGES = (
         "[lowercased|converted to lower case]",
     ),
     ("swap", "{x}.swapcase()", "[swap|flip] the case of {o}", "with the case [swapped|flipped]"),
-    ("repeat", "{x} * {k}", "[repeat|copy] {o} {k} times", "[repeated|copied] {k} times"),
+    ("repeat", "{x} * {j}", "[repeat|copy] {o} {j} times", "[repeated|copied] {j} times"),
     ("dash", '{x} + "-"', "[put|add] a dash after {o}", "[followed by|plus] a dash"),
     ("star", '"*" + {x}', "[put|add] a star before {o}", "[preceded by|after] a star"),
 )
@@ -223,13 +220,6 @@ WORD_FINISHES = (
         "return them [sorted|ascending]",
     ),
     (
-        "distinct",
-        "sorted({{g}})",
-        "the sorted [distinct|unique] values of",
-        "",
-        "return the [distinct|unique] values sorted",
-    ),
-    (
         "ndistinct",
         "len({{g}})",
         "the number of [distinct|unique] values of",
@@ -239,37 +229,15 @@ WORD_FINISHES = (
     ("first", "[{g}][:{j}]", "the [first|leading] {j} of", "", "return the [first|leading] {j}"),
     ("last", "[{g}][-{j}:]", "the [last|final] {j} of", "", "return the [last|final] {j}"),
     (
-        "spaces",
-        '" ".join({g})',
-        "the [space-separated|space-joined] string of",
-        "",
-        "join them with spaces",
-    ),
-    (
         "dashes",
         '"-".join({g})',
         "the [dash-separated|dash-joined] string of",
         "",
         "join them with dashes",
     ),
-    ("glue", '"".join({g})', "the [plain|joined] string of", "", "join them into a string"),
-    (
-        "longest",
-        'max(({g}), key=len, default="")',
-        "the longest of",
-        ", or an empty string if there are none",
-        "return the longest, or an empty string if there are none",
-    ),
+    ("glue", '"".join({g})', "the [joined|concatenated] string of", "", "join them into a string"),
 )
-CHAR_FINISHES = tuple(f for f in WORD_FINISHES if f[0] not in ("spaces", "sorted", "longest")) + (
-    (
-        "sortglue",
-        '"".join(sorted({g}))',
-        "the [sorted|ascending] string of",
-        "",
-        "join them sorted into a string",
-    ),
-)
+CHAR_FINISHES = tuple(row for row in WORD_FINISHES if row[0] != "sorted")
 # Sources: name, parameter, variable, code, English of its items, English after "for each x in".
 LIST_SOURCES = (
     ("xs", "xs", "x", "xs", "the numbers [in|of] xs", "xs"),
@@ -357,11 +325,9 @@ PAIR_MERGES = (
 )
 PAIR_CONDITIONS = (
     ("more", "a > b", "a is [greater than|above] b"),
-    ("less", "a < b", "a is [less than|below] b"),
+    ("fewer", "a < b", "a is [less than|below] b"),
     ("unequal", "a != b", "a is [different from|not equal to] b"),
-    ("sum-even", "(a + b) % 2 == 0", "a plus b is even"),
     ("sum-gt", "a + b > {k}", "a plus b is [greater than|above] {k}"),
-    ("apart", "abs(a - b) > {k}", "a and b are more than {k} apart"),
 )
 # Steps of a chain on a list, and what may end it: name, code, imperative on {o}.
 LIST_STEPS = (
@@ -378,13 +344,10 @@ LIST_STEPS = (
     ("second", "{x}[::2]", "[keep|take] every second item of {o}"),
     ("append", "{x} + [{k}]", "[append {k} to|put {k} at the end of] {o}"),
     ("prepend", "[{k}] + {x}", "[prepend {k} to|put {k} at the start of] {o}"),
-    ("twice", "{x} * 2", "[repeat {o} twice|double {o} end to end]"),
 )
 LIST_ENDS = (
-    ("result", "{x}", "return the result"),
     ("sum", "sum({x})", "return its [sum|total]"),
     ("max", "max({x}, default=0)", "return its [largest|maximum] item, or 0 if it is empty"),
-    ("min", "min({x}, default=0)", "return its [smallest|minimum] item, or 0 if it is empty"),
 )
 # Numbers that describe a list: name, code, English.
 MEASURES = (
@@ -392,10 +355,7 @@ MEASURES = (
     ("len", "len(xs)", "the [length|size] of xs"),
     ("max", "max(xs, default=0)", "the [largest item|maximum] of xs or 0 if empty"),
     ("min", "min(xs, default=0)", "the [smallest item|minimum] of xs or 0 if empty"),
-    ("nset", "len(set(xs))", "the number of distinct items of xs"),
-    ("evens", "sum(xs[::2])", "the sum of every second item of xs"),
     ("headsum", "sum(xs[:{j}])", "the sum of the first {j} items of xs"),
-    ("tailsum", "sum(xs[-{j}:])", "the sum of the last {j} items of xs"),
     ("count", "xs.count({k})", "the number of times {k} occurs in xs"),
 )
 OPERATORS = (
@@ -403,71 +363,32 @@ OPERATORS = (
     ("minus", "-", "minus"),
     ("times", "*", "times"),
 )
-SHRINKS = tuple(row for row in INT_CHANGES if row[0] in ("sub", "floordiv"))
+SHRINKS = (
+    ("less", "-= {k}", "[subtract {k} from {o}|decrease {o} by {k}]"),
+    ("part", "//= {k}", "[floor-divide {o} by {k}|divide {o} by {k} rounding down]"),
+)
 LOOKUPS = (("get", 'd.get("{q}", {k})', "the value of key {q} in d, or {k} if it is missing"),)
 POSITION_VALUES = (
     ("i", "i", "i"),
     ("i-times", "i * x", "i times x"),
-    ("i-plus", "i + x", "i plus x"),
-    ("i-minus", "x - i", "x minus i"),
 )
 MARKS = (
     ("hyphen", '"-"', "a dash"),
     ("asterisk", '"*"', "a star"),
-    ("underscore", '"_"', "an underscore"),
 )
 SIGNS = {"add": "+=", "subtract": "-="}
 KEEPS = {"total": "total", "out": "list"}  # variable -> what English calls it
-# What to return of a list ys made before: name, code, English.
-LIST_RESULTS = (
-    (
-        "spread",
-        "max(ys, default=0) - min(ys, default=0)",
-        "the maximum minus the minimum, or 0 if empty",
-    ),
-    ("sumless", "sum(ys) - len(ys)", "their sum minus how many there are"),
-    (
-        "mean",
-        "sum(ys) // len(ys) if ys else 0",
-        "their average rounded down, or 0 if there are none",
-    ),
-    ("edges", "ys[:1] + ys[-1:]", "the first one followed by the last one"),
-    ("mirror", "ys + ys[::-1]", "the list followed by its reverse"),
-    ("withsum", "ys + [sum(ys)]", "the list with its sum appended"),
-    ("lensum", "[len(ys), sum(ys)]", "a list of their count and their sum"),
-    (
-        "median",
-        "sorted(ys)[len(ys) // 2] if ys else 0",
-        "the middle one when sorted, or 0 if there are none",
-    ),
-    ("smallest", "sorted(ys)[:{j}]", "the {j} smallest in ascending order"),
-    ("largest", "sorted(ys)[-{j}:]", "the {j} largest in ascending order"),
-    ("sumtimes", "sum(ys) * {k}", "their sum times {k}"),
-    ("summod", "sum(ys) % {k}", "their sum modulo {k}"),
-    (
-        "enough",
-        "ys if len(ys) > {j} else []",
-        "the list, or an empty list unless it has more than {j} items",
-    ),
+# What to return of a list ys or a text t made before: name, code, English.
+WORDS_RESULTS = (
+    ("mirror", "ys + ys[::-1]", "it followed by its reverse"),
+    ("edges", "ys[:1] + ys[-1:]", "its first item followed by its last"),
+    ("lowest", "sorted(ys)[:{j}]", "its {j} lowest items in ascending order"),
 )
+LIST_RESULTS = (*WORDS_RESULTS, ("withsum", "ys + [sum(ys)]", "it with its sum appended"))
 TEXT_RESULTS = (
     ("mirror", "t + t[::-1]", "it followed by its reverse"),
     ("ends", "t[:{j}] + t[-{j}:]", "its first {j} letters followed by its last {j}"),
-    ("shout", 't + "!"', "it followed by an exclamation mark"),
-    ("lens", "len(t) * {k}", "its length times {k}"),
-    ("lenless", "len(t) - {k}", "its length minus {k}"),
-    ("listed", "list(t)", "the list of its characters"),
-    ("has", 't.count("{q}")', "the number of times the letter {q} occurs in it"),
-    ("where", 't.find("{q}")', "the position of the first letter {q} in it, or -1"),
-)
-WORDS_RESULTS = (
-    ("edges", "ys[:1] + ys[-1:]", "the first one followed by the last one"),
-    ("backjoin", '" ".join(ys[::-1])', "them joined with spaces in reverse order"),
-    ("lens", "len(ys) * {k}", "how many there are times {k}"),
-    ("letters", "sum(len(y) for y in ys)", "the total number of letters in them"),
-    ("firsts", '"".join(y[:1] for y in ys)', "the string of their first letters"),
-    ("smallest", "sorted(ys)[:{j}]", "the first {j} in alphabetical order"),
-    ("cut", '"".join(ys)[:{j}]', "the first {j} letters of them joined together"),
+    ("again", 't + "-" + t', "it, then a dash, then it again"),
 )
 
 LETTERS = "aeinorst"
@@ -663,7 +584,7 @@ def shape(tier: str, weight: int) -> Callable[[Shape], Shape]:
 
 
 # ------------------------------------------------------------------------------- tier: expression
-@shape("expression", 5)
+@shape("expression", 4)
 def number(draw: Draw) -> Made:
     code, told, then = draw.chain(INT_CHANGES, "n", "n", draw.rng.choice((2, 2, 3)))
     return "n", [f"return {code}"], asks(f"n {then}", f"{told}, and return the result")
@@ -681,9 +602,9 @@ def choice(draw: Draw) -> Made:
     return "n", [f"return {yes} if {condition.of('n')} else {no}"], english
 
 
-@shape("expression", 1)
+@shape("expression", 7)
 def verdict(draw: Draw) -> Made:
-    value, told = draw.value(INT_CHANGES, "n", 1)
+    value, told = draw.value(INT_CHANGES, "n", 0.5)
     first, word, second = (
         draw.part(INT_CONDITIONS),
         draw.option("and", "or"),
@@ -707,29 +628,28 @@ def text(draw: Draw) -> Made:
     return "s", [f"return {code}"], asks(f"s {then}", f"{told}, and return the result")
 
 
-@shape("expression", 2)
+@shape("expression", 3)
 def halves(draw: Draw) -> Made:
     first, told_first = draw.value(STRING_CHANGES, "s", 1)
     second, told_second = draw.value(STRING_CHANGES, "s", 1)
     glue, told = {
         "next": ("+", "followed by"),
         "dashed": ('+ "-" +', "then a dash, then"),
-        "spaced": ('+ " " +', "then a space, then"),
-    }[draw.option("next", "dashed", "spaced")]
+    }[draw.option("next", "dashed")]
     code = f"{operand(first)} {glue} {operand(second)}"
     return "s", [f"return {code}"], asks_value(f"{told_first}, {told} {told_second}")
 
 
-@shape("expression", 4)
+@shape("expression", 10)
 def items(draw: Draw) -> Made:
     code, told = "xs", []
     for _ in range(draw.rng.choice((2, 2, 3))):
         step = draw.part(LIST_STEPS)
         code = step.of(code)
         told.append(step.ask("it" if told else "xs"))
-    end = draw.part(LIST_ENDS)
-    told.append(f"and {end.english[0]}")
-    return "xs", [f"return {end.of(code)}"], asks_steps(", ".join(told))
+    end = draw.maybe(LIST_ENDS, 0.4)
+    told.append(f"and {end.english[0] if end else 'return the result'}")
+    return "xs", [f"return {end.of(code) if end else code}"], asks_steps(", ".join(told))
 
 
 def measured(draw: Draw) -> tuple[str, str]:
@@ -739,13 +659,13 @@ def measured(draw: Draw) -> tuple[str, str]:
     return f"{first.code} {sign.code} {second.code}", told
 
 
-@shape("expression", 3)
+@shape("expression", 4)
 def measures(draw: Draw) -> Made:
     code, told = measured(draw)
     return "xs", [f"return {code}"], asks_value(told)
 
 
-@shape("expression", 2)
+@shape("expression", 5)
 def lookup(draw: Draw) -> Made:
     found = draw.part(LOOKUPS)
     code, told, then = draw.chain(INT_CHANGES, found.code, "it", draw.rng.choice((1, 2)))
@@ -774,12 +694,12 @@ def collect(
     return source.parameter, [f"return {code}"], english
 
 
-@shape("comprehension", 10)
+@shape("comprehension", 9)
 def ints(draw: Draw) -> Made | None:
     return collect(draw, INT_SOURCES, INT_CONDITIONS, INT_CHANGES, INT_FINISHES)
 
 
-@shape("comprehension", 6)
+@shape("comprehension", 5)
 def words(draw: Draw) -> Made | None:
     return collect(draw, WORD_SOURCES, WORD_CONDITIONS, STRING_CHANGES, WORD_FINISHES)
 
@@ -789,12 +709,12 @@ def lengths(draw: Draw) -> Made | None:
     return collect(draw, WORD_SOURCES, WORD_CONDITIONS, (LENGTH,), INT_FINISHES, 1)
 
 
-@shape("comprehension", 5)
+@shape("comprehension", 10)
 def chars(draw: Draw) -> Made | None:
     return collect(draw, CHAR_SOURCES, CHAR_CONDITIONS, CHAR_CHANGES, CHAR_FINISHES)
 
 
-@shape("comprehension", 2)
+@shape("comprehension", 4)
 def digits(draw: Draw) -> Made:
     change, finish = draw.maybe(INT_CHANGES, 0.9), draw.part(INT_FINISHES)
     many, loop = "the digits [in|of] s as numbers", "for c in s if c.isdigit()"
@@ -802,7 +722,7 @@ def digits(draw: Draw) -> Made:
     return "s", [f"return {code}"], english
 
 
-@shape("comprehension", 2)
+@shape("comprehension", 4)
 def count_both(draw: Draw) -> Made:
     source, first = draw.source(INT_SOURCES), draw.part(INT_CONDITIONS)
     word, second = draw.option("and", "or"), draw.part(INT_CONDITIONS)
@@ -815,7 +735,7 @@ def count_both(draw: Draw) -> Made:
     return source.parameter, [f"return {code}"], english
 
 
-@shape("comprehension", 4)
+@shape("comprehension", 6)
 def zipped(draw: Draw) -> Made:
     (value, what), condition = draw.merge(), draw.maybe(PAIR_CONDITIONS, 0.75)
     change, finish = draw.maybe(INT_CHANGES, 0.6), draw.part(INT_FINISHES)
@@ -878,7 +798,10 @@ def branch_total(draw: Draw) -> Made:
         no, told_no = draw.value(INT_CHANGES, "x", 0.7)
         body += ["    else:", f"        total {SIGNS[other]} {no}"]
         told += f", otherwise {other} {told_no}"
-    english = f"[start|begin] the total at {start}, for each x in {source.each} {told}, and return the total"
+    english = (
+        f"[start|begin] the total at {start}, for each x in {source.each} {told},"
+        " and return the total"
+    )
     return "xs", [*body, "return total"], asks_steps(english)
 
 
@@ -908,7 +831,7 @@ def number_branch(draw: Draw) -> Made:
     return append_branch(draw, draw.source(LIST_SOURCES), draw.part(INT_CONDITIONS), INT_CHANGES)
 
 
-@shape("loop", 3)
+@shape("loop", 5)
 def word_branch(draw: Draw) -> Made:
     return append_branch(
         draw, draw.source(WORD_SOURCES), draw.part(WORD_CONDITIONS), STRING_CHANGES
@@ -919,7 +842,7 @@ def word_branch(draw: Draw) -> Made:
 def first_found(draw: Draw) -> Made:
     source, condition = draw.source(LIST_SOURCES), draw.part(INT_CONDITIONS)
     value, told = draw.value(INT_CHANGES, "x", 0.7)
-    default = draw.option("-1", "0", "None")
+    default = draw.option("-1", "None")
     body = [
         f"for x in {source.code}:",
         f"    if {condition.of('x')}:",
@@ -952,7 +875,7 @@ def until(draw: Draw) -> Made:
     return "xs", body, asks_steps(english)
 
 
-@shape("loop", 3)
+@shape("loop", 4)
 def running(draw: Draw) -> Made:
     source, start, sign = (
         draw.source(LIST_SOURCES),
@@ -973,7 +896,7 @@ def running(draw: Draw) -> Made:
     return "xs", [*body, "    out.append(total)", "return out"], asks_steps(english)
 
 
-@shape("loop", 3)
+@shape("loop", 4)
 def unique(draw: Draw) -> Made:
     source, condition = draw.source(LIST_SOURCES), draw.maybe(INT_CONDITIONS, 0.7)
     value, told = draw.value(INT_CHANGES, "x", 1)
@@ -987,11 +910,14 @@ def unique(draw: Draw) -> Made:
         "return out",
     ]
     when = f"if y {condition.single} and is not in it" if condition else "if y is not in it"
-    english = f"for each x in {source.each} let y be {told}, append y to a list {when}, and return the list"
+    english = (
+        f"for each x in {source.each} let y be {told}, append y to a list {when},"
+        " and return the list"
+    )
     return "xs", body, asks_steps(english)
 
 
-@shape("loop", 3)
+@shape("loop", 7)
 def positions(draw: Draw) -> Made:
     condition, what = draw.part(INT_CONDITIONS), draw.part(POSITION_VALUES)
     change = draw.maybe(INT_CHANGES, 0.5)
@@ -1005,11 +931,14 @@ def positions(draw: Draw) -> Made:
         f"        {step}",
         f"return {name}",
     ]
-    english = f"for each [position|index] i and number x of xs {told} when x {condition.single}, and return the {KEEPS[name]}"
+    english = (
+        f"for each [position|index] i and number x of xs {told} when x {condition.single},"
+        f" and return the {KEEPS[name]}"
+    )
     return "xs", body, asks_steps(english)
 
 
-@shape("loop", 3)
+@shape("loop", 6)
 def neighbours(draw: Draw) -> Made:
     condition, (value, told) = draw.part(PAIR_CONDITIONS), draw.merge()
     change = draw.maybe(INT_CHANGES, 0.5)
@@ -1024,13 +953,14 @@ def neighbours(draw: Draw) -> Made:
         f"return {name}",
     ]
     english = (
-        f"for each two [neighbours|adjacent numbers] a and b in xs {told} when {condition.english[0]},"
+        f"for each two [neighbours|adjacent numbers] a and b in xs {told} when"
+        f" {condition.english[0]},"
         f" and return the {KEEPS[name]}"
     )
     return "xs", body, asks_steps(english)
 
 
-@shape("loop", 3)
+@shape("loop", 4)
 def decimal_digits(draw: Draw) -> Made:
     condition = draw.part(INT_CONDITIONS)
     name, start, step, told = draw.keep(*draw.value(INT_CHANGES, "x", 0.75))
@@ -1043,30 +973,32 @@ def decimal_digits(draw: Draw) -> Made:
         "    n //= 10",
         f"return {name}",
     ]
-    english = f"for each [digit|decimal digit] x of n from the last {told} when x {condition.single}, and return the {KEEPS[name]}"
+    english = (
+        f"for each [digit|decimal digit] x of n from the last {told} when x {condition.single},"
+        f" and return the {KEEPS[name]}"
+    )
     return "n", body, asks_steps(english)
 
 
-@shape("loop", 3)
+@shape("loop", 9)
 def shrink(draw: Draw) -> Made:
     limit, condition = draw.amount(), draw.part(INT_CONDITIONS)
     yes, no = draw.part(SHRINKS), draw.part(SHRINKS)
-    kind = draw.option("steps", "total", "n")
+    name = draw.option("steps", "total")
     first, last, told = {
         "steps": ([], ["    steps += 1"], "the number of steps"),
         "total": (["    total += n"], [], "the total of n before each step"),
-        "n": ([], [], "the final n"),
-    }[kind]
+    }[name]
     body = [
-        *([] if kind == "n" else [f"{kind} = 0"]),
+        f"{name} = 0",
         f"while n > {limit}:",
         *first,
         f"    if {condition.of('n')}:",
-        f"        n = {yes.of('n')}",
+        f"        n {yes.code}",
         "    else:",
-        f"        n = {no.of('n')}",
+        f"        n {no.code}",
         *last,
-        f"return {kind}",
+        f"return {name}",
     ]
     english = (
         f"while n is [greater than|above] {limit}, {yes.ask('n')} if n {condition.single},"
@@ -1075,11 +1007,11 @@ def shrink(draw: Draw) -> Made:
     return "n", body, asks_steps(english)
 
 
-@shape("loop", 5)
+@shape("loop", 8)
 def spell(draw: Draw) -> Made:
     source, condition = draw.source(CHAR_SOURCES), draw.part(CHAR_CONDITIONS)
     yes, told_yes = draw.value(CHAR_CHANGES, "c", 0.8)
-    if draw.option("change", "mark") == "change":
+    if draw.option("change", "mark", "mark", "mark") == "change":
         no, told_no = draw.value(CHAR_CHANGES, "c", 0.6)
     else:
         mark = draw.part(MARKS)
@@ -1100,7 +1032,7 @@ def spell(draw: Draw) -> Made:
     return "s", body, asks_steps(english)
 
 
-@shape("loop", 3)
+@shape("loop", 5)
 def tally(draw: Draw) -> Made:
     sources, conditions, changes = {
         "numbers": (LIST_SOURCES, INT_CONDITIONS, INT_CHANGES),
@@ -1170,17 +1102,17 @@ def name_list(draw: Draw, sources: Rows, conditions: Rows, changes: Rows, result
     return source.parameter, [f"ys = {made}", f"return {result.code}"], english
 
 
-@shape("statements", 6)
+@shape("statements", 9)
 def list_then(draw: Draw) -> Made:
     return name_list(draw, INT_SOURCES, INT_CONDITIONS, INT_CHANGES, LIST_RESULTS)
 
 
-@shape("statements", 4)
+@shape("statements", 5)
 def words_then(draw: Draw) -> Made:
     return name_list(draw, WORD_SOURCES, WORD_CONDITIONS, STRING_CHANGES, WORDS_RESULTS)
 
 
-@shape("statements", 4)
+@shape("statements", 7)
 def text_then(draw: Draw) -> Made:
     code, told, _ = draw.chain(STRING_CHANGES, "s", "s", draw.rng.choice((1, 2)))
     result = draw.part(TEXT_RESULTS)
@@ -1201,13 +1133,16 @@ def cases(draw: Draw) -> Made:
         f"    return {two}",
         f"return {three}",
     ]
-    english = f"return {told_one} if n {first.single}, else {told_two} if n {second.single}, else {told_three}"
+    english = (
+        f"return {told_one} if n {first.single}, else {told_two} if n {second.single},"
+        f" else {told_three}"
+    )
     return "n", body, asks_steps(english)
 
 
-@shape("statements", 3)
+@shape("statements", 5)
 def guard(draw: Draw) -> Made:
-    size, default, (code, told) = draw.amount(), draw.option("-1", "0", "None"), measured(draw)
+    size, default, (code, told) = draw.amount(), draw.option("-1", "None"), measured(draw)
     body = [f"if len(xs) < {size}:", f"    return {default}", f"return {code}"]
     english = f"return {default} if xs has [fewer|less] than {size} items, otherwise {told}"
     return "xs", body, asks_steps(english)
@@ -1239,18 +1174,22 @@ class Problem:
         """The combination without its constants: what the splits are disjoint in."""
         return " ".join(part.split(":")[0] for part in self.combination.split())
 
-    def prompts(self, wanted: int, rng: random.Random) -> list[str]:
-        """Return up to `wanted` different phrasings that are not too short and not too long."""
-        found: dict[str, None] = {}
-        for _ in range(40):
+    def prompts(self, rng: random.Random) -> list[str]:
+        """Return two phrasings, as different as a few tries give; one or none if there are none.
+
+        Both are between MIN_WORDS and MAX_WORDS long.
+        """
+        found: dict[str, set[str]] = {}
+        for _ in range(8):
             text = fill(self.english, f=f"f({self.parameters})")
             while "[" in text:
                 text = re.sub(r"\[([^\[\]]*)\]", lambda m: rng.choice(m[1].split("|")), text)
             if MIN_WORDS <= len(text.split()) <= MAX_WORDS:
-                found[text] = None
-            if len(found) == wanted:
-                break
-        return list(found)
+                found[text] = set(text.split())
+        if len(found) < 2:
+            return list(found)
+        first, *others = found
+        return [first, max(others, key=lambda other: len(found[first] ^ found[other]))]
 
 
 def draw_problems(rng: random.Random, tier: str, wanted: int) -> list[Problem]:
@@ -1317,10 +1256,12 @@ def make_probes(rng: random.Random) -> dict[str, list[tuple]]:
         return [rng.choice(VOCABULARY) for _ in range(size)]
 
     def sentence() -> str:
-        return " ".join(some_words(rng.randint(1, 3))) + rng.choice(("", "", " 42", "5", " 3081"))
+        tokens = some_words(rng.randint(2, 4)) + rng.sample(("42", "5", "9308", "x1", "8-6"), 2)
+        tokens[0] = tokens[0].upper()
+        return " ".join(rng.sample(tokens, rng.randint(1, len(tokens))))
 
     def entries() -> dict[str, int]:
-        keys = some_words(rng.randint(1, 3)) + rng.sample(LETTERS, rng.randint(1, 2))
+        keys = some_words(rng.randint(0, 4)) + rng.sample(LETTERS, rng.randint(2, 4))
         return {key: number() for key in keys}
 
     def sized_pair(size: int) -> tuple[list[int], list[int]]:
@@ -1328,26 +1269,26 @@ def make_probes(rng: random.Random) -> dict[str, list[tuple]]:
 
     many = range(80)
     singles: dict[str, list] = {
-        "xs": [[], [0], [-3], [5, 5], [-2, -2, 7], *(numbers(rng.randint(3, 7)) for _ in many)],
+        "xs": [[], [0], [-3], [5, 5], [-2, -2, 7], *(numbers(rng.randint(3, 8)) for _ in many)],
         "n": [0, -1, 1, 2, -7, *range(-20, -7, 3), *range(3, 45), 55, 77, 100, 112, 123, 345, 360]
-        + [999, 1024, 2468, 4994, 58079],
+        + [999, 1024, 2468, 4994, 58079, *(rng.randint(45, 9999) for _ in range(20))],
         "s": ["", "a", "aa", "Noon", "  to ", "x9 y9", "365", "tE-sT", *(sentence() for _ in many)],
         "words": [[], ["", ""], ["noon"], ["tea", "tea"], ["Anna", "on", "Anna"]]
-        + [some_words(rng.randint(2, 5)) for _ in many],
+        + [some_words(rng.randint(2, 7)) for _ in many],
         "d": [{}, {"a": 0}, {"a": -3, "b": -3}, {"": 4}, *(entries() for _ in many)],
     }
     return {
         **{name: [(value,) for value in values] for name, values in singles.items()},
         "a, b": [(0, 0), (3, 3), (-4, 2), (2, -4), (-5, -5), *((number(), number()) for _ in many)],
         "xs, ys": [([], []), ([1], []), ([2, 2], [2, 2]), ([-1, -1], [4, -3])]
-        + [sized_pair(rng.randint(2, 5)) for _ in many],
+        + [sized_pair(rng.randint(2, 6)) for _ in many],
     }
 
 
-def load(code: str) -> Callable:
+def load(code: str | ast.Module) -> Callable:
     """Return the function that a reference solution defines."""
     namespace: dict[str, Callable] = {}
-    exec(code, namespace)  # our own text, made above
+    exec(compile(code, "reference", "exec"), namespace)  # our own text, made above
     return namespace["f"]
 
 
@@ -1363,6 +1304,53 @@ def outcome(function: Callable, arguments: tuple) -> str:
     if isinstance(value, dict):
         return "dict " + repr(sorted(map(repr, value.items())))
     return repr(int(value) if isinstance(value, bool) else value)
+
+
+def replacements(parent: ast.AST, node: object) -> list[tuple[bool, ast.expr]]:
+    """Return what may stand in a node's place with one piece less: (is a piece, expression)."""
+    found: list[tuple[bool, ast.expr]] = []
+    match parent:
+        case ast.BoolOp():
+            held = parent.values
+        case ast.If() | ast.IfExp():
+            held = [parent.test]
+        case ast.comprehension():
+            held = parent.ifs
+        case _:
+            held = []
+    if node in held:
+        found += [(True, ast.Constant(True)), (True, ast.Constant(False))]
+    match node:
+        case ast.BinOp(left=left, right=right):
+            found += [(True, x) for x in (left, right) if not isinstance(x, ast.Constant)]
+        case ast.UnaryOp(operand=inner) | ast.Call(func=ast.Attribute(value=inner)):
+            found.append((True, inner))
+        case ast.Subscript(value=inner, ctx=ast.Load()) | ast.Call(args=[inner, *_]):
+            found.append((True, inner))
+        case ast.Constant(value=str()):
+            found.append((True, ast.Constant("#")))
+        case ast.Constant(value=int(k)) if not isinstance(k, bool):
+            found.append((False, ast.Constant(k + 1)))
+    return found
+
+
+def mutants(code: str) -> Iterator[tuple[bool, Callable]]:
+    """Yield the function with one piece left out, or (False, ...) with a constant one higher.
+
+    A condition becomes True or False; an operation, a call or a slice becomes its operand.
+    """
+    tree = ast.parse(code)
+    for parent in list(ast.walk(tree)):
+        if isinstance(parent, ast.While):
+            continue  # might never end
+        for name, value in list(ast.iter_fields(parent)):
+            nodes = value if isinstance(value, list) else [value]
+            for place, node in enumerate(nodes):
+                for piece, other in replacements(parent, node):
+                    changed = [*nodes[:place], other, *nodes[place + 1 :]]
+                    setattr(parent, name, changed if isinstance(value, list) else other)
+                    yield piece, load(ast.fix_missing_locations(tree))
+                setattr(parent, name, value)
 
 
 class Behaviour:
@@ -1404,9 +1392,21 @@ class Behaviour:
                 dropped["nearly constant"] += 1
             elif same:
                 dropped["the same function as another"] += 1
+            elif self._redundant(index):
+                dropped["a part that changes nothing"] += 1
             else:
                 kept |= 1 << index
         return kept, dropped
+
+    def _redundant(self, index: int) -> bool:
+        own = list(zip(self._probes(index), self.answers[index], strict=True))
+        return any(
+            piece and all(outcome(mutant, arguments) == answer for arguments, answer in own)
+            for piece, mutant in mutants(self.problems[index].code)
+        )
+
+    def _probes(self, index: int) -> list[tuple]:
+        return self.probes[self.problems[index].parameters]
 
     def _alike(self, index: int) -> list[dict[str, int]]:
         return self.alike[self.problems[index].parameters]
@@ -1414,32 +1414,50 @@ class Behaviour:
     def tests(self, index: int, rng: random.Random) -> list[dict[str, str]] | None:
         """Return tests that cover the edge cases and that no other problem's reference passes.
 
-        Greedy: first what is an edge case not yet covered, then what tells most others apart, then
-        an answer not seen yet, then the short. None if MAX_TESTS are not enough.
+        Nor does the reference with one piece left out, and hardly one with another constant.
+        Greedy: first edge cases not yet covered, then what leaves fewest of these (by powers of
+        two), then answers not seen yet, then what is short. None if MAX_TESTS are not enough.
         """
-        problem, answers, alike = self.problems[index], self.answers[index], self._alike(index)
-        tuples, kinds = self.probes[problem.parameters], self.edges[problem.parameters]
-        missing, others, chosen = set(EDGES[problem.parameters]), self.kept & ~(1 << index), []
-        order = rng.sample(range(len(tuples)), len(tuples))
-        while missing or others or len(chosen) < MIN_TESTS:
+        answers, alike, tuples = self.answers[index], self._alike(index), self._probes(index)
+        kinds = self.edges[self.problems[index].parameters]
+        survivors, pieces = [0] * len(tuples), 0  # on each probe, the mutants that answer right
+        for bit, (piece, mutant) in enumerate(mutants(self.problems[index].code)):
+            pieces |= piece << bit
+            for p, arguments in enumerate(tuples):
+                survivors[p] |= (outcome(mutant, arguments) == answers[p]) << bit
+        missing, others, alive = (
+            set(EDGES[self.problems[index].parameters]),
+            self.kept ^ 1 << index,
+            -1,
+        )
+        sizes = [len(repr(tuples[p]) + answers[p]) // 5 for p in range(len(tuples))]
+        order, chosen = rng.sample(range(len(tuples)), len(tuples)), []
+        while missing or others or alive & pieces or len(chosen) < MIN_TESTS:
             if len(chosen) == MAX_TESTS:
                 return None
             seen = {answers[p] for p in chosen}
-            _, _, _, _, best = min(
+
+            def left(p: int, others: int = others, alive: int = alive) -> int:
+                others, alive = others & alike[p][answers[p]], alive & survivors[p]
+                return others.bit_count() + alive.bit_count()
+
+            *_, best = min(
                 (
                     -len(missing & kinds[p]),
-                    (others & alike[p][answers[p]]).bit_count(),
+                    left(p).bit_length(),
                     answers[p] in seen,
-                    len(repr(tuples[p])),
+                    sizes[p],
+                    rank,
                     p,
                 )
-                for p in order
+                for rank, p in enumerate(order)
                 if p not in chosen
             )
             chosen.append(best)
             missing -= kinds[best]
             others &= alike[best][answers[best]]
-        function = load(problem.code)
+            alive &= survivors[best]
+        function = load(self.problems[index].code)
         return [{"args": repr(tuples[p]), "expected": repr(function(*tuples[p]))} for p in chosen]
 
 
@@ -1447,26 +1465,37 @@ class Behaviour:
 def deal(behaviour: Behaviour, rng: random.Random) -> dict[str, list[list[dict]]]:
     """Return the problems of each split, each as its rows, one for each phrasing.
 
-    Tier by tier and skeleton by skeleton: all problems of a skeleton are in one split.
+    Tier by tier and skeleton by skeleton: all problems of a skeleton are in one split. The last
+    split, demonstrations, takes what has the part shown least so far, until each is shown OFTEN.
     """
     groups: dict[str, dict[str, list[int]]] = {tier: defaultdict(list) for tier in TIERS}
     for index, problem in enumerate(behaviour.problems):
         if behaviour.kept >> index & 1:
             groups[problem.tier][problem.skeleton].append(index)
     splits: dict[str, list[list[dict]]] = {split: [] for split in SPLITS}
+    shown: Counter = Counter()
+
+    def least_shown(skeleton: str) -> int:
+        return min(OFTEN, *(shown[part] for part in skeleton.split()))
+
     for tier, share in TIERS.items():
-        skeletons = list(groups[tier].values())
+        skeletons = list(groups[tier])
         rng.shuffle(skeletons)
         for split, size in SPLITS.items():
             room = round(size * share)
             while room:
                 if not skeletons:
                     raise ValueError(f"{tier}: {room} short of {size} {split}. Raise SURPLUS.")
-                for index in skeletons.pop()[:room]:
+                skeleton = skeletons[0]
+                if split == "demonstrations":
+                    skeleton = min(skeletons, key=least_shown)
+                skeletons.remove(skeleton)
+                for index in groups[tier][skeleton][:room]:
                     made = make_rows(behaviour, index, split, rng)
                     if made:
                         splits[split].append(made)
                         room -= 1
+                        shown.update(skeleton.split() if split == "demonstrations" else ())
     for rows in splits.values():
         rng.shuffle(rows)
     return splits
@@ -1474,18 +1503,20 @@ def deal(behaviour: Behaviour, rng: random.Random) -> dict[str, list[list[dict]]
 
 def make_rows(behaviour: Behaviour, index: int, split: str, rng: random.Random) -> list[dict]:
     """Return a problem's rows, or none if it has too few phrasings or tests."""
-    problem, tested = behaviour.problems[index], split != "demonstrations"
-    wanted = 1 if tested else 2
-    prompts = problem.prompts(wanted, rng)
-    tests = behaviour.tests(index, rng) if tested else None
-    if len(prompts) < wanted or (tested and tests is None):
-        behaviour.dropped[
-            "no 8 tests that only its reference passes" if prompts else "too long"
-        ] += 1
+    problem, row = behaviour.problems[index], {}
+    prompts = problem.prompts(rng)
+    if len(prompts) < 2:
+        behaviour.dropped["too few phrasings of fitting length"] += 1
         return []
-    row = {"tier": problem.tier, "combination": problem.combination}
-    more = {"entry_point": "f", "tests": tests} if tested else {}
-    return [{**row, "prompt": prompt, "completion": problem.code, **more} for prompt in prompts]
+    if split != "demonstrations":
+        prompts = prompts[:1]
+        row = {"entry_point": "f", "tests": behaviour.tests(index, rng)}
+        if row["tests"] is None:
+            behaviour.dropped[f"no {MAX_TESTS} tests that only it passes"] += 1
+            return []
+    row = {"completion": problem.code, **row}
+    named = {"tier": problem.tier, "combination": problem.combination}
+    return [{**named, "prompt": prompt, **row} for prompt in prompts]
 
 
 def generate() -> tuple[dict[str, list[dict]], list[str]]:
@@ -1508,15 +1539,19 @@ def generate() -> tuple[dict[str, list[dict]], list[str]]:
     for name, rows in files.items():
         tiers = Counter(row["tier"] for row in rows)
         report.append(f"{name}: {len(rows)} rows: " + ", ".join(f"{tiers[t]} {t}" for t in TIERS))
+    shown = Counter(
+        part.split(":")[0]
+        for row in files["demonstrations"]
+        for part in dict.fromkeys(row["combination"].split())
+    )
+    report.append(f"parts: {len(shown)}, the rarest in {min(shown.values())} demonstrated problems")
     return files, report
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write the files and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent, help="folder to write to"
-    )
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder")
     folder = parser.parse_args(argv).out
     files, report = generate()
     for name, rows in files.items():
