@@ -14,6 +14,7 @@ import signal
 import string
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -490,6 +491,21 @@ def test_deterministic_programs_give_the_same_result_in_every_zygote():
         seen |= {r.detail for r in details}
     assert len(seen) == 1
     assert "2024" in seen.pop()
+
+
+def test_executor_outlives_the_thread_that_started_it():
+    with Executor(1) as executor:
+        results = []
+
+        def work():
+            results.extend(executor.run([ADD], [ADD_CASES], ["add"]))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        time.sleep(0.1)
+        results.extend(executor.run([ADD], [ADD_CASES], ["add"]))
+    assert [r.verdict for r in results] == ["pass", "pass"]
 
 
 def test_threads_are_off_unless_asked_for():

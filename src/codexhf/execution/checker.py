@@ -46,7 +46,7 @@ def run_checker(job: dict) -> int:
         for name in _free_names(tree):
             if name[:1].isupper():
                 try:
-                    namespace[name] = client.lookup(name)
+                    namespace[name] = client.lookup_class(name)
                 except KeyError:
                     continue
         exec(code, namespace)
@@ -122,18 +122,27 @@ class Client:
         self._functions: list[Callable] = []  # the tests' own, passed to the program as arguments
         self._errors: dict[str, type] = {}  # the program's exception classes, as the tests see them
         self._mode: type[Handle] = Handle
+        self._exception_base: type[Exception] | None = None  # of the last handle to a class
 
     def lookup(self, name: str) -> object:
         """Return the program's object of this name; KeyError when it defines none."""
+        self._mode = ClassObject if name.lstrip("_")[:1].isupper() else Handle
         try:
-            self._mode = ClassObject if name.lstrip("_")[:1].isupper() else Handle
-            data = self.exchange({"lookup": name})
+            return self.exchange({"lookup": name})
         except KeyError:
             raise KeyError(f"the program does not define {name!r}") from None
-        if isinstance(data, ProgramError):
-            self._errors[name] = made = type(name, (data.base,), {})
-            return made
-        return data
+
+    def lookup_class(self, name: str) -> object:
+        """Return a class that stands beside the entry point; an exception class gets a twin here.
+
+        The twin is what the tests can name after `except`, and what `exchange` raises for the
+        other.
+        """
+        found = self.lookup(name)
+        base = self._exception_base
+        if isinstance(found, Handle) and base is not None:
+            self._errors[name] = found = type(name, (base,), {})
+        return found
 
     def perform(self, op: str, *operands: object, mode: type["Handle"]) -> object:
         """Have the candidate carry out one operation and return its result as a value or handle."""
@@ -184,19 +193,12 @@ class Client:
         number, kind, type_name, bases = payload
         if not isinstance(number, int) or not isinstance(type_name, str):
             raise wire.LineError("not a value")
+        self._exception_base = None
         if kind == "exception" and isinstance(bases, list):
-            for base in bases:
-                found = getattr(builtins, base, None) if isinstance(base, str) else None
-                if isinstance(found, type) and issubclass(found, Exception):
-                    return ProgramError(found)
+            known = (getattr(builtins, base, None) for base in bases if isinstance(base, str))
+            exceptions = (c for c in known if isinstance(c, type) and issubclass(c, Exception))
+            self._exception_base = next(exceptions, None)
         return self._mode(self, number, str(kind), type_name[:80])
-
-
-class ProgramError:
-    """An exception class of the program, before it is given a twin here."""
-
-    def __init__(self, base: type[Exception]):
-        self.base = base
 
 
 class Handle:
@@ -262,7 +264,7 @@ class ClassObject(Handle):
         return self._client.perform(op, self, *operands, mode=ClassObject)
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        mode = Instance if self._kind == "class" else ClassObject
+        mode = Instance if self._kind in ("class", "exception") else ClassObject
         return self._client.perform("call", self, list(args), kwargs, mode=mode)
 
     def __getattr__(self, name: str) -> object:

@@ -44,6 +44,11 @@ class _Worker:
         return None if self._process is None else self._process.pid
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process is None or self._process.poll() is not None
+
+    @property
     def stdin(self) -> int:
         """Descriptor for requests."""
         return self._process.stdin.fileno()
@@ -313,9 +318,11 @@ class Executor:
         if self._owner != os.getpid():
             self._workers, self._owner = [], os.getpid()
         fresh = [_Worker(self._launcher) for _ in range(count - len(self._workers))]
-        for worker in fresh:
+        # a zygote ends with the thread that started it, among other reasons
+        ended = [worker for worker in self._workers if worker.has_ended]
+        for worker in (*fresh, *ended):
             worker.start()
-        for worker in fresh:
+        for worker in (*fresh, *ended):
             worker.wait_ready()
         self._workers += fresh
         return self._workers[:count]

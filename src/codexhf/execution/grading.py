@@ -79,7 +79,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a zygote answered: codes are the exit codes of the child or of candidate and checker."""
+    """What a zygote answered; codes: exit codes of the child, or of checker and candidate."""
 
     what: int
     codes: tuple[int, int]
@@ -138,7 +138,7 @@ def grade(
         reply = yield Request(CALLS, timeout_s, memory_bytes, (job,))
         return result(*_judge_calls(reply, cases, timeout_s))
     if kind == ASSERTS:
-        jobs = {"code": program}, {"tests": tests, "entry_point": entry_point}
+        jobs = {"tests": tests, "entry_point": entry_point}, {"code": program}
         reply = yield Request(ASSERTS, timeout_s, memory_bytes, jobs)
         return result(*_judge_asserts(reply, timeout_s))
     verdict, detail, passed, wall_s = "pass", "", 0, 0.0
@@ -222,10 +222,12 @@ def _check_entry_point(entry_point: str) -> None:
 
 
 def _check_case(number: int, args: str, expected: str) -> tuple[str, tuple[bytes, str]]:
+    if not isinstance(args, str) or not isinstance(expected, str):
+        raise BrokenItem(f"tests[{number}]: expected `args` and `expected` as str, Python literals")
     try:
         _check_args(args)
         return args, (_canonical_literal(expected), expected)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise BrokenItem(f"tests[{number}]: {error}") from None
 
 
@@ -277,7 +279,7 @@ def _judge_calls(
 
 
 def _judge_asserts(reply: Reply, timeout_s: float) -> tuple[str, int, int, str, float]:
-    code = reply.codes[1]
+    code, candidate_code = reply.codes
     records = unpack_records(reply.report)
     text = records[0][2] if records else ""
     if reply.what == SETUP_FAILED:
@@ -290,8 +292,8 @@ def _judge_asserts(reply: Reply, timeout_s: float) -> tuple[str, int, int, str, 
         return "sandbox_error", 0, 1, text, reply.wall_s
     if code == OUT_OF_MEMORY:
         return "memory", 0, 1, text, reply.wall_s
-    if reply.codes[0] < 0:  # the program died by a signal, and the checker of its silence
-        verdict, why = _how_it_ended(reply, reply.codes[0], timeout_s)
+    if candidate_code < 0:  # the program died by a signal, and the checker of its silence
+        verdict, why = _how_it_ended(reply, candidate_code, timeout_s)
         return verdict, 0, 1, why, reply.wall_s
     return "fail", 0, 1, text or "the tests did not end", reply.wall_s
 

@@ -9,8 +9,8 @@ HEADER = struct.Struct("!cdQ")  # kind, seconds, bytes of memory
 REPLY = struct.Struct(
     "!BiidIIH"
 )  # what happened, two exit codes, seconds, sizes of report, output, error
-# Where each child of a zygote with namespaces gets an empty file system of its own. The Landlock rule
-# that lets it write is on the folder above, because a rule does not see through a later mount.
+# Where each child of a zygote with namespaces gets an empty file system of its own. The Landlock
+# rule that lets it write is on the folder above, because a rule does not see through a later mount.
 SCRATCH = "/private/tmp"
 CALLS, PROGRAM, ASSERTS = b"c", b"s", b"a"  # kinds of request
 DONE, TIMED_OUT, SETUP_FAILED = 0, 1, 2  # what happened

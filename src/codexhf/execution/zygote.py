@@ -86,12 +86,12 @@ class Zygote:
         if kind == ASSERTS:
             near, far = socket.socketpair()
         try:
-            first = {3: report} if kind != ASSERTS else {4: near.fileno()}
-            if kind == PROGRAM:
-                first[1] = output
-            children.append(self._fork(kind, first, limits))
-            if kind == ASSERTS:
+            if kind == ASSERTS:  # the checker first, while no foreign code runs yet
                 children.append(self._fork(_CHECKER, {3: report, 4: far.fileno()}, limits))
+                descriptors = {4: near.fileno()}
+            else:
+                descriptors = {1: output, 3: report} if kind == PROGRAM else {3: report}
+            children.append(self._fork(kind, descriptors, limits))
         except OSError as failure:
             error = str(failure).encode()[:1000]
         finally:
@@ -99,7 +99,7 @@ class Zygote:
                 near.close()
                 far.close()
         began = time.monotonic()
-        timed_out = not error and not self._wait(children[-1], timeout_s)
+        timed_out = not error and not self._wait(children[0], timeout_s)
         wall_s = time.monotonic() - began
         codes = [_reap(child) for child in children] + [0, 0]
         what = SETUP_FAILED if error else TIMED_OUT if timed_out else DONE
