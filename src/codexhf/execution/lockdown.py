@@ -12,6 +12,8 @@ import struct
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
+for _name in ("capset", "mount", "prctl", "setns", "unshare"):
+    getattr(libc, _name)  # found once, before the forks
 
 RULESET_FD = 60
 CLONE_NEWNS, CLONE_NEWPID, CLONE_THREAD = 0x20000, 0x20000000, 0x10000
