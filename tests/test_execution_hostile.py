@@ -10,6 +10,7 @@ started in a mount namespace, so that a hole found here damages nothing.
 import dataclasses
 import os
 import secrets
+import shutil
 import socket
 import threading
 import time
@@ -390,3 +391,39 @@ def test_hostile_programs_neither_escape_nor_fake_a_pass(name, canary, monkeypat
     assert {r.verdict for r in controls} == {"pass"}
     assert survivors == set()
     assert canary.harm() == []
+
+
+def test_hostile_programs_are_real_without_the_walls(canary, tmp_path_factory):
+    """The same programs with no inner wall, in a throw-away namespace: most must get out.
+
+    Otherwise the test above would also pass for programs that fail by a mistake of their own.
+    """
+    if shutil.which("bwrap") is None:
+        pytest.skip("needs bubblewrap to hold the programs that get out")
+    folder = str(canary.file.parent)
+    box = ("bwrap", "--unshare-user", "--unshare-pid", "--cap-add", "ALL", "--die-with-parent")
+    box += ("--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp")
+    box += ("--bind", folder, folder)
+    bare = launchers.make_unsafe()
+    launcher = dataclasses.replace(bare, argv=(*box, *bare.argv))
+    # not these: they would take the box itself down, or gigabytes of the machine's memory
+    spared = ("fork_bomb", "daemon", "kill_everything", "kill_group", "trace_parent", "thread_bomb")
+    spared += ("memory_bytes", "memory_list", "memory_string", "mount", "change_root")
+    names = [name for name in ESCAPES if name not in spared]
+    escaped = []
+    with Executor(1, launcher=launcher) as executor:
+        for name in names:
+            for path in canary.file.parent.iterdir():
+                path.unlink()
+            canary.file.write_text("untouched")
+            canary.file.chmod(0o666)
+            tests = [{"args": repr((str(canary.file), canary.port)), "expected": "'ESCAPED'"}]
+            (result,) = executor.run([attack_program(ESCAPES[name])], [tests], ["attack"])
+            if result.verdict == "pass":
+                escaped.append(name)
+    print(
+        f"\nwithout the inner walls {len(escaped)} of {len(names)} get out; the others: "
+        f"{' '.join(name for name in names if name not in escaped)}"
+    )
+    assert len(escaped) >= 60
+    assert {"tcp", "udp"} <= set(canary.reached)
