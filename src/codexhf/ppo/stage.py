@@ -53,7 +53,7 @@ def new_trainer(
             timeout_s=stage.timeout_s if uses_tests else None,
         ),
         sft_dataset=demonstrations.dataset if training.alpha_sft else None,
-        eval_reward_funcs=["unit_tests"],
+        eval_reward_funcs=[name for name in ["unit_tests"] if name not in stage.rewards],
     )
 
 

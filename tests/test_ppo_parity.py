@@ -1,0 +1,82 @@
+"""PPOTrainer against TRL 1.12's, after every optimizer step.
+
+pytest tests/test_ppo_parity.py             # against tests/traces/trl-1.12.safetensors
+python tests/traces/record.py --check       # both trainers live; needs trl==1.12.*
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "traces"))
+
+import record  # noqa: E402
+
+from codexhf.ppo.engines import HFEngine  # noqa: E402
+
+TRACE = safetensors.torch.load_file(record.TRACE)
+TOLERANCE = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def differences(case: str, run: dict) -> dict[str, float]:
+    packed = record.pack(case, run)
+    for name, tensor in packed.items():
+        assert tensor.shape == TRACE[name].shape, name
+    return {
+        name.split("/")[1]: float((tensor.double() - TRACE[name].double()).abs().max())
+        for name, tensor in packed.items()
+    }
+
+
+def test_trace_covers_every_case():
+    assert {name.split("/")[0] for name in TRACE} == set(record.CASES)
+
+
+@pytest.mark.parametrize("case", record.CASES)
+def test_parameters_equal_trl_after_every_step(case):
+    found = differences(case, record.run_ours(case))
+    # a projection sums up to 500 parameters, each within the tolerance
+    assert found["final"] < TOLERANCE
+    assert found["projections"] < 50 * TOLERANCE
+    assert found["logs"] < 1e-4
+
+
+def test_parameters_equal_trl_with_the_hf_engine():
+    found = differences("accumulation", record.run_ours("accumulation", HFEngine))
+    assert found["final"] < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "better",
+    [
+        {"reward_position": "eos"},
+        {"loss_aggregation": "token"},
+        {"missing_eos_check": "stop_token", "stop_token": None, "stop_token_id": 7},
+        {"max_grad_norm": 0.1},
+        {"lr_schedule": "step"},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_each_deliberate_difference_changes_the_parameters(better):
+    run = record.run_ours("eos_penalty", **better)
+    packed = record.pack("eos_penalty", run)
+    assert float((packed["eos_penalty/final"] - TRACE["eos_penalty/final"]).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("case", ["accumulation", "minibatches"])
+def test_layout_without_padding_computes_the_same(case):
+    packed = record.pack(case, record.run_ours(case, masks_from="lengths", trim_padding=True))
+    # masks differ from TRL's where the policy samples the pad token, so compare with ourselves
+    plain = record.pack(case, record.run_ours(case, masks_from="lengths", trim_padding=False))
+    assert float((packed[f"{case}/final"] - plain[f"{case}/final"]).abs().max()) < 1e-5
