@@ -213,6 +213,10 @@ class PPOArguments(StageArguments):
     exclude_cards: list[str] = knob([], "Held-out cards; rows that overlap with them are removed.")
     rewards: list[str] = knob([REWARD_MODEL], "Names of the rewards that are summed.")
     reward_weights: list[float] | None = knob(None, "Weight of each reward; default: 1 each.")
+    reward_clip: float | None = knob(
+        5.0, "Bound on the reward model's normalised score, in standard deviations."
+    )
+    timeout_s: float = knob(3.0, "Seconds one program may run in the unit_tests rewards.")
     eval_problems: int = knob(100, "Problems of eval_cards in each evaluation while training.")
     use_peft: bool = knob(False, "Train LoRA adapters; the reference is the policy without them.")
     lora_r: int = knob(16, "LoRA rank.")
@@ -228,6 +232,7 @@ class PPOArguments(StageArguments):
             *check_cards("eval_cards", self.eval_cards, required=False),
             *check_cards("exclude_cards", self.exclude_cards, required=False),
             *check_choice("trainer", self.trainer, ["codexhf", "trl"]),
+            *check_range("timeout_s", self.timeout_s, 0.05, 600),
             *check_range("eval_problems", self.eval_problems, 1, None),
         ]
         if self.value_model is not None:

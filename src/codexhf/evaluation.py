@@ -16,12 +16,13 @@ import evaluate
 import numpy as np
 import torch
 from datasets import Dataset
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from codexhf.arguments import EvaluationArguments
 from codexhf.checkpoints import write_json
 from codexhf.data import Data, render_prompt, text_of
-from codexhf.execution import check_isolation, run_tests
+from codexhf.execution import Result, check_isolation, run_tests
 from codexhf.generation import sample, sample_ids
 from codexhf.models import load_model_reward, load_policy, to_device
 from codexhf.rewards import ModelReward, code_of, violation_rate
@@ -60,7 +61,7 @@ class PassAtK(evaluate.Metric):
     k=[1, 4]) returns pass@k for each k, its 95% interval, and the verdict counts.
     """
 
-    def __init__(self, timeout_s: float = 3.0, progress: bool = False, **kwargs):
+    def __init__(self, timeout_s: float = 3.0, progress: str | None = None, **kwargs):
         self.timeout_s, self.progress = timeout_s, progress
         super().__init__(config_name="default", keep_in_memory=True, **kwargs)
 
@@ -87,35 +88,42 @@ class PassAtK(evaluate.Metric):
         return summarise(verdicts, k)
 
 
-def judge(
+def grade(
     answers: Sequence[Sequence[str]],
     tests: Sequence,
     entry_points: Sequence[str],
     timeout_s: float = 3.0,
-    progress: bool = False,
-) -> list[list[str]]:
-    """Verdict of each answer, [problem][sample]: pass, fail, timeout or memory.
+    progress: str | None = None,
+) -> list[list[Result]]:
+    """Run each answer's tests in the sandbox: [problem][answer] results.
 
     Raises:
-        RuntimeError: the sandbox failed on a program, so there is no verdict to count.
+        RuntimeError: the sandbox failed on a program; an outage is neither a label nor a verdict.
     """
     owner = [i for i, group in enumerate(answers) for _ in group]
-    results = run_tests(
-        [code_of(code) for group in answers for code in group],
-        [tests[i] for i in owner],
-        [entry_points[i] for i in owner],
-        timeout_s=timeout_s,
-        progress=progress or None,
-    )
-    out: list[list[str]] = [[] for _ in answers]
+    with tqdm(total=len(owner), desc=progress, disable=progress is None) as bar:
+        results = run_tests(
+            [code_of(code) for group in answers for code in group],
+            [tests[i] for i in owner],
+            [entry_points[i] for i in owner],
+            timeout_s=timeout_s,
+            progress=lambda done, total: bar.update(done - bar.n),
+        )
+    out: list[list[Result]] = [[] for _ in answers]
     for i, result in zip(owner, results, strict=True):
         if result.verdict == "sandbox_error":
             raise RuntimeError(
-                f"the sandbox failed on an answer to problem {i}: {result.detail}. An outage is no "
-                "verdict, so nothing was counted. Run `python -m codexhf.execution selftest`."
+                f"the sandbox failed on an answer to problem {i}: {result.detail}. Nothing was "
+                "counted. Run `python -m codexhf.execution selftest`."
             )
-        out[i].append(result.verdict)
+        out[i].append(result)
     return out
+
+
+def judge(answers, tests, entry_points, timeout_s=3.0, progress=None) -> list[list[str]]:
+    """Verdict of each answer: [problem][answer] pass, fail, timeout or memory."""
+    results = grade(answers, tests, entry_points, timeout_s, progress)
+    return [[result.verdict for result in group] for group in results]
 
 
 def summarise(verdicts: Sequence[Sequence[str]], k: Sequence[int]) -> dict:

@@ -15,10 +15,11 @@ import torch
 from datasets import Dataset
 
 from codexhf.arguments import PreferencesArguments, RewardModelArguments
-from codexhf.execution import Result, run_tests
+from codexhf.evaluation import grade
+from codexhf.execution import Result
 from codexhf.generation import sample
 from codexhf.models import load_policy, to_device
-from codexhf.rewards import ModelReward, code_of
+from codexhf.rewards import ModelReward
 
 TEST_CARD = """---
 license: other
@@ -67,7 +68,9 @@ def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments,
         for group, reference in zip(answers, problems["completion"], strict=True):
             group.append(reference)
     distinct = [list(dict.fromkeys(group)) for group in answers]
-    results = label_by_tests(distinct, problems, stage.timeout_s)
+    results = grade(
+        distinct, problems["tests"], problems["entry_point"], stage.timeout_s, "running tests"
+    )
     generator = np.random.default_rng(stage.seed)
     pairs: dict[str, list[dict]] = {"train": [], "test": []}
     skipped: Counter = Counter()
@@ -97,28 +100,6 @@ def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments,
         "prompts_without_pair": dict(skipped),
         "isolation": flat[0].isolation,
     }
-
-
-def label_by_tests(groups, problems: Dataset, timeout_s: float) -> list[list[Result]]:
-    """Run every answer's tests: [problem][answer] results."""
-    owner = [i for i, group in enumerate(groups) for _ in group]
-    tests, names = problems["tests"], problems["entry_point"]
-    results = run_tests(
-        [code_of(answer) for group in groups for answer in group],
-        [tests[i] for i in owner],
-        [names[i] for i in owner],
-        timeout_s=timeout_s,
-        progress="running tests",
-    )
-    out: list[list[Result]] = [[] for _ in groups]
-    for i, result in zip(owner, results, strict=True):
-        if result.verdict == "sandbox_error":
-            raise RuntimeError(
-                f"the sandbox failed on an answer to {problems[i].get('id', i)}: {result.detail}. An "
-                "outage is no label. Run `python -m codexhf.execution selftest`."
-            )
-        out[i].append(result)
-    return out
 
 
 def worth(result: Result) -> tuple[bool, float]:

@@ -1,0 +1,43 @@
+"""ppo: M1 + R + rules -> M2, under min alpha L_SFT + beta L_RLHF + gamma Omega.
+
+    accelerate launch recipes/ppo.py                # uses ppo.yaml beside this file
+    accelerate launch recipes/ppo.py --kl_coef 0.1  # any field of PPOArguments or PPOConfig
+
+Reads   runs/m1, runs/rm; data_cards/*.md of prompts, demonstrations and problems.
+Writes  runs/m2: policy, value_model/, tokenizer, README.md, manifest.json (last).
+"""
+
+from codexhf.arguments import PPOArguments, parse
+from codexhf.data import load_demonstrations, load_problems
+from codexhf.execution import check_isolation
+from codexhf.models import load_tokenizer
+from codexhf.ppo import PPOConfig
+from codexhf.ppo.stage import new_trainer
+from codexhf.run import run_stage
+
+
+def main(argv=None):
+    stage, training = parse((PPOArguments, PPOConfig), __file__, argv)
+    check_isolation()
+    tokenizer = load_tokenizer(stage.model, padding_side="left")
+    prompts = load_problems(
+        stage.prompt_cards, tokenizer, exclude=stage.exclude_cards, seed=training.seed
+    )
+    demonstrations = load_demonstrations(
+        stage.sft_cards, tokenizer, training.sft_max_length, exclude=stage.exclude_cards
+    )
+    problems = load_problems(
+        stage.eval_cards, tokenizer, max_rows=stage.eval_problems, seed=training.seed
+    )
+    trainer = new_trainer(stage, training, tokenizer, prompts, demonstrations, problems)
+    return run_stage(
+        trainer,
+        stage,
+        training,
+        data={"prompts": prompts, "demonstrations": demonstrations, "problems": problems},
+        parents={"m1": stage.model, "rm": stage.reward_model},
+    )
+
+
+if __name__ == "__main__":
+    main()
