@@ -176,6 +176,7 @@ def test_timeout_keeps_the_cases_before_it():
         ("\0", "null bytes"),
         ("def f(): return '\ud800'", "UnicodeEncodeError"),
         ("", "does not define 'f'"),
+        ("def f(): return input()", "EOFError"),
         ("def f(): return f", "not a plain value: function"),
         ("def f(): return '\\n' * 3", "got '\\n\\n\\n'"),
     ],
@@ -306,6 +307,13 @@ def test_assert_tests_let_no_object_of_a_function_decide():
         "assert 2 in f(1)",
     ):
         assert judge(liar, test).verdict == "fail", test
+
+
+def test_assert_tests_keep_their_own_exceptions():
+    program = "class KeyError(Exception): pass\ndef f(): raise KeyError"
+    test = "try:\n    f()\nexcept KeyError:\n    pass"
+    assert judge(program, test).verdict == "fail"
+    assert judge("def f(): raise KeyError", test).verdict == "pass"
 
 
 def test_programs_read_stdin_and_write_stdout():
@@ -453,13 +461,15 @@ def test_interrupted_batch_leaves_a_usable_executor():
     assert result.verdict == "pass"
 
 
-def test_zygotes_end_with_their_host(tmp_path):
+@pytest.mark.parametrize("make", ["make_bubblewrap", "make_bare"])
+def test_zygotes_end_with_their_host(make):
     script = (
-        "import os, time\nfrom codexhf.execution import Executor\n"
-        "e = Executor(1)\ne.run(['def f(): return 1'], [[{'args': '()', 'expected': '1'}]], ['f'])\n"
+        "from codexhf.execution import Executor, launchers\n"
+        "e = Executor(1, launcher=launchers.MAKE())\ne.run(['def f(): return 1'], [[{'args': '()', 'expected': '1'}]], ['f'])\n"
         "print(e.pids[0], flush=True)\n"
         "e.run(['def f():\\n while 1: pass'], [[{'args': '()', 'expected': '1'}]], ['f'], timeout_s=60)\n"
     )
+    script = script.replace("MAKE", make)
     host = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     pid = int(host.stdout.readline())
     time.sleep(0.3)
@@ -493,7 +503,7 @@ def test_deterministic_programs_give_the_same_result_in_every_zygote():
     assert "2024" in seen.pop()
 
 
-def test_executor_outlives_the_thread_that_started_it():
+def test_executor_outlives_the_thread_that_started_it(caplog):
     with Executor(1) as executor:
         results = []
 
@@ -506,6 +516,7 @@ def test_executor_outlives_the_thread_that_started_it():
         time.sleep(0.1)
         results.extend(executor.run([ADD], [ADD_CASES], ["add"]))
     assert [r.verdict for r in results] == ["pass", "pass"]
+    assert "sandbox lost" not in caplog.text
 
 
 def test_threads_are_off_unless_asked_for():

@@ -273,12 +273,13 @@ def make_error(message: dict, known: dict[str, type]) -> Exception:
     Only subclasses of Exception: a SystemExit from the other side must not end this one.
     """
     name, bases, text = message.get("error"), message.get("bases"), str(message.get("text"))
-    for base in [name, *bases] if isinstance(bases, list) else []:
-        if isinstance(base, str):
-            found = known.get(base) or getattr(builtins, base, None)
-            if isinstance(found, type) and issubclass(found, Exception):
-                try:
-                    return found(text)
-                except TypeError:  # UnicodeDecodeError and its kin want five arguments
-                    continue
+    names = [base for base in bases if isinstance(base, str)] if isinstance(bases, list) else []
+    found = [known.get(name) if isinstance(name, str) else None]
+    found += [getattr(builtins, base, None) for base in names]
+    for kind in found:
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            try:
+                return kind(text)
+            except TypeError:  # UnicodeDecodeError and its kin want five arguments
+                continue
     return RuntimeError(f"{name}: {text}")
