@@ -198,8 +198,9 @@ def matmul_dtype(hidden: Tensor) -> torch.dtype:
 def has_linear_head(policy: nn.Module) -> bool:
     """Return whether logits = head(backbone(x)), so that they can be made chunk by chunk.
 
-    Models that scale or cap their logits, or adapt the head, do not; this is tried out on three
-    tokens because no configuration field says so for all of them.
+    Some models scale or cap their logits after the head, and no configuration field says so for
+    all of them. So it is tried out: the head is made to answer large numbers, which must come out
+    of the model unchanged, and must have been given what the backbone returns.
     """
     if not isinstance(policy, PreTrainedModel):
         if any(config.is_prompt_learning for config in policy.peft_config.values()):
@@ -208,14 +209,23 @@ def has_linear_head(policy: nn.Module) -> bool:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or head.weight.numel() == 0 or head.weight.is_meta:
         return False
-    training = model.training
-    model.eval()
     ids = torch.tensor([[0, 1, 2]], device=head.weight.device)
     mask = torch.ones_like(ids, dtype=torch.bool)
-    whole = policy(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    parts = head(backbone_states(model, ids, mask))
-    model.train(training)
-    return torch.allclose(whole.float(), parts.float(), atol=1e-3, rtol=1e-3)
+    seen = []
+
+    def answer(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen.append(inputs[0])
+        return torch.linspace(-1e3, 1e3, output.numel()).view_as(output).to(output)
+
+    with evaluating(policy):
+        states = backbone_states(model, ids, mask)
+        hook = head.register_forward_hook(answer)
+        try:
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        finally:
+            hook.remove()
+    expected = torch.linspace(-1e3, 1e3, logits.numel()).view_as(logits).to(logits)
+    return len(seen) == 1 and torch.equal(logits, expected) and torch.allclose(seen[0], states)
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -15,11 +15,6 @@ Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all processes; the identity on one process."""
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of `x` where `mask` is True, and 0 where nothing is."""
-    return (x * mask).sum() / mask.sum().clamp(min=1)
-
-
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
     """Return the sum of `x` where `mask` is True."""
     return (x * mask).sum()
