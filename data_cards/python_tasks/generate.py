@@ -519,11 +519,15 @@ class Draw:
         change = self.maybe(table, chance)
         return (change.of(x), f"{x} {change.english[1]}") if change else (x, x)
 
+    def different(self, table: Rows, count: int) -> list[Part]:
+        """Draw parts of different names: to reverse what was just reversed is no task."""
+        rows = self.rng.sample(table, count)
+        return [self.part((row,)) for row in rows]
+
     def chain(self, table: Rows, x: str, name: str, length: int) -> tuple[str, str, str]:
         """Draw changes made one after the other: code, imperatives, participles."""
         code, imperatives, participles = x, [], []
-        for _ in range(length):
-            change = self.part(table)
+        for change in self.different(table, length):
             code = change.of(code)
             imperatives.append(change.ask("the result" if imperatives else name))
             participles.append(change.english[1])
@@ -640,11 +644,10 @@ def halves(draw: Draw) -> Made:
     return "s", [f"return {code}"], asks_value(f"{told_first}, {told} {told_second}")
 
 
-@shape("expression", 10)
+@shape("expression", 13)
 def items(draw: Draw) -> Made:
     code, told = "xs", []
-    for _ in range(draw.rng.choice((2, 2, 3))):
-        step = draw.part(LIST_STEPS)
+    for step in draw.different(LIST_STEPS, draw.rng.choice((2, 2, 3))):
         code = step.of(code)
         told.append(step.ask("it" if told else "xs"))
     end = draw.maybe(LIST_ENDS, 0.4)
