@@ -191,7 +191,7 @@ def test_failures_say_why(program, word):
 def test_assert_tests_as_humaneval_and_mbpp_ship_them():
     check = "METADATA = {}\n\ndef check(candidate):\n    assert candidate(1, 2) == 3\n"
     inline = "assert add(1, 2) == 3\nassert add('a', b='b') == 'ab'"
-    stub = f"import math\ndef half(x): return x / 2\ndef add(a, b): pass\n{check}    assert half(2) == 1\n"
+    stub = f"def half(x): return x / 2\ndef add(a, b): pass\n{check}    assert half(2) == 1\n"
     results = run_tests([ADD] * 3, [check, inline, stub], ["add"] * 3)
     assert [(r.verdict, r.passed, r.total) for r in results] == [("pass", 1, 1)] * 3
     wrong = judge("def add(a, b): return 4", inline, "add")
@@ -205,16 +205,16 @@ def test_assert_tests_as_humaneval_and_mbpp_ship_them():
         ("yield from range(3)", "assert list(f()) == [0, 1, 2]"),
         ("return map(str, [1])", "assert next(f()) == '1'"),
         ("return lambda x: x + 1", "assert f()(2) == 3"),
-        ("return __import__('collections').Counter('aab')", "assert f().most_common(1) == [('a', 2)]"),
+        ("import collections as c; return c.Counter('a')", "assert f().most_common() == [('a', 1)]"),
         ("return __import__('collections').deque([1])", "assert f()[0] == 1 and len(f()) == 1"),
         ("return __import__('fractions').Fraction(1, 2)", "assert f() == 0.5"),
         ("return __import__('decimal').Decimal('1.10')", "assert str(f() + 1) == '2.10'"),
         ("return __import__('datetime').date(2024, 2, 29)", "assert f().month == 2"),
-        ("return {1: ({2}, [None, 1 << 80, b'x', 1j])}", "assert f() == {1: ({2}, [None, 1 << 80, b'x', 1j])}"),
+        ("return {1: ({2}, [1 << 80, b'x', 1j])}", "assert f() == {1: ({2}, [1 << 80, b'x', 1j])}"),
         ("return float('nan')", "v = f()\nassert v != v"),
-        ("raise ValueError('no')", "try:\n    f()\nexcept ValueError as e:\n    assert 'no' in str(e)\nelse:\n    assert 0"),
-        ("raise UnicodeDecodeError('a', b'', 0, 1, 'x')", "try:\n    f()\nexcept ValueError:\n    pass\nelse:\n    assert 0"),
-        ("return type('N', (), {'val': 3, 'next': None})()", "assert f().val == 3 and f().next is None"),
+        ("raise ValueError('no')", "try: f(), 0/0\nexcept ValueError as e: assert 'no' in str(e)"),
+        ("raise UnicodeDecodeError('a', b'', 0, 1, 'x')", "try: f(), 0/0\nexcept ValueError: 1"),
+        ("return type('N', (), {'a': 3, 'b': None})()", "assert f().a == 3 and f().b is None"),
     ],
 )  # fmt: skip
 def test_assert_tests_take_results_of_many_kinds(body, test):
@@ -465,9 +465,10 @@ def test_interrupted_batch_leaves_a_usable_executor():
 def test_zygotes_end_with_their_host(make):
     script = (
         "from codexhf.execution import Executor, launchers\n"
-        "e = Executor(1, launcher=launchers.MAKE())\ne.run(['def f(): return 1'], [[{'args': '()', 'expected': '1'}]], ['f'])\n"
+        "e = Executor(1, launcher=launchers.MAKE())\ntests = [[{'args': '()', 'expected': '1'}]]\n"
+        "e.run(['def f(): return 1'], tests, ['f'])\n"
         "print(e.pids[0], flush=True)\n"
-        "e.run(['def f():\\n while 1: pass'], [[{'args': '()', 'expected': '1'}]], ['f'], timeout_s=60)\n"
+        "e.run(['def f():\\n while 1: pass'], tests, ['f'], timeout_s=60)\n"
     )
     script = script.replace("MAKE", make)
     host = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
@@ -487,9 +488,10 @@ def test_zygotes_end_with_their_host(make):
 def test_deterministic_programs_give_the_same_result_in_every_zygote():
     program = (
         "import random, time, datetime, os, sys, locale\n"
-        "def f(): return (random.random(), hash('x'), list({'a', 'b', 'c', 'd'}), time.strftime('%Y %Z'), "
-        "datetime.datetime.now().year, datetime.date.today().isoformat(), datetime.datetime.utcnow().month, "
-        "time.gmtime().tm_year, time.ctime()[-4:], sorted(os.environ), sys.getfilesystemencoding(), "
+        "now, today = datetime.datetime, datetime.date.today\n"
+        "def f(): return (random.random(), hash('x'), list({'a', 'b', 'c', 'd'}), now.now().year, "
+        "time.strftime('%Y %Z'), today().isoformat(), now.utcnow().month, time.gmtime().tm_year, "
+        "time.ctime()[-4:], sorted(os.environ), sys.getfilesystemencoding(), "
         "str(locale.getlocale()), id(f) > 0, os.getuid() >= 0)"
     )
     seen = set()
@@ -520,7 +522,7 @@ def test_executor_outlives_the_thread_that_started_it(caplog):
 
 
 def test_threads_are_off_unless_asked_for():
-    program = "import threading\ndef f():\n    t = threading.Thread(target=int)\n    t.start()\n    t.join()\n    return 1"
+    program = "from threading import Thread\ndef f():\n    Thread(target=int).start()\n    return 1"
     case = [{"args": "()", "expected": "1"}]
     assert "can't start new thread" in judge(program, case).detail
     with Executor(1, launcher=launchers.make_bubblewrap(threads=True)) as executor:
@@ -762,8 +764,10 @@ def fuzzed(rng, seeds):
     if kind == 0:
         return bytes(rng.randrange(256) for _ in range(rng.randrange(200))).decode("latin-1")
     if kind == 1:
-        words = "def attack ( ) : * a return yield lambda 1 x [ ] { } \n     import os sys print = == . , if else".split(
-            " "
+        words = (
+            "def attack ( ) : * a return yield lambda 1 x [ ] { } \n     import os print = ,".split(
+                " "
+            )
         )
         return " ".join(rng.choice(words) for _ in range(rng.randrange(80)))
     program = rng.choice(seeds)
@@ -805,7 +809,7 @@ def fuzz(count, seed, timeout_s):
                     rng.choice(
                         (
                             [{"args": "('/nowhere', 9)", "expected": repr(token)}] * 2,
-                            f"def check(candidate):\n    assert candidate('/nowhere', 9) == {token!r}",
+                            f"def check(candidate):\n    assert candidate('/no', 9) == {token!r}",
                             [{"stdin": "5\n", "stdout": token}],
                         )
                     )
@@ -837,7 +841,7 @@ def test_fuzzed_programs_never_pass_in_fifty_thousand():
 
 @pytest.mark.slow
 def test_speed_is_at_least_plain_python():
-    """Rates in one run, interleaved: HumanEval references isolated, and `python -I -S` per program."""
+    """Rates in one run, interleaved: HumanEval isolated, and a `python -I -S` per program."""
     problems, tests, names = humaneval()
     references = [p["prompt"] + p["canonical_solution"] for p in problems]
     whole = [
@@ -891,7 +895,8 @@ def test_memory_stays_flat_over_twenty_thousand_executions():
             descriptors = [len(os.listdir(f"/proc/{pid}/fd")) for pid in executor.pids]
             sizes.append([resident(pid) for pid in (os.getpid(), *executor.pids)] + descriptors)
     print(
-        f"\nKiB of host and two zygotes, their descriptors: after 2,000 {sizes[0]}, 20,000 {sizes[-1]}"
+        f"\nKiB of host and two zygotes, their descriptors: after 2,000 {sizes[0]}, "
+        f"after 20,000 {sizes[-1]}"
     )
     for first, last in zip(sizes[0], sizes[-1], strict=True):
         assert last <= first * 1.05 + 1024

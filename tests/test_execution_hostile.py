@@ -7,6 +7,8 @@ fake passes tests whose answer it cannot know. As root the zygote without namesp
 started in a mount namespace, so that a hole found here damages nothing.
 """
 
+# ruff: noqa: E501  (one program a line is easier to read than a wrapped one)
+
 import dataclasses
 import os
 import secrets
