@@ -11,8 +11,8 @@ from codexhf.arguments import EvaluationArguments, parse
 from codexhf.data import load_heldout_texts, load_problems
 from codexhf.evaluation import evaluate_models
 from codexhf.execution import check_isolation
-from codexhf.models import load_tokenizer
-from codexhf.run import run_task
+from codexhf.models import load_tokenizer, room_for
+from codexhf.run import launch, run_task
 
 
 def main(argv=None):
@@ -20,7 +20,11 @@ def main(argv=None):
     check_isolation()
     tokenizer = load_tokenizer(stage.reference)
     problems = load_problems(
-        stage.heldout_cards, tokenizer, max_rows=stage.max_problems, seed=stage.seed
+        stage.heldout_cards,
+        tokenizer,
+        max_rows=stage.max_problems,
+        max_prompt_tokens=room_for(stage.reference, stage.max_new_tokens),
+        seed=stage.seed,
     )
     corpora = load_heldout_texts(stage.text_cards, max_rows=stage.max_documents)
     return run_task(
@@ -32,4 +36,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -10,24 +10,36 @@ Writes  runs/m2: policy, value_model/, tokenizer, README.md, manifest.json (last
 from codexhf.arguments import PPOArguments, parse
 from codexhf.data import load_demonstrations, load_problems
 from codexhf.execution import check_isolation
-from codexhf.models import load_tokenizer
+from codexhf.models import load_tokenizer, room_for, within_context
 from codexhf.ppo import PPOConfig
 from codexhf.ppo.stage import new_trainer
-from codexhf.run import run_stage
+from codexhf.run import launch, run_stage
 
 
 def main(argv=None):
     stage, training = parse((PPOArguments, PPOConfig), __file__, argv)
     check_isolation()
     tokenizer = load_tokenizer(stage.model, padding_side="left")
+    room = room_for(stage.model, training.response_length)
     prompts = load_problems(
-        stage.prompt_cards, tokenizer, exclude=stage.exclude_cards, seed=training.seed
+        stage.prompt_cards,
+        tokenizer,
+        exclude=stage.exclude_cards,
+        max_prompt_tokens=room,
+        seed=training.seed,
     )
     demonstrations = load_demonstrations(
-        stage.sft_cards, tokenizer, training.sft_max_length, exclude=stage.exclude_cards
+        stage.sft_cards,
+        tokenizer,
+        within_context(stage.model, training.sft_max_length),
+        exclude=stage.exclude_cards,
     )
     problems = load_problems(
-        stage.eval_cards, tokenizer, max_rows=stage.eval_problems, seed=training.seed
+        stage.eval_cards,
+        tokenizer,
+        max_rows=stage.eval_problems,
+        max_prompt_tokens=room,
+        seed=training.seed,
     )
     trainer = new_trainer(stage, training, tokenizer, prompts, demonstrations, problems)
     return run_stage(
@@ -40,4 +52,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

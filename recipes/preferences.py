@@ -10,9 +10,9 @@ Writes  runs/prefs: train.jsonl, test.jsonl, README.md and test.md (their cards)
 from codexhf.arguments import PreferencesArguments, parse
 from codexhf.data import load_problems
 from codexhf.execution import check_isolation
-from codexhf.models import load_policy, load_tokenizer, to_device
+from codexhf.models import load_policy, load_tokenizer, room_for, to_device
 from codexhf.preferences import make_pairs
-from codexhf.run import run_task
+from codexhf.run import launch, run_task
 
 
 def main(argv=None):
@@ -24,6 +24,7 @@ def main(argv=None):
         tokenizer,
         exclude=stage.exclude_cards,
         max_rows=stage.max_prompts,
+        max_prompt_tokens=room_for(stage.model, stage.max_new_tokens),
         seed=stage.seed,
     )
     model = to_device(load_policy(stage.model, tokenizer))
@@ -36,4 +37,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

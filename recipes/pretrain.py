@@ -1,7 +1,8 @@
 """pretrain: corpora -> M0, a language model of text and code.
 
-    accelerate launch recipes/pretrain.py                       # uses pretrain.yaml beside this file
-    accelerate launch recipes/pretrain.py --learning_rate 1e-3  # PretrainArguments, TrainingArguments
+    accelerate launch recipes/pretrain.py                  # uses pretrain.yaml beside this file
+    accelerate launch recipes/pretrain.py --max_steps 500  # any field of PretrainArguments or
+                                                           # TrainingArguments
 
 Reads   runs/tokenizer; data_cards/*.md of type language-modeling.
 Writes  runs/m0: weights, tokenizer, README.md, manifest.json (last).
@@ -13,7 +14,7 @@ from codexhf.arguments import PretrainArguments, parse
 from codexhf.data import load_packed, load_packed_each, packed_collator
 from codexhf.evaluation import BitsPerByte
 from codexhf.models import load_tokenizer, new_or_loaded_policy
-from codexhf.run import run_stage
+from codexhf.run import launch, run_stage
 
 
 def main(argv=None):
@@ -46,4 +47,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

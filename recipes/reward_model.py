@@ -1,26 +1,29 @@
 """reward_model: M1 + preference pairs -> R, which scores answers.
 
-    accelerate launch recipes/reward_model.py                       # uses reward_model.yaml
-    accelerate launch recipes/reward_model.py --learning_rate 1e-4  # RewardModelArguments, RewardConfig
+    accelerate launch recipes/reward_model.py              # uses reward_model.yaml beside this file
+    accelerate launch recipes/reward_model.py --num_train_epochs 3  # any field of
+                                                           # RewardModelArguments or RewardConfig
 
 Reads   runs/m1; runs/prefs, or data_cards/*.md of type preference.
-Writes  runs/rm: weights, score_mean and score_std in config.json, tokenizer, README.md, manifest.json.
+Writes  runs/rm: weights, tokenizer, README.md, manifest.json (last); config.json carries the mean
+        and standard deviation of the score on M1's answers.
 """
 
 from trl import RewardConfig, RewardTrainer
 
 from codexhf.arguments import RewardModelArguments, parse
 from codexhf.data import load_pairs
-from codexhf.models import load_reward_model, load_tokenizer
+from codexhf.models import load_reward_model, load_tokenizer, within_context
 from codexhf.preferences import record_scores
-from codexhf.run import run_stage
+from codexhf.run import launch, run_stage
 
 
 def main(argv=None):
     stage, training = parse((RewardModelArguments, RewardConfig), __file__, argv)
     tokenizer = load_tokenizer(stage.model)
-    train = load_pairs(stage.train_cards, tokenizer, training.max_length)
-    test = load_pairs(stage.eval_cards, tokenizer, training.max_length)
+    max_length = within_context(stage.model, training.max_length)
+    train = load_pairs(stage.train_cards, tokenizer, max_length)
+    test = load_pairs(stage.eval_cards, tokenizer, max_length)
     model = load_reward_model(stage.model, new_head=True, seed=training.seed)
     trainer = RewardTrainer(
         model=model,
@@ -40,4 +43,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -12,8 +12,15 @@ from trl import SFTConfig, SFTTrainer
 from codexhf.arguments import SFTArguments, parse
 from codexhf.data import load_demonstrations, load_problems
 from codexhf.evaluation import PassAt1, demonstrations_of
-from codexhf.models import load_policy, load_tokenizer, lora_config, merge_adapters
-from codexhf.run import run_stage
+from codexhf.models import (
+    load_policy,
+    load_tokenizer,
+    lora_config,
+    merge_adapters,
+    room_for,
+    within_context,
+)
+from codexhf.run import launch, run_stage
 
 
 def main(argv=None):
@@ -22,13 +29,17 @@ def main(argv=None):
     train = load_demonstrations(
         stage.train_cards,
         tokenizer,
-        training.max_length,
+        within_context(stage.model, training.max_length),
         exclude=stage.exclude_cards,
         weights=stage.weights,
         seed=training.seed,
     )
     problems = load_problems(
-        stage.eval_cards, tokenizer, max_rows=stage.eval_problems, seed=training.seed
+        stage.eval_cards,
+        tokenizer,
+        max_rows=stage.eval_problems,
+        max_prompt_tokens=room_for(stage.model, stage.eval_max_new_tokens),
+        seed=training.seed,
     )
     model = load_policy(stage.model, tokenizer)
     trainer = SFTTrainer(
@@ -51,4 +62,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

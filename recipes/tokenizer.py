@@ -10,7 +10,7 @@ Writes  runs/tokenizer: tokenizer, README.md, manifest.json (last).
 from codexhf.arguments import TokenizerArguments, parse
 from codexhf.data import load_split
 from codexhf.models import train_tokenizer
-from codexhf.run import run_task
+from codexhf.run import launch, run_task
 
 
 def main(argv=None):
@@ -36,4 +36,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

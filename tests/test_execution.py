@@ -205,7 +205,7 @@ def test_assert_tests_as_humaneval_and_mbpp_ship_them():
         ("yield from range(3)", "assert list(f()) == [0, 1, 2]"),
         ("return map(str, [1])", "assert next(f()) == '1'"),
         ("return lambda x: x + 1", "assert f()(2) == 3"),
-        ("import collections as c; return c.Counter('a')", "assert f().most_common() == [('a', 1)]"),
+        ("return __import__('collections').Counter('a')", "assert f()['z'] == 0"),
         ("return __import__('collections').deque([1])", "assert f()[0] == 1 and len(f()) == 1"),
         ("return __import__('fractions').Fraction(1, 2)", "assert f() == 0.5"),
         ("return __import__('decimal').Decimal('1.10')", "assert str(f() + 1) == '2.10'"),

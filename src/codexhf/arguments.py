@@ -617,6 +617,12 @@ def _instance_problems(instance) -> list[str]:
     if isinstance(instance, StageArguments):
         return instance.problems()
     out = []
+    if getattr(instance, "push_to_hub", False) or getattr(instance, "hub_token", None):
+        out.append(
+            "push_to_hub, hub_token: refused while training: Trainer pushes publicly, in the "
+            "background, with the optimizer and the token in training_args.bin. Upload the "
+            "finished folder instead: hf upload --private ORG/NAME FOLDER"
+        )
     for f in fields(instance):
         if f.name in RANGES and getattr(instance, f.name) is not None:
             out += check_range(f.name, getattr(instance, f.name), *RANGES[f.name])

@@ -31,7 +31,7 @@ def file_facts(path: Path) -> dict:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write JSON so that the file is either the old one or the whole new one, also after a crash."""
+    """Write JSON so that a crash leaves either the old file or the whole new one."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, sort_keys=True)
@@ -118,9 +118,9 @@ class CommitCheckpoints(TrainerCallback):
         free = shutil.disk_usage(output_dir).free
         if free < 1.2 * self.last_size:
             raise OSError(
-                f"disk full soon: {output_dir} has {free / 2**30:.2f} GiB free, the next checkpoint "
-                f"needs {1.2 * self.last_size / 2**30:.2f} GiB. Free some and start again: the run "
-                f"resumes from {folder.name}."
+                f"disk full soon: {output_dir} has {free / 2**30:.2f} GiB free, the next "
+                f"checkpoint needs {1.2 * self.last_size / 2**30:.2f} GiB. Free some and start "
+                f"again: the run resumes from {folder.name}."
             )
 
 
@@ -131,9 +131,9 @@ class StopOnNaN(TrainerCallback):
         for name, parameter in model.named_parameters():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
                 raise FloatingPointError(
-                    f"step {state.global_step + 1}: the gradient of {name} is not finite; the weights "
-                    "were left as they are. Lower learning_rate or look at this batch's data, then "
-                    "start again: the run resumes from its last checkpoint."
+                    f"step {state.global_step + 1}: the gradient of {name} is not finite; the "
+                    "weights were left as they are. Lower learning_rate or look at this "
+                    "batch's data, then start again: the run resumes from its last checkpoint."
                 )
 
 
@@ -142,7 +142,7 @@ class Preempted(BaseException):
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop. A second Ctrl-C stops at once."""
+    """On SIGTERM or Ctrl-C finish the step, save, stop; a second Ctrl-C stops at once."""
 
     def __init__(self):
         self.received = None

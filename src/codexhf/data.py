@@ -33,10 +33,16 @@ NGRAM = 13  # words of an overlap between a corpus and a held-out set (Brown et 
 
 @dataclass
 class Data:
-    """A dataset and what is known of how it came to be."""
+    """A dataset and what is known of how it came to be.
+
+    Attributes:
+        facts: card name -> rows read, dropped and why, licence, shares.
+        notes: what was done to the rows of all cards together.
+    """
 
     dataset: Dataset
     facts: dict = field(default_factory=dict)
+    notes: dict = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -111,31 +117,35 @@ def _load(card: Card) -> Dataset:
         if absent:
             raise CardError(f"{card.path}: data_files {', '.join(absent)} do not exist.")
         arguments["data_files"] = [str(f) for f in local]
+        # Checked here because the json reader takes broken bytes and bare lists without a word.
+        bad = _first_bad_line(local)
+        if bad is not None:
+            raise CardError(f"{card.path}: {bad}")
     arguments.setdefault("split", "train")
     try:
         return datasets.load_dataset(**arguments)
     except Exception as error:  # whatever a builder raises, the card is what the user can mend
-        where = _first_bad_line(arguments) or f"{type(error).__name__}: {error}"
-        raise CardError(f"{card.path}: cannot load {_source_name(card)}: {where}") from error
+        raise CardError(
+            f"{card.path}: cannot load {_source_name(card)}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _source_name(card: Card) -> str:
     return str(card.load.get("data_files") or card.load.get("builder") or card.load["path"])
 
 
-def _first_bad_line(arguments: dict) -> str | None:
-    if arguments.get("path") != "json":
-        return None
-    for file in arguments.get("data_files", []):
-        raw = Path(file).read_bytes()
-        if not raw.strip():
+def _first_bad_line(files: Iterable[Path]) -> str | None:
+    for file in (f for f in files if f.suffix == ".jsonl"):
+        number = 0
+        with open(file, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    if line.strip() and not isinstance(json.loads(line.decode("utf-8")), dict):
+                        return f"{file}:{number}: expected a JSON object per line."
+                except (UnicodeDecodeError, ValueError, RecursionError) as error:
+                    return f"{file}:{number}: {error}"
+        if number == 0:
             return f"0 rows in {file}."
-        for number, line in enumerate(raw.splitlines(), 1):
-            try:
-                if line.strip() and not isinstance(json.loads(line.decode("utf-8")), dict):
-                    return f"{file}:{number}: expected a JSON object per line."
-            except (UnicodeDecodeError, ValueError, RecursionError) as error:
-                return f"{file}:{number}: {error}"
     return None
 
 
@@ -491,8 +501,8 @@ def load_demonstrations(
         seed=seed,
     )
     data = drop_long(data, tokenizer, max_length, ["completion"])
-    data = Data(data.dataset.select_columns(["prompt", "completion"]), data.facts)
-    return as_messages(data, tokenizer)
+    columns = data.dataset.select_columns(["prompt", "completion"])
+    return as_messages(Data(columns, data.facts, data.notes), tokenizer)
 
 
 def load_problems(
@@ -515,8 +525,8 @@ def load_problems(
     for column in ("tests", "entry_point"):
         if column not in data.dataset.column_names:
             raise CardError(
-                f"{', '.join(map(str, cards))}: rows have no column {column!r}, so answers cannot be "
-                "run. Map it under codexhf.columns."
+                f"{', '.join(map(str, cards))}: rows have no column {column!r}, so answers cannot "
+                "be run. Map it under codexhf.columns."
             )
     if max_prompt_tokens is not None:
         data = drop_long(data, tokenizer, max_prompt_tokens, [], room=0)
@@ -528,12 +538,18 @@ def load_pairs(cards: Sequence[str], tokenizer, max_length: int) -> Data:
     data = load_split(cards, "preference")
     data = drop_long(data, tokenizer, max_length, ["chosen", "rejected"])
     names = [c for c in (*COLUMNS["preference"], "margin") if c in data.dataset.column_names]
-    return as_messages(Data(data.dataset.select_columns(names), data.facts), tokenizer)
+    columns = data.dataset.select_columns(names)
+    return as_messages(Data(columns, data.facts, data.notes), tokenizer)
 
 
-def packed_collator(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """Stack rows of equal length: (B, max_length) int64 tensors."""
-    return {k: torch.tensor([row[k] for row in rows], dtype=torch.int64) for k in rows[0]}
+def packed_collator(rows: list[dict]) -> dict:
+    """Stack rows of equal length: (B, max_length) int64 tensors.
+
+    `use_cache` is off because transformers looks for packed documents only without a cache; with
+    one, every document would silently attend to those before it in its row.
+    """
+    batch = {k: torch.tensor([row[k] for row in rows], dtype=torch.int64) for k in rows[0]}
+    return {**batch, "use_cache": False}
 
 
 ROLES = {
@@ -567,7 +583,7 @@ def as_messages(data: Data, tokenizer, columns: Sequence[str] = tuple(ROLES)) ->
     for column in text:
         features[column] = [{"role": datasets.Value("string"), "content": datasets.Value("string")}]
     wrapped = dataset.map(wrap, features=features, desc="Wrapping in messages")
-    return Data(wrapped, data.facts)
+    return Data(wrapped, data.facts, data.notes)
 
 
 def render_prompt(prompt, tokenizer) -> str:
@@ -597,12 +613,12 @@ def drop_long(
     dropped = len(lengths) - len(keep)
     if dropped > 0.01 * len(lengths):
         raise CardError(
-            f"{', '.join(f['card'] for f in data.facts.values())}: {dropped} of {len(lengths)} rows "
-            f"are longer than {max_length - room} tokens (longest: {max(lengths)}). Raise max_length "
-            "or the model's context, or shorten the data."
+            f"{', '.join(f['card'] for f in data.facts.values())}: {dropped} of {len(lengths)} "
+            f"rows are longer than {max_length - room} tokens (longest: {max(lengths)}). Raise "
+            "max_length or the model's context, or shorten the data."
         )
-    facts = {**data.facts, "too_long": {"rows": dropped, "max_length": max_length}}
-    return Data(data.dataset.select(keep), facts)
+    notes = {**data.notes, "dropped_as_too_long": dropped, "longest_tokens": max(lengths)}
+    return Data(data.dataset.select(keep), data.facts, notes)
 
 
 # ---------------------------------------------------------------------------------------------

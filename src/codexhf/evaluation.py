@@ -5,7 +5,6 @@ demonstrations (nats per token), L_RLHF minus the mean normalised reward, and Om
 (nats per answer). All from the same samples and the same problems for every model.
 """
 
-import ast
 import json
 import math
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from codexhf.data import Data, render_prompt, text_of
 from codexhf.execution import Result, check_isolation, run_tests
 from codexhf.generation import sample, sample_ids
 from codexhf.models import load_model_reward, load_policy, to_device
-from codexhf.rewards import ModelReward, code_of, violation_rate
+from codexhf.rewards import ModelReward, code_of, parses_reward, violation_rate
 
 # ---------------------------------------------------------------------------------------------
 # pass@k
@@ -46,7 +45,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
-    """95% bootstrap interval of the mean, resampling problems (not samples), which are the units."""
+    """95% bootstrap interval of the mean; the units are problems, not samples."""
     values = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(seed)
     means = values[generator.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
@@ -375,7 +374,7 @@ def evaluate_model(
     metrics["kl_low"], metrics["kl_high"] = interval(own - base)
     metrics["answer_tokens"] = float(lengths.mean())
     metrics["violation_rate"] = violation_rate(flat)
-    metrics["parses"] = float(np.mean([_parses(a) for a in flat]))
+    metrics["parses"] = float(np.mean(parses_reward(owners, flat)))
     n = settings.num_samples
     raw = {"answers": answers, "verdicts": verdicts, "greedy": [g[0] for g in greedy]}
     if reward is not None:
@@ -391,14 +390,6 @@ def evaluate_model(
     return metrics, raw
 
 
-def _parses(code: str) -> bool:
-    try:
-        ast.parse(code_of(code))
-        return True
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-
-
 def win_rate(scores: Sequence[Sequence[float]], parent: Sequence[Sequence[float]]) -> float:
     """Share of (problem, sample) pairs that score above the parent's; a tie counts half."""
     wins = [
@@ -410,7 +401,7 @@ def win_rate(scores: Sequence[Sequence[float]], parent: Sequence[Sequence[float]
 
 
 def demonstrations_of(problems: Data) -> Dataset | None:
-    """The problems' references as prompt-completion rows, for the held-out loss; None if no problems."""
+    """The problems' references as demonstrations, for the held-out loss; None without problems."""
     if not len(problems.dataset):
         return None
     return problems.dataset.map(

@@ -195,8 +195,8 @@ def load_reward_model(path: str, *, new_head: bool = False, seed: int = 42) -> P
     missing = [name for name in info["missing_keys"] if "score" in name or "classifier" in name]
     if missing and not new_head:
         raise ValueError(
-            f"{path}: the weights of {', '.join(missing)} are missing, so this is no trained reward "
-            "model. Give the folder that recipes/reward_model.py wrote."
+            f"{path}: the weights of {', '.join(missing)} are missing, so this is no trained "
+            "reward model. Give the folder that recipes/reward_model.py wrote."
         )
     if missing:
         head = model.score.weight
@@ -238,9 +238,36 @@ def check_finite(model: PreTrainedModel, path: str) -> PreTrainedModel:
     return model
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """Longest sequence that the model was built for."""
-    return int(model.config.max_position_embeddings)
+def context_length(path: str) -> int | None:
+    """Longest sequence that the model of a folder or Hub id was built for; None if unbounded."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
+def within_context(path: str, max_length: int) -> int:
+    """`max_length`, or a ValueError when the model cannot read so much."""
+    context = context_length(path)
+    if context is not None and max_length > context:
+        raise ValueError(
+            f"max_length: got {max_length} tokens, but {path} was built for {context}. Lower it, "
+            "or pretrain with a larger max_length."
+        )
+    return max_length
+
+
+def room_for(path: str, new_tokens: int) -> int | None:
+    """Longest prompt that leaves room for `new_tokens` in the model's context.
+
+    Raises:
+        ValueError: no prompt does.
+    """
+    context = context_length(path)
+    if context is not None and new_tokens >= context:
+        raise ValueError(
+            f"answers of {new_tokens} tokens leave no room for a prompt in the context of {path} "
+            f"({context} tokens). Lower max_new_tokens or response_length."
+        )
+    return None if context is None else context - new_tokens
 
 
 def to_device(model: PreTrainedModel) -> PreTrainedModel:

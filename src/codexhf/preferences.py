@@ -108,7 +108,7 @@ def worth(result: Result) -> tuple[bool, float]:
 
 
 def pair_up(row, answers, results, most: int, generator) -> list[dict]:
-    """Up to `most` pairs of answers of different worth, the widest gaps first, no answer pair twice."""
+    """Up to `most` pairs of answers of different worth, a pass against a fail first."""
     order = generator.permutation(len(answers))
     gaps = [
         (worth(results[i]), worth(results[j]), i, j)

@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from transformers import Trainer, TrainingArguments
@@ -37,6 +38,7 @@ from codexhf.checkpoints import (
     write_json,
 )
 from codexhf.data import Data
+from codexhf.execution import SandboxUnavailable
 from codexhf.hub import write_card
 
 PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
@@ -51,6 +53,22 @@ NEUTRAL = {
 }  # fmt: skip
 
 
+def launch(main: Callable[[], object]) -> None:
+    """Run a recipe's main; what is refused before the work begins is one message and exit code 2.
+
+    Set CODEXHF_DEBUG=1 to see the traceback instead.
+    """
+    try:
+        main()
+    except (ValueError, OSError, SandboxUnavailable) as error:
+        if _Begun.anywhere or os.environ.get("CODEXHF_DEBUG"):
+            raise
+        refuse([str(error)], Path(sys.argv[0]).name)
+    except KeyboardInterrupt:
+        _say("interrupted; start the same command again, it resumes from the last checkpoint")
+        raise SystemExit(130) from None
+
+
 def run_stage(
     trainer: Trainer,
     stage: StageArguments,
@@ -60,7 +78,7 @@ def run_stage(
     parents: Mapping[str, str],
     finish: Callable[[Trainer], dict] | None = None,
 ) -> dict:
-    """Train to the end, from the last whole checkpoint if there is one, and write the stage's folder.
+    """Train to the end, from the last whole checkpoint on, and write the stage's folder.
 
     Args:
         trainer: any transformers Trainer, constructed.
@@ -106,6 +124,8 @@ def run_stage(
             metrics.update(finish(trainer))
         wall["evaluate_s"] = round(time.monotonic() - start, 2)
         trainer.save_model(str(output_dir))
+        # A pickle of settings that the manifest holds as text; nobody should have to trust it.
+        (output_dir / "training_args.bin").unlink(missing_ok=True)
         manifest = {}
         if trainer.is_world_process_zero():
             tokenizer = trainer.processing_class
@@ -159,22 +179,30 @@ def run_task(
 @dataclasses.dataclass
 class _Begun:
     finished: dict | None
+    anywhere: ClassVar[bool] = False  # whether a stage of this process has begun its work
 
 
 def _identity(stage, training, data, parents) -> dict:
     """What makes this run this run: equal identity, equal result."""
     config = {k: v for k, v in dataclasses.asdict(stage).items() if k not in NEUTRAL}
     if training is not None:
-        # Against the fields' defaults: a second instance would reset accelerate's global state.
-        defaults = {f.name: f.default for f in dataclasses.fields(training)}
         config |= {
-            k: v for k, v in training.to_dict().items() if k not in NEUTRAL and defaults.get(k) != v
+            f.name: getattr(training, f.name)
+            for f in dataclasses.fields(training)
+            if f.name not in NEUTRAL and getattr(training, f.name) != _default(f)
         }
     return {
         "config": json.loads(json.dumps(config, default=str)),
         "data": {name: part.fingerprint for name, part in data.items()},
         "parents": {name: _parent_facts(path) for name, path in parents.items() if path},
     }
+
+
+def _default(field: dataclasses.Field):
+    # Not from a second instance of the arguments: that would reset accelerate's global state.
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def _parent_facts(path: str) -> dict:
@@ -197,7 +225,7 @@ def load_manifest(folder: Path | str) -> dict:
 
 @contextlib.contextmanager
 def _begin(output_dir: Path, stage: StageArguments, identity: dict) -> Iterator[_Begun]:
-    """Hold the folder's lock; compare with what lies there; set aside what belongs to another run."""
+    """Hold the folder's lock; set aside what another run left there."""
     output_dir.mkdir(parents=True, exist_ok=True)
     main = int(os.environ.get("RANK", "0")) == 0
     if not main:
@@ -223,6 +251,7 @@ def _begin(output_dir: Path, stage: StageArguments, identity: dict) -> Iterator[
             yield _Begun(load_manifest(output_dir))
             return
         write_json(output_dir / IDENTITY, identity)
+        _Begun.anywhere = True
         yield _Begun(None)
     finally:
         lock.close()
@@ -281,7 +310,12 @@ def _finish(output_dir, stage, identity, data, metrics, wall, history=None, step
         "config": identity["config"],
         "parents": identity["parents"],
         "data": {
-            name: {"fingerprint": identity["data"][name], "cards": part.facts}
+            name: {
+                "fingerprint": identity["data"][name],
+                "rows": len(part.dataset),
+                "cards": part.facts,
+                "notes": part.notes,
+            }
             for name, part in data.items()
         },
         "metrics": finite(metrics),
@@ -306,9 +340,7 @@ def _finish(output_dir, stage, identity, data, metrics, wall, history=None, step
 
 def _is_result(path: Path) -> bool:
     first = path.parts[0]
-    return not first.startswith(("_", "checkpoint-")) and path.name not in (
-        MANIFEST, IDENTITY, "training_args.bin",
-    )  # fmt: skip
+    return not first.startswith(("_", "checkpoint-")) and path.name not in (MANIFEST, IDENTITY)
 
 
 def finite(value):
@@ -373,9 +405,6 @@ def _show(trainer: Trainer, stage: StageArguments, training: TrainingArguments) 
     _say(f"disk           {free:.1f} GiB free, {12 * trained / 2**30:.2f} GiB per checkpoint")
     _say(f"device         {trainer.args.device}, bf16 {trainer.args.bf16}")
     _say(f"steps          {steps if steps > 0 else f'{trainer.args.num_train_epochs} epochs'}")
-    _say(
-        f"hub            {'pushes to ' + str(training.hub_model_id) if training.push_to_hub else 'no push'}"
-    )
     _show_rows("train", trainer.train_dataset, trainer.processing_class)
 
 

@@ -1,0 +1,91 @@
+"""Small things that many tests need: a tokenizer, models and cards, made in seconds, offline."""
+
+import json
+import os
+
+os.environ.update(
+    HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1"
+)
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from codexhf.models import new_tokenizer
+
+torch.set_num_threads(1)
+
+CORPUS = ["def add(a, b):\n    return a + b\n", "Write a function that adds two numbers.", "x = 12"]
+ADD = "def f(a, b):\n    return a + b"
+
+
+def tiny_config(tokenizer, **fields):
+    return LlamaConfig(
+        **{
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            **fields,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return new_tokenizer(CORPUS * 3, vocab_size=320)
+
+
+@pytest.fixture
+def policy(tokenizer):
+    torch.manual_seed(0)
+    return LlamaForCausalLM(tiny_config(tokenizer))
+
+
+@pytest.fixture
+def model_folder(policy, tokenizer, tmp_path):
+    """A saved policy with its tokenizer, as a stage leaves it."""
+    folder = tmp_path / "model"
+    policy.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def write_card(tmp_path):
+    """Write rows and a card for them; returns the card's path."""
+
+    def write(rows, type, name="card", **front):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        own = {"type": type, "load": {"path": "json", "data_files": f"{name}.jsonl"}}
+        own |= front.pop("codexhf", {})
+        head = json.dumps({"license": "mit", **front, "codexhf": own})  # JSON is YAML
+        card = tmp_path / f"{name}.md"
+        card.write_text(
+            f"---\n{head}\n---\n# {name}\n## Provenance\nMade here.\n## Known problems\nNone.\n"
+        )
+        return str(card)
+
+    return write
+
+
+@pytest.fixture
+def problems():
+    """Rows of one problem with two call tests."""
+    tests = [{"args": "(1, 2)", "expected": "3"}, {"args": "(0, 0)", "expected": "0"}]
+    return [
+        {
+            "id": f"p{i}",
+            "prompt": f"Add a and b, number {i}.",
+            "completion": ADD,
+            "tests": tests,
+            "entry_point": "f",
+        }
+        for i in range(6)
+    ]
