@@ -613,6 +613,23 @@ def test_docker_without_a_daemon_names_the_commands(monkeypatch, tmp_path):
         launchers.make_docker()
 
 
+def test_docker_comes_before_landlock_alone(monkeypatch, tmp_path, caplog):
+    """With a `docker` that runs the container's command right here: same protocol, same probes."""
+    zygote = Path(execution.__file__).with_name("zygote.py")
+    docker = tmp_path / "docker"
+    docker.write_text(
+        '#!/bin/sh\n[ "$1" = image ] && exit 0\nwhile [ "$1" != python ]; do shift; done\n'
+        f'exec /usr/bin/env -i PYTHONHASHSEED=0 {sys.executable} -s -S -P -B {zygote} "$7" "$8"\n'
+    )
+    docker.chmod(0o755)
+    hide_bubblewrap(monkeypatch, tmp_path)
+    with Executor(1) as executor:
+        assert executor.isolation == "docker+landlock"
+        (result,) = executor.run([ADD], ["assert add(1, 2) == 3"], ["add"])
+    assert (result.verdict, result.isolation) == ("pass", "docker+landlock")
+    assert "passed over bubblewrap" in caplog.text
+
+
 def test_docker_is_one_more_argv_in_front_of_the_zygote(monkeypatch, tmp_path):
     docker = tmp_path / "docker"
     docker.write_text("#!/bin/sh\nexit 0\n")

@@ -23,7 +23,7 @@ from codexhf.execution.protocol import SCRATCH
 logger = logging.getLogger(__name__)
 
 UNSAFE_PHRASE = "i-accept-model-code-runs-as-me"
-DOCKER_IMAGE = "python:3.11-slim"
+DOCKER_IMAGE = f"python:{sys.version_info.major}.{sys.version_info.minor}-slim"
 _HERE = Path(__file__).resolve().parent
 _FLAGS = ("-s", "-S", "-P", "-B")  # not -I: it would also ignore PYTHONHASHSEED
 _ENVIRONMENT = {
