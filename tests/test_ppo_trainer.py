@@ -21,11 +21,10 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).parent))
 
 import ppo_setup as setup  # noqa: E402
-from ppo_setup import logs, new_trainer, same, state  # noqa: E402
-
 from codexhf.ppo import PPOConfig, PPOTrainer  # noqa: E402
 from codexhf.ppo.config import TRL_VALUES  # noqa: E402
 from codexhf.rewards import ModelReward, RewardError, RewardSum  # noqa: E402
+from ppo_setup import logs, new_trainer, same, state  # noqa: E402
 
 NEEDS_PEFT = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="no peft")
 
@@ -284,10 +283,11 @@ def test_reward_model_reads_ids_or_text_and_is_normalised(tmp_path):
 
 def test_rewards_are_weighted_and_logged_by_name(tmp_path):
     made = models()
+    text = ModelReward(models()["reward_model"], setup.tokenizer(), name="text")
     trainer = new_trainer(
         tmp_path,
         models=made,
-        reward_model=[made["reward_model"], ModelReward(models()["reward_model"], setup.tokenizer(), name="text")],
+        reward_model=[made["reward_model"], text],
         reward_funcs=[setup.count_a, setup.length],
         reward_weights=[1.0, 0.5, 2.0, -0.1],
         config={"total_episodes": 8},
@@ -724,8 +724,10 @@ REFUSED = {
     "no demonstrations": ({}, {"alpha_sft": 1.0}, "sft_dataset: got none"),
     "minibatches": ({}, {"num_mini_batches": 3}, "num_mini_batches: got 3"),
     "micro batches": (
-        {}, {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2,
-             "num_mini_batches": 1, "num_ppo_epochs": 1, "masks_from": "pad_token"}, "trim_padding"),
+        {}, {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 4,
+             "num_mini_batches": 3, "total_episodes": 24},
+        "train_dataset"),
+    "masks": ({}, {"masks_from": "pad_token"}, "trim_padding"),
     "importance": ({}, {"importance_cap": 2.0, "old_logprobs": "sampler"}, "importance_cap"),
     "nothing to train": ({}, {"beta_rlhf": 0.0}, "nothing would be trained"),
     "k1 in the loss": ({}, {"kl_in": "loss"}, "kl_estimator: got 'k1'"),

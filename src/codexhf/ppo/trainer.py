@@ -203,6 +203,9 @@ class PPOTrainer(Trainer):
             )
             self.eval_scorer = Scorer(both, self.encoder, chunk, args.trim_padding)
         self._check_columns()
+        many = args.num_sample_generations if self.eval_dataset is not None else 0
+        every = max(1, self.schedule.rollouts // many) if many else self.schedule.rollouts
+        self._sample_at = range(0, self.schedule.rollouts, every)[:many]
         self.kl = AdaptiveKL(args.kl_coef, args.kl_target or 1.0, args.kl_horizon)
         self._sums: dict[str, list] = defaultdict(lambda: [0.0, 0.0])
         self._demonstrations: dict[int, tuple[list[int], int]] = {}
@@ -221,6 +224,12 @@ class PPOTrainer(Trainer):
 
     def _check_columns(self) -> None:
         """Refuse data sets that lack a column which a reward needs."""
+        taken = sorted({*self.eval_scorer.rewards.names} & {*EVALUATION_FIGURES})
+        if taken:
+            raise ValueError(
+                f"reward_funcs: got rewards named {taken}, expected other names: evaluate() "
+                "reports figures of its own under these. Set `__name__`."
+            )
         for scorer, dataset in ((self.scorer, self.train_dataset), *self._eval_pairs()):
             columns = set(dataset[0]) - set(NOT_REWARD_COLUMNS)
             scorer.rewards.check_columns(columns)
@@ -319,6 +328,8 @@ class PPOTrainer(Trainer):
         now = self.schedule.at(self._micro_step)
         rank = self.args.process_index
         if now.starts_rollout or self._rollout is None:
+            if now.rollout in self._sample_at:
+                self.generate_completions(sampling=True)
             self._rollout = self._make_rollout(now.rollout)
             self._order, self._stopped = None, False
         if self._order is None or (now.starts_minibatch and now.minibatch == 0):
@@ -785,7 +796,7 @@ class PPOTrainer(Trainer):
             for name, (total, count) in zip(names, table, strict=True)
             if count > 0
         }
-        rows = int(table[names.index("length"), 1])
+        rows = int(table[names.index("response_length"), 1])
         return EvalLoopOutput(None, None, metrics, rows)
 
     def _evaluate_rows(
@@ -803,7 +814,7 @@ class PPOTrainer(Trainer):
             **parts,
             "score": shape_scores(scores, answers, self.args).tolist(),
             "kl": kl_estimate(logprobs, ref_logprobs, "k1").sum(1).tolist(),
-            "length": answers.lengths.float().tolist(),
+            "response_length": answers.lengths.float().tolist(),
             "ended": answers.ended.float().tolist(),
         }
 
@@ -874,7 +885,9 @@ class PPOTrainer(Trainer):
         }
         if open_rollout:
             file = folder / ROLLOUT_FILE.format(rank=rank)
-            safetensors.torch.save_file(self._rollout.tensors(), file)
+            # cloned: the two masks may be one tensor, which the format refuses
+            tensors = {name: t.clone() for name, t in self._rollout.tensors().items()}
+            safetensors.torch.save_file(tensors, file)
         (folder / STATE_FILE.format(rank=rank)).write_text(json.dumps(state))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -930,6 +943,9 @@ class PPOTrainer(Trainer):
 
 EVALUATION = 2**40
 """Rollout numbers from here on seed evaluations; no run has that many rollouts."""
+
+EVALUATION_FIGURES = ("score", "kl", "response_length", "ended")
+"""What evaluate() reports beside the rewards."""
 
 SAMPLE_ROWS = 4
 """Answers printed at a time while training."""
