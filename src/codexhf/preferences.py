@@ -110,19 +110,19 @@ def worth(result: Result) -> tuple[bool, float]:
 def pair_up(row, answers, results, most: int, generator) -> list[dict]:
     """Up to `most` pairs of answers of different worth, a pass against a fail first."""
     order = generator.permutation(len(answers))
-    gaps = [
-        (worth(results[i]), worth(results[j]), i, j)
-        for i in order
-        for j in order
-        if worth(results[i]) > worth(results[j])
-    ]
-    # A pass against a fail teaches most; among those, spread over different answers.
-    gaps.sort(key=lambda gap: not (gap[0][0] and not gap[1][0]))
+    better = [(i, j) for i in order for j in order if worth(results[i]) > worth(results[j])]
     used: Counter = Counter()
-    pairs = []
-    while gaps and len(pairs) < most:
-        best = min(range(len(gaps)), key=lambda g: (used[gaps[g][2]] + used[gaps[g][3]], g))
-        _, _, i, j = gaps.pop(best)
+    pairs: list[dict] = []
+    while better and len(pairs) < most:
+        # A pass against a fail teaches most; among equals, answers that were used least.
+        i, j = min(
+            better,
+            key=lambda ij: (
+                not (worth(results[ij[0]])[0] and not worth(results[ij[1]])[0]),
+                used[ij[0]] + used[ij[1]],
+            ),
+        )
+        better.remove((i, j))
         used.update((i, j))
         flip = bool(generator.integers(2))
         a, b = (j, i) if flip else (i, j)

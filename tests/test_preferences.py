@@ -1,0 +1,104 @@
+"""Pairs: what is compared, which side is which, which problems are held out.
+
+python -m pytest tests/test_preferences.py
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from codexhf.arguments import PreferencesArguments
+from codexhf.data import load_problems, load_split, text_of
+from codexhf.execution import Result
+from codexhf.preferences import in_test, make_pairs, pair_up, worth
+from conftest import ADD
+
+
+def result(verdict, passed=0):
+    return Result(verdict, passed, 4, "", 0.0, "none")
+
+
+ROW = {"id": "p1", "prompt": [{"role": "user", "content": "q"}]}
+RESULTS = [result("pass", 4), result("fail", 2), result("timeout"), result("fail", 2)]
+ANSWERS = ["right", "half", "slow", "half too"]
+
+
+def test_worth_puts_a_pass_first_then_the_share_of_tests():
+    ordered = sorted(RESULTS, key=worth, reverse=True)
+    assert [(r.verdict, r.passed) for r in ordered[:2]] == [("pass", 4), ("fail", 2)]
+    assert worth(result("timeout")) < worth(result("fail", 1))
+
+
+def test_pair_up_prefers_a_pass_against_a_fail_and_spreads():
+    pairs = pair_up(ROW, ANSWERS, RESULTS, 3, np.random.default_rng(0))
+    losers = set()
+    for pair in pairs:
+        sides = {"a": pair["response_a"], "b": pair["response_b"]}
+        assert sides.pop(pair["label"]) == "right"
+        losers |= set(sides.values())
+    assert losers == {"half", "slow", "half too"}
+
+
+def test_pair_up_never_pairs_answers_of_equal_worth():
+    assert pair_up(ROW, ["x", "y"], [result("fail", 1)] * 2, 3, np.random.default_rng(0)) == []
+
+
+def test_pair_up_draws_the_side_from_the_seed():
+    labels = [
+        pair_up(ROW, ANSWERS, RESULTS, 1, np.random.default_rng(seed))[0]["label"]
+        for seed in range(40)
+    ]
+    assert 8 < labels.count("a") < 32
+
+
+def test_pair_up_says_who_labelled_and_why():
+    (pair,) = pair_up(ROW, ["right", "half"], RESULTS[:2], 3, np.random.default_rng(0))
+    assert pair["labeler"] == "unit_tests"
+    assert "pass, 4 of 4 tests" in pair["reason"] and "fail, 2 of 4 tests" in pair["reason"]
+
+
+def test_in_test_depends_on_the_prompt_alone():
+    share = np.mean([in_test([{"role": "user", "content": str(i)}], 0.3) for i in range(500)])
+    assert 0.2 < share < 0.4
+    assert in_test("x", 0.5) == in_test("x", 0.5)
+
+
+def stage(folder, **fields):
+    return PreferencesArguments(
+        output_dir=str(folder),
+        samples_per_prompt=2,
+        max_new_tokens=4,
+        include_reference=True,
+        test_share=0.4,
+        **fields,
+    )
+
+
+def test_make_pairs_writes_both_splits_and_their_cards(
+    policy, tokenizer, tmp_path, write_card, problems
+):
+    rows = [dict(p, id=f"p{i}", prompt=f"Add {i}.") for i in range(4) for p in problems[:1]]
+    rows += [dict(rows[0], id=f"q{i}", prompt=f"Sum {i}.") for i in range(10)]
+    data = load_problems([write_card(rows, "prompt-only")], tokenizer)
+    metrics = make_pairs(policy, tokenizer, data.dataset, stage(tmp_path), tmp_path)
+    train, test = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()]
+        for name in ("train", "test")
+    )
+    assert (metrics["train_pairs"], metrics["test_pairs"]) == (len(train), len(test))
+    assert not {text_of(r["prompt"]) for r in train} & {text_of(r["prompt"]) for r in test}
+    for row in train + test:
+        assert row[f"response_{row['label']}"] == ADD
+    pairs = load_split([str(tmp_path / "test.md")], "preference").dataset
+    assert set(pairs["chosen"]) == {ADD}
+
+
+def test_make_pairs_stops_when_nothing_can_be_compared(
+    policy, tokenizer, tmp_path, write_card, problems
+):
+    data = load_problems([write_card(problems, "prompt-only")], tokenizer)
+    settings = stage(tmp_path)
+    settings.include_reference = False
+    with pytest.raises(RuntimeError, match="pairs: 6 prompts gave .*all equally wrong"):
+        make_pairs(policy, tokenizer, data.dataset, settings, tmp_path)
