@@ -1,0 +1,123 @@
+"""One process of tests/test_ppo_ddp.py, started by torchrun: `ppo_ddp_worker.py FOLDER CASE...`."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import ppo_setup as setup  # noqa: E402
+from codexhf.ppo.engines import Generation  # noqa: E402
+
+
+class Canned:
+    """An engine whose answers follow from the prompts alone, so that any split gives the same."""
+
+    def generate(self, policy, prompt_ids, prompt_mask, *, seed, temperature) -> Generation:
+        """Answer with letters and a length that a row's own tokens decide."""
+        rows = []
+        for ids, real in zip(prompt_ids, prompt_mask, strict=True):
+            key = int((ids[real] * torch.arange(1, int(real.sum()) + 1)).sum())
+            rows.append([4 + (key * (i + 3)) % 26 for i in range(1 + key % 7)] + [2])
+        width = max(len(row) for row in rows)
+        padded = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows])
+        return Generation(padded, lengths, torch.zeros(padded.shape))
+
+
+def digest(trainer) -> str:
+    """Return a checksum of all weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(setup.state(trainer).items()):
+        found.update(name.encode() + tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
+def build(case: str, folder: Path, **config):
+    """Return the trainer of a case; a rollout is 8 rows over all processes."""
+    import os
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    settings = {
+        "gradient_accumulation_steps": 4 // world,
+        "num_mini_batches": 1,
+        "shuffle_dataset": False,
+        "step_unit": "optimizer",
+        "alpha_sft": 0.5,
+        "sft_batch_size": 2,
+        **config,
+    }
+    kwargs = {"sft_dataset": setup.demonstrations(8)}
+    if case.startswith("lora"):
+        from peft import LoraConfig
+
+        kwargs["peft_config"] = LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+        torch.manual_seed(0)  # the adapter's weights
+    return setup.new_trainer(folder, config=settings, **kwargs)
+
+
+def gradients(case: str, folder: Path) -> None:
+    """Write the gradient of the first minibatch, whose answers are canned."""
+    config = {"old_logprobs": "recompute", "max_grad_norm": 0.0, "kl_in": "loss"}
+    trainer = build(case, folder / "out", kl_estimator="k3", entropy_coef=0.1, **config)
+    trainer.engine = Canned()
+    caught = {}
+
+    def before_step(args, state, control, **kwargs):
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.grad is not None and not caught.get("done"):
+                caught[name] = parameter.grad.clone()
+        caught["done"] = True
+        control.should_training_stop = True
+
+    from transformers import TrainerCallback
+
+    hook = TrainerCallback()
+    hook.on_pre_optimizer_step = before_step
+    trainer.add_callback(hook)
+    trainer.train()
+    caught.pop("done")
+    logs = {k: v for k, v in setup.logs(trainer)[0].items() if "time" not in k and k != "eps"}
+    if trainer.is_world_process_zero():
+        torch.save({"gradients": caught, "logs": logs}, folder / "result.pt")
+
+
+def resume(case: str, folder: Path) -> None:
+    """Train, resume from two checkpoints, and write the checksums of the weights."""
+    config = {
+        "num_mini_batches": 2,
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "critic_warmup_rollouts": 1,
+        "early_stop_kl": 0.02,
+        "kl_target": 1.0,
+    }
+    trainer = build(case, folder / "out", **config)
+    trainer.train()
+    found = {"whole": digest(trainer)}
+    trainer.evaluate(setup.prompts(5))
+    for step in (3, 6):  # in the middle of the first rollout, and of a later one
+        again = build(case, folder / "out", **{**config, "save_strategy": "no"})
+        again.train(resume_from_checkpoint=str(folder / "out" / f"checkpoint-{step}"))
+        found[f"resumed at {step}"] = digest(again)
+    trainer.save_model(str(folder / "saved"))
+    rank = trainer.args.process_index
+    (folder / f"digests_{rank}.json").write_text(json.dumps(found))
+
+
+def work(name: str, folder: Path) -> None:
+    """Do a case in a folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (gradients if name.endswith("gradients") else resume)(name, folder)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name in sys.argv[2:]:
+        work(name, Path(sys.argv[1]) / name)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
