@@ -96,6 +96,8 @@ def run_stage(
     output_dir = Path(training.output_dir)
     if stage.dry_run:
         _show(trainer, stage, training)
+        with contextlib.suppress(OSError):
+            output_dir.rmdir()  # Trainer makes it when constructed; rmdir takes an empty one only
         return {}
     identity = _identity(stage, training, data, parents)
     with _begin(output_dir, stage, identity) as begun:

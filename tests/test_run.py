@@ -1,0 +1,280 @@
+"""run_stage: resume, set aside, refuse, stop; with real trainers and real kills.
+
+python -m pytest tests/test_run.py
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from codexhf import checkpoints, run
+from codexhf.arguments import PretrainArguments
+from codexhf.data import pack, packed_collator
+from conftest import tiny_config
+
+ROOT = Path(__file__).parent.parent
+
+
+class StopAt(TrainerCallback):
+    """Raise in the middle of training, as a crash would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise RuntimeError("crash")
+
+
+def train(tokenizer, folder, callback=None, lr=1e-2, restart=False, seed=1, poison=None):
+    """One small stage of 8 steps with a checkpoint every 2."""
+    texts = Dataset.from_dict({"text": [f"x{i} = {i} + {i * 3}" for i in range(60)]})
+    data = pack(texts, tokenizer, 16)
+    torch.manual_seed(seed)
+    training = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=8,
+        save_steps=2,
+        per_device_train_batch_size=4,
+        learning_rate=lr,
+        seed=seed,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        logging_steps=1,
+    )
+    model = LlamaForCausalLM(tiny_config(tokenizer, hidden_size=16, intermediate_size=16))
+    trainer = Trainer(
+        model=model,
+        args=training,
+        train_dataset=data.dataset,
+        data_collator=packed_collator,
+        processing_class=tokenizer,
+        callbacks=[callback] if callback else None,
+    )
+    stage = PretrainArguments(architecture={"model_type": "llama"}, restart=restart)
+    return run.run_stage(trainer, stage, training, data={"train": data}, parents={})
+
+
+def test_run_stage_writes_the_manifest_last_and_nothing_else_is_left(tokenizer, tmp_path):
+    manifest = train(tokenizer, tmp_path / "m")
+    names = {p.name for p in (tmp_path / "m").iterdir()}
+    assert names == {
+        "manifest.json", "run.json", "README.md", "config.json", "generation_config.json",
+        "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+    }  # fmt: skip
+    assert set(manifest["files"]) == names - {"manifest.json", "run.json"}
+    newest = max((tmp_path / "m").iterdir(), key=lambda p: p.stat().st_mtime_ns)
+    assert newest.name == "manifest.json"
+    assert manifest["stage"] == "pretrain" and manifest["steps"] == 8
+    assert manifest["config"]["learning_rate"] == 1e-2
+    assert manifest["environment"]["versions"]["torch"] == torch.__version__
+    assert len([e for e in manifest["history"] if "loss" in e]) == 8
+
+
+def test_a_finished_stage_is_not_run_again(tokenizer, tmp_path, capsys):
+    train(tokenizer, tmp_path / "m")
+    before = run.combined_hash(tmp_path / "m")
+    capsys.readouterr()
+    manifest = train(tokenizer, tmp_path / "m", StopAt(1))
+    assert "nothing changed; nothing to do" in capsys.readouterr().out
+    assert manifest["steps"] == 8 and run.combined_hash(tmp_path / "m") == before
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_crashed_stage_resumes_to_the_same_weights(tokenizer, tmp_path, capsys, step):
+    train(tokenizer, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="crash"):
+        train(tokenizer, tmp_path / "cut", StopAt(step))
+    assert not (tmp_path / "cut/manifest.json").exists()
+    train(tokenizer, tmp_path / "cut")
+    assert f"resuming from {tmp_path}/cut/checkpoint-" in capsys.readouterr().out
+    assert run.combined_hash(tmp_path / "cut") == run.combined_hash(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "no manifest"])
+def test_a_broken_checkpoint_is_set_aside_and_an_older_one_used(
+    tokenizer, tmp_path, capsys, damage
+):
+    train(tokenizer, tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="crash"):
+        train(tokenizer, tmp_path / "cut", StopAt(7))
+    target = tmp_path / "cut/checkpoint-6/optimizer.pt"
+    if damage == "delete":
+        target.unlink()
+    elif damage == "no manifest":
+        (target.parent / "manifest.json").unlink()
+    else:
+        raw = bytearray(target.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        target.write_bytes(raw[:-100] if damage == "truncate" else raw)
+    train(tokenizer, tmp_path / "cut")
+    out = capsys.readouterr().out
+    assert "checkpoint-6 is set aside" in out and "resuming from" in out and "checkpoint-4" in out
+    assert list((tmp_path / "cut").glob("_broken-6-*"))
+    assert run.combined_hash(tmp_path / "cut") == run.combined_hash(tmp_path / "whole")
+
+
+def test_another_config_sets_the_old_run_aside_and_names_the_change(tokenizer, tmp_path, capsys):
+    train(tokenizer, tmp_path / "m")
+    old = run.combined_hash(tmp_path / "m")
+    capsys.readouterr()
+    train(tokenizer, tmp_path / "m", lr=2e-2)
+    assert "config.learning_rate: 0.01 -> 0.02" in capsys.readouterr().out
+    assert run.combined_hash(tmp_path / "_m.previous") == old
+    assert run.combined_hash(tmp_path / "m") != old
+
+
+def test_restart_begins_again(tokenizer, tmp_path, capsys):
+    train(tokenizer, tmp_path / "m")
+    first = run.combined_hash(tmp_path / "m")
+    train(tokenizer, tmp_path / "m", restart=True)
+    assert "--restart was given" in capsys.readouterr().out
+    assert run.combined_hash(tmp_path / "m") == first  # same seed, same weights
+
+
+def test_another_seed_gives_other_weights(tokenizer, tmp_path):
+    train(tokenizer, tmp_path / "a", seed=1)
+    train(tokenizer, tmp_path / "b", seed=2)
+    assert run.combined_hash(tmp_path / "a") != run.combined_hash(tmp_path / "b")
+
+
+def test_two_runs_cannot_share_a_folder(tokenizer, tmp_path, capsys):
+    import fcntl
+
+    with open(tmp_path / ".m.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit) as stop:
+            train(tokenizer, tmp_path / "m")
+    assert stop.value.code == 2
+    assert "another process is writing there" in capsys.readouterr().err
+
+
+def test_nan_gradients_stop_the_run_before_a_checkpoint_is_spoilt(tokenizer, tmp_path):
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 4:
+                with torch.no_grad():
+                    model.lm_head.weight[0] = float("nan")
+
+    with pytest.raises(FloatingPointError, match="step 5: the gradient of"):
+        train(tokenizer, tmp_path / "m", Poison())
+    good = checkpoints.last_good(tmp_path / "m")
+    assert good.name == "checkpoint-4"
+    model = LlamaForCausalLM.from_pretrained(good)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_checkpoints_are_rotated_after_the_commit(tokenizer, tmp_path):
+    with pytest.raises(RuntimeError, match="crash"):
+        train(tokenizer, tmp_path / "m", StopAt(7))
+    assert [step for step, _ in checkpoints.step_folders(tmp_path / "m")] == [6, 4]
+    assert checkpoints.fault(tmp_path / "m/checkpoint-6") is None
+
+
+def test_differences_names_every_leaf():
+    before = {"config": {"a": 1, "b": [1]}, "data": {"train": "x" * 64}}
+    now = {"config": {"a": 2, "b": [1]}, "data": {"train": "y" * 64}, "parents": {}}
+    assert run.differences(before, now) == [
+        "config.a: 1 -> 2",
+        f"data.train: {'x' * 12}… -> {'y' * 12}…",
+        "parents: None -> {}",
+    ]
+
+
+def test_finite_turns_nan_into_text():
+    assert run.finite({"a": float("nan"), "b": [torch.tensor(1.5)]}) == {"a": "nan", "b": [1.5]}
+
+
+# -- whole processes ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pretrain(tmp_path, tokenizer):
+    """Start recipes/pretrain.py on a small corpus; returns a function giving the process."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "corpus.jsonl").write_text(
+        "".join(json.dumps({"text": f"value_{i} = {i} * {i}\n" * 4}) + "\n" for i in range(200))
+    )
+    front = {"license": "mit", "codexhf": {
+        "type": "language-modeling", "load": {"path": "json", "data_files": "corpus.jsonl"},
+        "heldout": 0.1,
+    }}  # fmt: skip
+    (tmp_path / "corpus.md").write_text(
+        f"---\n{json.dumps(front)}\n---\n## Provenance\nHere.\n## Known problems\nNone.\n"
+    )
+
+    def start(name, *more):
+        argv = [
+            sys.executable, str(ROOT / "recipes/pretrain.py"),
+            "--config", str(ROOT / "recipes/smoke/pretrain.yaml"),
+            "--tokenizer", str(tmp_path / "tokenizer"), "--output_dir", str(tmp_path / name),
+            "--train_cards", str(tmp_path / "corpus.md"), "--weights", "1",
+            "--max_length", "32",
+            "--max_steps", "60", "--save_steps", "5", "--eval_steps", "60", *more,
+        ]  # fmt: skip
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            argv, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    return start
+
+
+def wait_for_checkpoint(folder, least=5, timeout=90):
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        steps = checkpoints.step_folders(folder) if folder.exists() else []
+        if steps and steps[0][0] >= least:
+            return
+        time.sleep(0.01)
+    raise TimeoutError(folder)
+
+
+def test_kill_9_and_sigterm_resume_to_the_same_weights(pretrain, tmp_path):
+    whole = pretrain("whole")
+    killed = pretrain("killed")
+    wait_for_checkpoint(tmp_path / "killed", 10)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    stopped = pretrain("stopped")
+    wait_for_checkpoint(tmp_path / "stopped", 10)
+    stopped.send_signal(signal.SIGTERM)
+    out = stopped.communicate()[0]
+    assert stopped.returncode == run.PREEMPTED, out
+    assert "start again to resume" in out
+    for name in ("killed", "stopped"):
+        assert not (tmp_path / name / "manifest.json").exists()
+        again = pretrain(name)
+        out = again.communicate()[0]
+        assert again.returncode == 0 and "resuming from" in out, out
+    assert whole.communicate() and whole.returncode == 0
+    hashes = {run.combined_hash(tmp_path / n) for n in ("whole", "killed", "stopped")}
+    assert len(hashes) == 1
+
+
+def test_wrong_input_is_one_message_and_exit_code_2(pretrain, tmp_path):
+    (tmp_path / "corpus.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    process = pretrain("m")
+    out = process.communicate()[0]
+    assert process.returncode == 2
+    assert "corpus.jsonl:2:" in out and "Traceback" not in out
+    assert not (tmp_path / "m").exists()
+
+
+def test_dry_run_writes_nothing(pretrain, tmp_path):
+    process = pretrain("m", "--dry_run", "true")
+    out = process.communicate()[0]
+    assert process.returncode == 0, out
+    assert not (tmp_path / "m").exists()
+    for part in ("parameters", "memory", "disk", "device", "train:", "learned"):
+        assert part in out
