@@ -16,6 +16,7 @@ import builtins
 import importlib.util
 import linecache
 import os
+import types
 from collections.abc import Callable
 
 import wire
@@ -43,8 +44,8 @@ def run_checker(job: dict) -> int:
         client.exchange(None)
         namespace = {"__name__": "tests"}
         namespace[entry_point] = target = client.lookup(entry_point)
-        for name in _free_names(tree):
-            if name[:1].isupper():
+        for name in _class_names(code):
+            if name != entry_point:
                 try:
                     namespace[name] = client.lookup_class(name)
                 except KeyError:
@@ -83,22 +84,17 @@ def _missing_module(tree: ast.Module) -> str | None:
     return None
 
 
-def _free_names(tree: ast.Module) -> list[str]:
-    """Return the names that the tests read and neither they nor Python define, in order."""
-    read, bound = {}, set(dir(builtins))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            if isinstance(node.ctx, ast.Load):
-                read[node.id] = None
-            else:
-                bound.add(node.id)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            bound.add(node.name)
-        elif isinstance(node, ast.arg):
-            bound.add(node.arg)
-        elif isinstance(node, ast.alias):
-            bound.add((node.asname or node.name).split(".")[0])
-    return [name for name in read if name not in bound]
+def _class_names(code: types.CodeType) -> list[str]:
+    """Return the names in the tests that may be classes of the program: capital, not built in.
+
+    Too many do no harm: what the tests define or import themselves replaces what was looked up.
+    """
+    names, waiting = set(), [code]
+    while waiting:
+        some = waiting.pop()
+        names.update(some.co_names)
+        waiting += [const for const in some.co_consts if isinstance(const, types.CodeType)]
+    return sorted(n for n in names if n.lstrip("_")[:1].isupper() and not hasattr(builtins, n))
 
 
 def _where(error: BaseException) -> str:
