@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 import torch
+import transformers
 from datasets import Dataset
+from packaging.version import Version
 
 sys.path.insert(0, str(Path(__file__).parent / "traces"))
 
@@ -12,6 +14,7 @@ import record  # noqa: E402
 
 from codexhf.ppo import PPOConfig, PPOTrainer  # noqa: E402
 
+HAS_CONTINUOUS_BATCHING = Version(transformers.__version__) >= Version("5.23")
 TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}</s>{% endif %}"
     "{% endfor %}"

@@ -9,12 +9,18 @@ stream, and leave the global random state, the policy and its generation config 
 """
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    __version__,
+)
 from transformers.cache_utils import DynamicLayer
 
 from codexhf.ppo.model import base_model, position_ids
@@ -182,6 +188,12 @@ class ContinuousBatchingEngine:
     def __init__(self, sampling: Sampling, num_blocks: int = 256, page_size: int = 32):
         from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+        known = {field.name for field in fields(ContinuousBatchingConfig)}
+        if not {"page_size", "return_logprobs", "seed"} <= known:
+            raise ImportError(
+                f"rollout_engine: got 'continuous_batching' with transformers {__version__}, "
+                "expected 5.23 or newer. Upgrade it, or use rollout_engine='native'."
+            )
         self.sampling = sampling
         self.config = ContinuousBatchingConfig(
             page_size=page_size,

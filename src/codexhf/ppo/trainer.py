@@ -159,8 +159,7 @@ class PPOTrainer(Trainer):
             optimizers=optimizers,
         )
         self._custom_collator = data_collator
-        self.model_accepts_loss_kwargs = False
-        self.loss_is_scaled_for_ga = True  # compute_loss divides by the whole minibatch
+        self.model_accepts_loss_kwargs = False  # Trainer divides by the micro batches
         self.sft_dataset = sft_dataset
         self.ref_model = self._place(ref_model)
         self._reward_models = [self._place(model) for model in self._reward_models]
@@ -557,8 +556,8 @@ class PPOTrainer(Trainer):
     ) -> Tensor:
         """Return alpha*L_SFT + beta*L_RLHF + gamma*Omega of a micro batch.
 
-        Scaled so that the sum over the micro batches of an optimizer step, averaged over
-        processes as DDP does, is the loss of the whole minibatch.
+        Scaled so that its mean over the micro batches of an optimizer step, which Trainer takes,
+        and over processes, which DDP takes, is the loss of the whole minibatch.
         """
         terms = self._loss_terms(model, inputs)
         weights = {
@@ -601,8 +600,8 @@ class PPOTrainer(Trainer):
     def _mean(self, total: Tensor, count: int, which: int) -> Tensor:
         """Return a micro batch's share of the minibatch mean of a sum over `count` tokens."""
         if self.args.loss_aggregation == "micro_batch":
-            return total / max(count, 1) / self.schedule.micros
-        return total / self._counts[which] * self.args.world_size
+            return total / max(count, 1)
+        return total / self._counts[which] * (self.args.world_size * self.schedule.micros)
 
     def _value_term(self, values: Tensor, batch: MicroBatch) -> Tensor:
         """Return the value loss and note its figures."""
