@@ -1,0 +1,297 @@
+"""Time and memory of one PPO update, ours and TRL 1.12's class on the same work.
+
+    python benchmarks/ppo.py                        # one GPU, 0.5B Qwen2 shape, bfloat16
+    python benchmarks/ppo.py --device cpu           # 50k vocabulary, float32, a minute or two
+    python benchmarks/ppo.py --device cpu --tiny    # seconds: does it run?
+    python benchmarks/ppo.py --set rollout_engine=hf gradient_checkpointing=true
+
+Each trainer runs in a process of its own, on randomly initialised models that never end an answer
+early, so both compute the same number of tokens. The first update warms up and is not counted.
+TRL's class is left out where trl 1.12 cannot be imported. Results belong in benchmarks/README.md.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+
+GPU = {
+    "vocab_size": 151_936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+    "prompt": 128,
+    "response": 256,
+    "rows": 8,
+    "accumulation": 8,
+    "epochs": 4,
+}
+CPU = {
+    "vocab_size": 50_257,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": True,
+    "prompt": 32,
+    "response": 64,
+    "rows": 16,
+    "accumulation": 4,
+    "epochs": 1,
+}
+TINY = {**CPU, "vocab_size": 500, "hidden_size": 32, "intermediate_size": 64, "response": 8}
+TINY |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "rows": 2}
+WORK = ("prompt", "response", "rows", "accumulation", "epochs")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the trainers one after the other and print a table."""
+    options = parse(argv)
+    if options.worker:
+        print(json.dumps(measure(options)))
+        return 0
+    trainers = ["ours"]
+    if importlib.util.find_spec("trl") and version("trl").startswith("1.12"):
+        trainers.append("trl")
+    else:
+        print("trl 1.12 is not installed: only ours is measured")
+    results = {name: in_process(name, argv or sys.argv[1:]) for name in trainers}
+    print(table(results))
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="a smoke test")
+    parser.add_argument("--updates", type=int, default=3, help="rollouts that are counted")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads")
+    parser.add_argument("--set", nargs="*", default=[], help="NAME=VALUE for our PPOConfig")
+    parser.add_argument("--worker", choices=("ours", "trl"), help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def in_process(name: str, argv: list[str]) -> dict:
+    """Measure one trainer in a fresh process."""
+    command = [sys.executable, __file__, *argv, "--worker", name]
+    environment = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """Train with one class and return seconds per update by phase, and the peak memory."""
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    shape = TINY if options.tiny else GPU if options.device == "cuda" else CPU
+    run = run_ours if options.worker == "ours" else run_trl
+    laps = run(options, shape, *parts(options, shape))[1:]  # the first update warms up
+    phases = {name: sum(lap[name] for lap in laps) / len(laps) for name in laps[0]}
+    if options.device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        where = torch.cuda.get_device_name()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        where = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    episodes = shape["rows"] * shape["accumulation"]
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    return {
+        "phases": phases,
+        "peak": peak,
+        "episodes": episodes,
+        "tokens": episodes * shape["response"],
+        "where": where,
+        "versions": versions,
+    }
+
+
+def parts(options: argparse.Namespace, shape: dict) -> tuple:
+    """Return tokenizer, models and prompts."""
+    import torch
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        Qwen2ForSequenceClassification,
+    )
+
+    vocab = {f"<{i}>": i for i in range(shape["vocab_size"])}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocab, unk_token="<0>")),
+        eos_token="<1>",
+        pad_token="<2>",
+        padding_side="left",
+    )
+    sizes = {k: v for k, v in shape.items() if k not in WORK}
+    config = Qwen2Config(**sizes, pad_token_id=2, eos_token_id=1, bos_token_id=None)
+    scorer = Qwen2Config(**sizes, num_labels=1, pad_token_id=2, eos_token_id=1, bos_token_id=None)
+    dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+    torch.manual_seed(0)
+    with torch.device(options.device):
+        made = {
+            "model": Qwen2ForCausalLM(config).to(dtype),
+            "ref_model": Qwen2ForCausalLM(config).to(dtype),
+            "reward_model": Qwen2ForSequenceClassification(scorer).to(dtype),
+            "value_model": Qwen2ForSequenceClassification(scorer).to(dtype),
+        }
+    rows = shape["rows"] * shape["accumulation"] * (options.updates + 3)
+    size = shape["vocab_size"]
+    ids = [[3 + (7 * i + j) % (size - 3) for j in range(shape["prompt"])] for i in range(rows)]
+    return tokenizer, made, Dataset.from_list([{"input_ids": row} for row in ids])
+
+
+def settings(options: argparse.Namespace, shape: dict, folder: str) -> dict:
+    """Return the arguments both classes get."""
+    rows = shape["rows"] * shape["accumulation"]
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": shape["rows"],
+        "gradient_accumulation_steps": shape["accumulation"],
+        "num_ppo_epochs": shape["epochs"],
+        "total_episodes": rows * (options.updates + 1),
+        "response_length": shape["response"],
+        "local_rollout_forward_batch_size": rows,
+        "temperature": 1.0,
+        "report_to": "none",
+        "save_strategy": "no",
+        "num_sample_generations": 0,
+        "disable_tqdm": True,
+        "bf16": False,  # the weights are bfloat16 themselves
+        "gradient_checkpointing": False,  # TRL's class ignores it
+        "use_cpu": options.device == "cpu",
+        "logging_steps": 1,
+    }
+
+
+def run_ours(options, shape, tokenizer, models, prompts) -> list[dict]:
+    """Train with codexhf's class."""
+    from codexhf.ppo import PPOConfig, PPOTrainer
+
+    chosen = dict(pair.split("=", 1) for pair in options.set)
+    chosen = {name: parse_value(value) for name, value in chosen.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        args = PPOConfig(**{**settings(options, shape, folder), "log_grad_norms": False, **chosen})
+        trainer = PPOTrainer(args, tokenizer, train_dataset=prompts, **models)
+        make, laps, starts = trainer._make_rollout, [], []
+
+        def timed(number):
+            starts.append(now(options))
+            return make(number)
+
+        trainer._make_rollout = timed
+        trainer.train()
+        starts.append(now(options))
+    logs = [log for log in trainer.state.log_history if "time/generate_s" in log]
+    for log, start, end in zip(logs, starts, starts[1:], strict=False):
+        names = ("generate", "score", "forward")
+        lap = {name: log[f"time/{name}_s"] for name in names}
+        laps.append({**lap, "update": end - start - sum(lap.values()), "total": end - start})
+    return laps
+
+
+def run_trl(options, shape, tokenizer, models, prompts) -> list[dict]:
+    """Train with TRL 1.12's class, its phases told apart by what it calls."""
+    import numpy as np
+    import trl.experimental.ppo.ppo_trainer as module
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    marks: list[tuple[str, float]] = []
+    generate, shuffle = module.batch_generation, np.random.permutation
+
+    def timed_generation(*args, **kwargs):
+        marks.append(("start", now(options)))
+        result = generate(*args, **kwargs)
+        marks.append(("generated", now(options)))
+        return result
+
+    def timed_shuffle(rows):
+        if marks[-1][0] == "generated":
+            marks.append(("rolled out", now(options)))
+        return shuffle(rows)
+
+    with tempfile.TemporaryDirectory() as folder:
+        args = PPOConfig(**settings(options, shape, folder))
+        trainer = PPOTrainer(args, tokenizer, train_dataset=prompts, **models)
+        module.batch_generation, np.random.permutation = timed_generation, timed_shuffle
+        try:
+            trainer.train()
+        finally:
+            module.batch_generation, np.random.permutation = generate, shuffle
+    marks.append(("start", now(options)))
+    laps = []
+    for i in range(0, len(marks) - 1, 3):
+        start, generated, rolled, end = (when for _, when in marks[i : i + 4])
+        laps.append(
+            {
+                "generate": generated - start,
+                "score": 0.0,  # TRL scores and forwards in one loop
+                "forward": rolled - generated,
+                "update": end - rolled,
+                "total": end - start,
+            }
+        )
+    return laps
+
+
+def parse_value(text: str):
+    """Read a value of --set as JSON where it is that, else as text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def now(options: argparse.Namespace) -> float:
+    """Return the time once the device has finished its work."""
+    if options.device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def table(results: dict[str, dict]) -> str:
+    """Return the results as a Markdown table."""
+    first = next(iter(results.values()))
+    names = list(first["phases"])
+    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    lines = [
+        f"{first['where']}, {versions}, {first['episodes']} episodes per update",
+        "",
+        f"| | {' | '.join(f'{n} s' for n in names)} | episodes/s | generated tokens/s | peak GiB |",
+        f"|---|{'---|' * (len(names) + 3)}",
+    ]
+    for trainer, found in results.items():
+        phases = found["phases"]
+        cells = [f"{phases[name]:.2f}" for name in names]
+        cells.append(f"{found['episodes'] / phases['total']:.2f}")
+        cells.append(f"{found['tokens'] / phases['generate']:.0f}")
+        cells.append(f"{found['peak']:.2f}")
+        lines.append(f"| {trainer} | {' | '.join(cells)} |")
+    if "trl" in results:
+        ours, trl = results["ours"], results["trl"]
+        speed = trl["phases"]["total"] / ours["phases"]["total"]
+        lines += ["", f"ours: {speed:.2f}x the speed, {ours['peak'] / trl['peak']:.2f}x the memory"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
