@@ -18,7 +18,7 @@ from codexhf.run import launch, run_stage
 
 def main(argv=None):
     stage, training = parse((PPOArguments, PPOConfig), __file__, argv)
-    check_isolation()
+    check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.model, padding_side="left")
     room = room_for(stage.model, training.response_length)
     prompts = load_problems(

@@ -17,7 +17,7 @@ from codexhf.run import launch, run_task
 
 def main(argv=None):
     (stage,) = parse((PreferencesArguments,), __file__, argv)
-    check_isolation()
+    check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.model)
     problems = load_problems(
         stage.prompt_cards,

@@ -12,6 +12,7 @@ from trl import SFTConfig, SFTTrainer
 from codexhf.arguments import SFTArguments, parse
 from codexhf.data import load_demonstrations, load_problems
 from codexhf.evaluation import PassAt1, demonstrations_of
+from codexhf.execution import check_isolation
 from codexhf.models import (
     load_policy,
     load_tokenizer,
@@ -25,6 +26,7 @@ from codexhf.run import launch, run_stage
 
 def main(argv=None):
     stage, training = parse((SFTArguments, SFTConfig), __file__, argv)
+    check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.model)
     train = load_demonstrations(
         stage.train_cards,

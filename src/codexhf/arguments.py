@@ -18,6 +18,8 @@ import torch
 import yaml
 from trl import TrlParser
 
+from codexhf.execution import UNSAFE_PHRASE
+
 REWARD_MODEL = "reward_model"
 
 
@@ -47,6 +49,26 @@ class StageArguments:
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each with its mend; empty if nothing."""
         return []
+
+
+@dataclass
+class CodeRunningArguments(StageArguments):
+    """Fields of the stages that run what a model wrote."""
+
+    timeout_s: float = knob(3.0, "Seconds one program may run.")
+    unsafe_exec: str | None = knob(
+        None,
+        f"{UNSAFE_PHRASE!r} lets generated code run without isolation where none can be had; every "
+        "manifest and model card then says so.",
+    )
+
+    def problems(self) -> list[str]:
+        out = check_range("timeout_s", self.timeout_s, 0.05, 600)
+        if self.unsafe_exec not in (None, UNSAFE_PHRASE):
+            out.append(
+                f"unsafe_exec: got {self.unsafe_exec!r}, expected {UNSAFE_PHRASE!r} or nothing."
+            )
+        return out
 
 
 @dataclass
@@ -112,7 +134,7 @@ class PretrainArguments(StageArguments):
 
 
 @dataclass
-class SFTArguments(StageArguments):
+class SFTArguments(CodeRunningArguments):
     model: str = knob("runs/m0", "M0: folder or Hub id of the model to fine-tune.")
     train_cards: list[str] = knob([], "Data cards of type prompt-completion (demonstrations).")
     weights: list[float] | None = knob(None, "Share of training tokens wanted from each card.")
@@ -127,6 +149,7 @@ class SFTArguments(StageArguments):
 
     def problems(self) -> list[str]:
         return [
+            *super().problems(),
             *check_model("model", self.model),
             *check_cards("train_cards", self.train_cards),
             *check_cards("eval_cards", self.eval_cards, required=False),
@@ -141,7 +164,7 @@ class SFTArguments(StageArguments):
 
 
 @dataclass
-class PreferencesArguments(StageArguments):
+class PreferencesArguments(CodeRunningArguments):
     output_dir: str = knob("runs/prefs", "Folder that receives the pairs.")
     model: str = knob("runs/m1", "M1: the model whose completions are compared.")
     prompt_cards: list[str] = knob([], "Data cards of type prompt-only with tests.")
@@ -156,11 +179,11 @@ class PreferencesArguments(StageArguments):
     temperature: float = knob(1.0, "Sampling temperature.")
     batch_size: int = knob(256, "Sequences generated at once.")
     test_share: float = knob(0.15, "Share of problems whose pairs are held out of R's training.")
-    timeout_s: float = knob(3.0, "Seconds one program may run.")
     seed: int = knob(42, "Seed of sampling and pairing.")
 
     def problems(self) -> list[str]:
         return [
+            *super().problems(),
             *check_model("model", self.model),
             *check_cards("prompt_cards", self.prompt_cards),
             *check_cards("exclude_cards", self.exclude_cards, required=False),
@@ -170,7 +193,6 @@ class PreferencesArguments(StageArguments):
             *check_range("temperature", self.temperature, 1e-3, 10),
             *check_range("batch_size", self.batch_size, 1, None),
             *check_range("test_share", self.test_share, 0.01, 0.5),
-            *check_range("timeout_s", self.timeout_s, 0.05, 600),
             *(
                 check_range("max_prompts", self.max_prompts, 2, None)
                 if self.max_prompts is not None
@@ -200,7 +222,7 @@ class RewardModelArguments(StageArguments):
 
 
 @dataclass
-class PPOArguments(StageArguments):
+class PPOArguments(CodeRunningArguments):
     trainer: str = knob("codexhf", "codexhf: our PPOTrainer. trl: the class of trl 1.12.")
     model: str = knob("runs/m1", "M1: the policy to start from, and the reference.")
     reward_model: str = knob("runs/rm", "R: folder or Hub id of the reward model.")
@@ -211,12 +233,14 @@ class PPOArguments(StageArguments):
     sft_cards: list[str] = knob([], "Demonstrations for the alpha_sft term.")
     eval_cards: list[str] = knob([], "Problems for the gold signal while training.")
     exclude_cards: list[str] = knob([], "Held-out cards; rows that overlap with them are removed.")
+    safety_rules: str | None = knob(
+        None, "YAML rule pack of the safety reward; default: the one that codexhf ships."
+    )
     rewards: list[str] = knob([REWARD_MODEL], "Names of the rewards that are summed.")
     reward_weights: list[float] | None = knob(None, "Weight of each reward; default: 1 each.")
     reward_clip: float | None = knob(
         5.0, "Bound on the reward model's normalised score, in standard deviations."
     )
-    timeout_s: float = knob(3.0, "Seconds one program may run in the unit_tests rewards.")
     eval_problems: int = knob(100, "Problems of eval_cards in each evaluation while training.")
     use_peft: bool = knob(False, "Train LoRA adapters; the reference is the policy without them.")
     lora_r: int = knob(16, "LoRA rank.")
@@ -225,6 +249,7 @@ class PPOArguments(StageArguments):
 
     def problems(self) -> list[str]:
         out = [
+            *super().problems(),
             *check_model("model", self.model),
             *check_model("reward_model", self.reward_model),
             *check_cards("prompt_cards", self.prompt_cards),
@@ -232,7 +257,6 @@ class PPOArguments(StageArguments):
             *check_cards("eval_cards", self.eval_cards, required=False),
             *check_cards("exclude_cards", self.exclude_cards, required=False),
             *check_choice("trainer", self.trainer, ["codexhf", "trl"]),
-            *check_range("timeout_s", self.timeout_s, 0.05, 600),
             *check_range("eval_problems", self.eval_problems, 1, None),
         ]
         if self.value_model is not None:
@@ -252,7 +276,7 @@ class PPOArguments(StageArguments):
 
 
 @dataclass
-class EvaluationArguments(StageArguments):
+class EvaluationArguments(CodeRunningArguments):
     output_dir: str = knob("runs/evaluation", "Folder that receives the metrics and samples.")
     models: list[str] = knob(
         ["runs/m0", "runs/m1", "runs/m2"], "Checkpoints to compare; each one's parent is before it."
@@ -261,6 +285,9 @@ class EvaluationArguments(StageArguments):
     reward_model: str | None = knob("runs/rm", "R: scores every answer; none: no reward.")
     heldout_cards: list[str] = knob([], "Held-out problems with tests and references.")
     text_cards: list[str] = knob([], "Cards whose held-out documents give bits per byte.")
+    safety_rules: str | None = knob(
+        None, "YAML rule pack of the violation rate; default: the one that codexhf ships."
+    )
     num_samples: int = knob(4, "Answers n per problem for pass@k, at `temperature`.")
     k: list[int] = knob([1, 4], "The k of pass@k, each at most num_samples.")
     temperature: float = knob(1.0, "Sampling temperature.")
@@ -269,7 +296,6 @@ class EvaluationArguments(StageArguments):
     max_length: int = knob(512, "Context length of the bits-per-byte evaluation.")
     max_documents: int = knob(64, "Held-out documents per card for bits per byte.")
     batch_size: int = knob(256, "Sequences generated at once.")
-    timeout_s: float = knob(3.0, "Seconds one program may run.")
     alpha_sft: float = knob(1.0, "alpha in U(M) = alpha L_SFT + beta L_RLHF + gamma Omega.")
     beta_rlhf: float = knob(1.0, "beta in U(M); L_RLHF is minus the mean normalised reward.")
     gamma_reg: float = knob(0.05, "gamma in U(M); Omega is the KL to the reference, nats/answer.")
@@ -278,6 +304,7 @@ class EvaluationArguments(StageArguments):
 
     def problems(self) -> list[str]:
         out = [
+            *super().problems(),
             *check_cards("heldout_cards", self.heldout_cards),
             *check_cards("text_cards", self.text_cards, required=False),
             *check_model("reference", self.reference),
@@ -286,7 +313,6 @@ class EvaluationArguments(StageArguments):
             *check_range("max_new_tokens", self.max_new_tokens, 1, None),
             *check_range("max_length", self.max_length, 8, None),
             *check_range("batch_size", self.batch_size, 1, None),
-            *check_range("timeout_s", self.timeout_s, 0.05, 600),
             *(
                 check_model("reward_model", self.reward_model)
                 if self.reward_model is not None

@@ -21,10 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from codexhf.arguments import EvaluationArguments
 from codexhf.checkpoints import write_json
 from codexhf.data import Data, render_prompt, text_of
-from codexhf.execution import Result, check_isolation, run_tests
+from codexhf.execution import Result, run_tests
 from codexhf.generation import sample, sample_ids
 from codexhf.models import load_model_reward, load_policy, to_device
 from codexhf.rewards import ModelReward, code_of, parses_reward, violation_rate
+from codexhf.safety import load_rules
 
 # ---------------------------------------------------------------------------------------------
 # pass@k
@@ -373,7 +374,9 @@ def evaluate_model(
     metrics["kl"] = float(np.mean(own - base))
     metrics["kl_low"], metrics["kl_high"] = interval(own - base)
     metrics["answer_tokens"] = float(lengths.mean())
-    metrics["violation_rate"] = violation_rate(flat)
+    metrics["violation_rate"] = violation_rate(
+        flat, load_rules(settings.safety_rules) if settings.safety_rules else None
+    )
     metrics["parses"] = float(np.mean(parses_reward(owners, flat)))
     n = settings.num_samples
     raw = {"answers": answers, "verdicts": verdicts, "greedy": [g[0] for g in greedy]}
@@ -423,7 +426,7 @@ def evaluate_models(
     reference = to_device(load_policy(stage.reference, tokenizer))
     reward = load_model_reward(stage.reward_model) if stage.reward_model else None
     texts = {name: list(data.dataset["text"]) for name, data in corpora.items()}
-    metrics: dict = {"isolation": check_isolation(), "problems": len(problems.dataset)}
+    metrics: dict = {"problems": len(problems.dataset)}
     raw: dict = {}
     for path in stage.models:
         name = Path(path).name

@@ -15,6 +15,19 @@ TITLES = {
 }
 
 
+def isolation_note(isolation: str | None) -> list[str]:
+    """What stood between model-written code and the machine while this was made."""
+    if isolation is None:
+        return []
+    if isolation == "none":
+        return [
+            "**Generated code ran without isolation** (`--unsafe_exec` was given): its verdicts can "
+            "have been faked by the code that they judge.",
+            "",
+        ]
+    return [f"Generated code ran behind: {isolation}.", ""]
+
+
 def write_card(folder: Path, manifest: dict) -> None:
     """Write README.md: what it is, what it was made from, its data, metrics and config.
 
@@ -68,6 +81,7 @@ def write_card(folder: Path, manifest: dict) -> None:
         "|---|---|",
         *(f"| {k} | {v:.6g} |" for k, v in sorted(metrics.items())),
         "",
+        *isolation_note(manifest["isolation"]),
         "## Known problems",
         "",
         "Trained on the data above and on nothing else; its answers are not checked for safety. "

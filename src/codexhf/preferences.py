@@ -98,7 +98,6 @@ def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments,
         "train_pairs": len(pairs["train"]),
         "test_pairs": len(pairs["test"]),
         "prompts_without_pair": dict(skipped),
-        "isolation": flat[0].isolation,
     }
 
 

@@ -38,7 +38,7 @@ from codexhf.checkpoints import (
     write_json,
 )
 from codexhf.data import Data
-from codexhf.execution import SandboxUnavailable
+from codexhf.execution import SandboxUnavailable, isolation_used
 from codexhf.hub import write_card
 
 PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
@@ -325,6 +325,7 @@ def _finish(output_dir, stage, identity, data, metrics, wall, history=None, step
         "steps": steps,
         "wall_s": wall,
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        "isolation": isolation_used(),
         "environment": environment(),
     }
     write_card(output_dir, manifest)

@@ -11,7 +11,7 @@ The threat model, the walls and the measured figures are in docs/execution.md. M
 checker, wire and lockdown inside; plain and protocol on both sides.
 """
 
-from codexhf.execution.executor import Executor, check_isolation, run_tests
+from codexhf.execution.executor import Executor, check_isolation, isolation_used, run_tests
 from codexhf.execution.grading import Result, Tests
 from codexhf.execution.launchers import UNSAFE_PHRASE, SandboxUnavailable
 
@@ -22,5 +22,6 @@ __all__ = [
     "SandboxUnavailable",
     "Tests",
     "check_isolation",
+    "isolation_used",
     "run_tests",
 ]

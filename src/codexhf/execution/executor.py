@@ -407,6 +407,11 @@ def check_isolation(unsafe_exec: str | None = None) -> str:
     return _default.isolation
 
 
+def isolation_used() -> str | None:
+    """The isolation that this process's default pool runs model code behind; None if none ran."""
+    return None if _default is None else _default.isolation
+
+
 def run_tests(
     programs: Sequence[str],
     tests: Sequence[Tests],

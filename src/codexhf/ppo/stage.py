@@ -50,6 +50,7 @@ def new_trainer(
             stage.rewards,
             stage.reward_weights,
             reward_model=model_reward,
+            safety_rules=stage.safety_rules,
             timeout_s=stage.timeout_s if uses_tests else None,
         ),
         sft_dataset=demonstrations.dataset if training.alpha_sft else None,
