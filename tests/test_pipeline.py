@@ -24,9 +24,14 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
 def make(runs, *more, start=False):
     """Run `make pipeline` with the smoke configurations in this test's own environment."""
     (runs.parent / "installed").touch()  # newer than constraints.txt: nothing is installed again
-    argv = ["make", "pipeline", "CONFIGS=recipes/smoke", f"RUNS={runs}",
-            f"LAUNCH={sys.executable}", f"BIN={Path(sys.executable).parent}", f"ENV={runs.parent}/installed",
-            *more]  # fmt: skip
+    variables = {
+        "CONFIGS": "recipes/smoke",
+        "RUNS": runs,
+        "LAUNCH": sys.executable,
+        "BIN": Path(sys.executable).parent,
+        "ENV": runs.parent / "installed",
+    }
+    argv = ["make", "pipeline", *(f"{k}={v}" for k, v in variables.items()), *more]
     process = subprocess.Popen(
         argv,
         cwd=ROOT,

@@ -39,6 +39,7 @@ def parts(model_folder, tokenizer, tmp_path, write_card, problems):
             use_cpu=True,
             report_to="none",
             save_strategy="no",
+            logging_steps=1,
             gradient_checkpointing=False,
             num_sample_generations=0,
         )

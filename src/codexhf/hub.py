@@ -21,8 +21,8 @@ def isolation_note(isolation: str | None) -> list[str]:
         return []
     if isolation == "none":
         return [
-            "**Generated code ran without isolation** (`--unsafe_exec` was given): its verdicts can "
-            "have been faked by the code that they judge.",
+            "**Generated code ran without isolation** (`--unsafe_exec` was given): its verdicts "
+            "can have been faked by the code that they judge.",
             "",
         ]
     return [f"Generated code ran behind: {isolation}.", ""]
