@@ -200,7 +200,7 @@ def ppo_figures(manifest: Mapping) -> list[Figure]:
         "The reward (green), what it stands for (orange) and the price (black). Green that rises "
         "while orange falls is over-optimisation."
     )
-    best = _best_step(manifest)
+    best = best_step(manifest)
     if best is not None:
         best *= per_step
         caption += " The dotted line marks the weights that were kept."
@@ -249,7 +249,7 @@ def _episodes(history: Sequence[Mapping]) -> tuple[float, str]:
     return 1.0, "steps"
 
 
-def _best_step(manifest: Mapping) -> float | None:
+def best_step(manifest: Mapping) -> float | None:
     """The step whose weights were kept, when a metric chose them; the first one of equals."""
     config = manifest["config"]
     metric = str(config.get("metric_for_best_model", ""))
@@ -344,6 +344,7 @@ def _draw(
 
 
 TICK_STEPS = [1, 2, 2.5, 5, 10]
+LABEL = 44  # characters
 
 
 def _draw_panel(axes, panel: Panel) -> None:
@@ -370,10 +371,10 @@ def _draw_panel(axes, panel: Panel) -> None:
         if panel.right and lines:
             side.tick_params(axis="y", labelcolor=lines[-1].colour)
     legend = len(handles) > 1
-    columns = 2
+    columns = 2 if max(len(handle.get_label()) for handle in handles) < 26 else 1
     # Legends stand above the axes: no corner is sure to be free.
     rows = -(-len(handles) // columns) if legend else 0
-    axes.set_title(visible(panel.title), color=INK, pad=6 + 12 * rows)
+    axes.set_title(_short(panel.title), color=INK, pad=6 + 12 * rows)
     if legend:
         axes.legend(
             handles=handles,
@@ -395,8 +396,14 @@ def _draw_line(axes, line: Line):
         alpha=0.35 if line.faint else 1.0,
         linewidth=1.1 if line.faint else 1.6,
         marker="o" if line.dots or len(xs) == 1 else None,
-        label=visible(line.label).replace("\n", " "),
+        label=_short(line.label),
     )[0]
+
+
+def _short(name: str) -> str:
+    """A name that fits into a drawing."""
+    name = " ".join(visible(name).split())
+    return name if len(name) <= LABEL else name[: LABEL - 1] + "…"
 
 
 def pass_figure(
@@ -413,7 +420,7 @@ def pass_figure(
                 axes.plot([100 * e for e in ends], [row] * 2, solid_capstyle="butt", **bar)
             if value is not None:
                 axes.plot(100 * value, row, "o", color=bar["color"], markersize=6)
-        axes.set_yticks(range(len(rates)), [visible(symbol(model)) for model, _, _ in rates])
+        axes.set_yticks(range(len(rates)), [_short(symbol(model)) for model, _, _ in rates])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set(xlim=(-1.5, 101.5), ylim=(len(rates) - 0.5, -0.5))
         axes.set_xticks(range(0, 101, 25))

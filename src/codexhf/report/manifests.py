@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,37 +48,40 @@ def read_runs(folder: Path) -> Runs:
         ReportError: nothing is there, or a file is broken; every broken file is named.
     """
     problems: list[str] = []
-    stages = {}
+    stages, answers = {}, {}
     for name in STAGES:
         path = folder / name / "manifest.json"
         if path.is_file():
-            manifest = _read_json(path, problems)
-            problems += [f"{path}: {fault}" for fault in manifest_faults(manifest)]
-            stages[name] = manifest
+            stages[name] = _read(path, manifest_faults, problems)
     if not stages:
         raise ReportError(
             f"{folder}: got no <stage>/manifest.json, expected one of {', '.join(STAGES)}. "
             "Train a stage first (make pipeline) or give the folder that holds the stages."
         )
-    answers: dict = {}
     path = folder / "evaluation" / "answers.json"
-    if "evaluation" in stages and path.is_file() and not problems:
-        answers = _read_json(path, problems) or {}
-        listed = stages["evaluation"].get("files", {}).get("answers.json", {}).get("sha256")
-        if not problems and listed != hashlib.sha256(path.read_bytes()).hexdigest():
-            problems.append(f"{path}: is not the file whose sha256 evaluation/manifest.json lists")
-        problems += [f"{path}: {fault}" for fault in answers_faults(answers)]
+    if stages.get("evaluation") and path.is_file():
+        answers = _read(path, answers_faults, problems)
+        listed = stages["evaluation"]["files"].get("answers.json", {}).get("sha256")
+        if listed != hashlib.sha256(path.read_bytes()).hexdigest():
+            problems.append(
+                f"{path}: is not the file whose sha256 evaluation/manifest.json lists. "
+                "Run the evaluation again."
+            )
     if problems:
         raise ReportError("\n".join(problems))
     return Runs(stages, answers)
 
 
-def _read_json(path: Path, problems: list[str]) -> dict | None:
+def _read(path: Path, faults_of: Callable[[object], list[str]], problems: list[str]) -> dict:
+    """The file's object; an empty one, and its faults among the problems, if it is broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        problems.append(f"{path}: is not JSON ({error})")
-        return None
+        faults = [f"is not JSON ({error}). Run the stage again."]
+    else:
+        faults = faults_of(value)
+    problems += [f"{path}: {fault}" for fault in faults]
+    return {} if faults else value
 
 
 SHAPE = {
@@ -97,9 +100,7 @@ SHAPE = {
 
 
 def manifest_faults(manifest) -> list[str]:
-    """What keeps a manifest from being read; empty if nothing does. None was reported already."""
-    if manifest is None:
-        return []
+    """What keeps a manifest from being read; empty if nothing does."""
     if not isinstance(manifest, dict):
         return [f"got a {type(manifest).__name__}, expected an object"]
     out = [
