@@ -171,9 +171,10 @@ def test_adaptive_kl_moves_towards_its_target_at_most_twenty_percent():
     assert control.coef == pytest.approx(0.1 * 1.02 * 0.98)
 
 
-@pytest.mark.parametrize("chunk", [3, 7, 100])
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("block", [3, 7, 100])
 @pytest.mark.parametrize("bias", [False, True])
-def test_linear_logprobs_equal_those_of_whole_logits(chunk, bias):
+def test_linear_logprobs_equal_those_of_whole_logits(block, keep, bias):
     torch.manual_seed(0)
     hidden = torch.randn(7, 5, dtype=torch.float64).float().requires_grad_()
     weight = torch.randn(11, 5).requires_grad_()
@@ -185,7 +186,7 @@ def test_linear_logprobs_equal_those_of_whole_logits(chunk, bias):
         total = (pair[0] * upstream[0]).sum() + (pair[1] * upstream[1]).sum()
         return torch.autograd.grad(total, inputs)
 
-    found = objective.linear_logprobs(hidden, weight, offset, targets, 0.7, chunk)
+    found = objective.linear_logprobs(hidden, weight, offset, targets, 0.7, block=block, keep=keep)
     logits = torch.nn.functional.linear(hidden, weight, offset)
     expected = objective.logits_logprobs(logits, targets, 0.7)
     reference = torch.log_softmax(logits / 0.7, -1)
@@ -200,15 +201,19 @@ def test_linear_logprobs_equal_those_of_whole_logits(chunk, bias):
 def test_linear_logprobs_of_frozen_weights_and_of_no_tokens():
     weight = torch.randn(11, 5)
     hidden = torch.randn(4, 5, requires_grad=True)
-    logprobs, _ = objective.linear_logprobs(hidden, weight, None, torch.zeros(4).long(), 1.0, 2)
+    logprobs, _ = objective.linear_logprobs(
+        hidden, weight, None, torch.zeros(4).long(), 1.0, block=2, keep=True
+    )
     logprobs.sum().backward()
     assert hidden.grad.abs().sum() > 0 and weight.grad is None
-    empty, _ = objective.linear_logprobs(hidden[:0], weight, None, torch.zeros(0).long(), 1.0, 2)
+    empty, _ = objective.linear_logprobs(
+        hidden[:0], weight, None, torch.zeros(0).long(), 1.0, block=2, keep=True
+    )
     assert empty.shape == (0,)
 
 
-def test_linear_logprobs_hold_one_chunk_of_logits():
-    """Tensors with a vocabulary dimension are at most a chunk long, forward and backward."""
+def test_linear_logprobs_hold_one_block_of_logits():
+    """Tensors with a vocabulary dimension are at most a block long, forward and backward."""
     sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -221,8 +226,9 @@ def test_linear_logprobs_hold_one_chunk_of_logits():
     hidden = torch.randn(64, 4, requires_grad=True)
     weight = torch.randn(1009, 4, requires_grad=True)
     with Watch():
+        targets = torch.zeros(64).long()
         logprobs, _ = objective.linear_logprobs(
-            hidden, weight, None, torch.zeros(64).long(), 1.0, 8
+            hidden, weight, None, targets, 1.0, block=8, keep=False
         )
         logprobs.sum().backward()
     assert sizes and max(sizes) == 8

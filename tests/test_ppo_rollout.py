@@ -29,6 +29,7 @@ from codexhf.ppo.engines import (  # noqa: E402
     NativeEngine,
     Sampling,
     make_engine,
+    sample,
 )
 from codexhf.ppo.model import PolicyAndCritic, disable_dropout, has_linear_head  # noqa: E402
 from codexhf.ppo.rollout import (  # noqa: E402
@@ -119,6 +120,18 @@ def test_native_engine_stops_computing_ended_rows():
     found = answer(NativeEngine(SAMPLING), model)
     assert widths[0] == 16 and widths[-1] < 16
     assert len(widths) <= int(found.lengths.max())
+
+
+@pytest.mark.parametrize("invert", [True, False])
+def test_sampler_draws_from_the_distribution(invert):
+    logits = torch.tensor([2.0, float("-inf"), 0.0, 1.0, -3.0, float("-inf")])
+    generator = torch.Generator().manual_seed(0)
+    tokens, logprobs = sample(logits.expand(20_000, -1), 0.5, generator, invert)
+    expected = torch.log_softmax(logits / 0.5, -1)
+    counts = torch.bincount(tokens, minlength=6) / 20_000
+    assert torch.allclose(counts, expected.exp(), atol=0.01)
+    assert counts[1] == counts[5] == 0
+    assert torch.allclose(logprobs, expected[tokens])
 
 
 def test_greedy_is_the_argmax_of_the_logits():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -21,7 +22,7 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).parent))
 
 import ppo_setup as setup  # noqa: E402
-from codexhf.ppo import PPOConfig, PPOTrainer  # noqa: E402
+from codexhf.ppo import PPOConfig, PPOTrainer, model  # noqa: E402
 from codexhf.ppo.config import TRL_VALUES  # noqa: E402
 from codexhf.rewards import ModelReward, RewardError, RewardSum  # noqa: E402
 from ppo_setup import logs, new_trainer, same, state  # noqa: E402
@@ -216,6 +217,42 @@ def test_checkpointing_does_not_change_the_update(tmp_path):
     assert max(float((runs[0][n] - runs[1][n]).abs().max()) for n in runs[0]) < 1e-6
 
 
+class Largest(TorchDispatchMode):
+    """Remembers the most rows of any tensor that has a vocabulary as its last dimension."""
+
+    def __init__(self, vocabulary: int):
+        super().__init__()
+        self.vocabulary, self.rows = vocabulary, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if torch.is_tensor(tensor) and tensor.dim() > 1 and tensor.size(-1) == self.vocabulary:
+                self.rows = max(self.rows, tensor[..., 0].numel())
+        return out
+
+
+@pytest.mark.parametrize(("kept", "limit"), [(0, 16), (256, 64)])
+def test_no_tensor_holds_the_logits_of_a_whole_batch(tmp_path, monkeypatch, kept, limit):
+    """16 answers of 8 tokens are 128 rows of logits; made are 16, the width of the model, and
+    with kept_logits_mb the 64 of a micro batch of 8 rows."""
+    monkeypatch.setattr(model, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(model, "BLOCK_BYTES", 0)
+    config = {
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "num_mini_batches": 1,
+        "total_episodes": 16,
+        "kept_logits_mb": kept,
+        "stop_token": None,
+    }
+    made = models()
+    trainer = new_trainer(tmp_path, models=made, reward_model=made["reward_model"], config=config)
+    with Largest(len(setup.tokenizer())) as largest:
+        trainer.train()
+    assert largest.rows == limit
+
+
 def test_callbacks_can_stop_the_run(tmp_path):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -244,8 +281,8 @@ def test_critic_is_a_copy_of_the_reward_model_or_on_the_policys_trunk(tmp_path):
 
 def test_models_are_loaded_by_name(tmp_path):
     made = models()
-    for name, model in made.items():
-        model.save_pretrained(tmp_path / name)
+    for name, part in made.items():
+        part.save_pretrained(tmp_path / name)
     trainer = new_trainer(
         tmp_path / "out",
         model=str(tmp_path / "model"),

@@ -132,7 +132,8 @@ class PPOConfig(TrainingArguments):
         trim_padding: lay rows out flush left, without attention masks, and put rows of like length
             into one micro batch where the loss does not depend on it (loss_aggregation="token").
             False computes on rows as they were generated, padding included, as TRL.
-        logits_chunk_mb: most memory for float32 logits at a time.
+        kept_logits_mb: logits of a micro batch that need no more than this are kept for the
+            backward pass, larger ones are computed again there. 0 never keeps any.
 
     Demonstrations
         sft_batch_size: rows of sft_dataset per micro batch; None is the size of the micro batch.
@@ -221,7 +222,7 @@ class PPOConfig(TrainingArguments):
     step_unit: Literal["rollout", "optimizer"] = _knob("rollout", "What *_steps count.")
     lr_schedule: Literal["step", "rollout"] = _knob("step", "When the learning rate moves.")
     trim_padding: bool = _knob(True, "Compute on as little padding as possible.")
-    logits_chunk_mb: int = _knob(256, "Most memory for float32 logits at a time.")
+    kept_logits_mb: int = _knob(256, "Most memory for logits kept for the backward pass.")
 
     # demonstrations
     sft_batch_size: int | None = _knob(None, "Demonstrations per micro batch.")
@@ -276,12 +277,17 @@ class PPOConfig(TrainingArguments):
 
         for name in ("response_length", "num_ppo_epochs", "num_mini_batches", "kl_horizon"):
             require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("local_rollout_forward_batch_size", "logits_chunk_mb", "sft_max_length"):
+        for name in ("local_rollout_forward_batch_size", "sft_max_length"):
             require(name, getattr(self, name) >= 1, "at least 1")
         require("temperature", self.temperature > 0, "more than 0 (the policy must be sampled)")
         for name in ("alpha_sft", "beta_rlhf", "gamma_reg", "kl_coef", "vf_coef", "cliprange"):
             require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("critic_warmup_rollouts", "overlong_buffer", "overlong_penalty"):
+        for name in (
+            "critic_warmup_rollouts",
+            "overlong_buffer",
+            "overlong_penalty",
+            "kept_logits_mb",
+        ):
             require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("gamma", "lam"):
             require(name, 0 <= getattr(self, name) <= 1, "a value in [0, 1]")

@@ -74,13 +74,19 @@ class NativeEngine:
     def generate(self, policy, prompt_ids, prompt_mask, *, seed, temperature) -> Generation:
         """See `Engine.generate`."""
         generator = torch.Generator(prompt_ids.device).manual_seed(seed)
+        # one random number per row is much faster on a CPU; on a GPU cumsum is not deterministic
+        invert = self.drop_ended and prompt_ids.device.type == "cpu"
         parts = [
-            self._decode(policy, prompt_ids[rows], prompt_mask[rows], generator, temperature)
+            self._decode(
+                policy, prompt_ids[rows], prompt_mask[rows], generator, temperature, invert
+            )
             for rows in row_chunks(prompt_ids.size(0), self.sampling.chunk)
         ]
         return join(parts)
 
-    def _decode(self, policy, prompt_ids, prompt_mask, generator, temperature) -> Generation:
+    def _decode(
+        self, policy, prompt_ids, prompt_mask, generator, temperature, invert
+    ) -> Generation:
         """Answer one chunk of prompts."""
         count, width = prompt_ids.size(0), self.sampling.max_tokens
         device = prompt_ids.device
@@ -103,7 +109,7 @@ class NativeEngine:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-            tokens, picked = sample(logits, temperature, generator)
+            tokens, picked = sample(logits, temperature, generator, invert)
             live = rows[~ended]
             responses[live, step], logprobs[live, step] = tokens[~ended], picked[~ended]
             if len(stops):
@@ -269,16 +275,31 @@ def make_engine(name: str, sampling: Sampling) -> Engine:
     return VLLMEngine(sampling)
 
 
-def sample(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw one token per row of `logits` (B, V); return ids (B,) and log-probabilities (B,)."""
+def sample(
+    logits: Tensor, temperature: float, generator: torch.Generator, invert: bool
+) -> tuple[Tensor, Tensor]:
+    """Draw one token per row of `logits` (B, V); return ids (B,) and log-probabilities (B,).
+
+    `invert` looks one uniform number per row up in the distribution function, instead of drawing
+    one number per token of the vocabulary as `torch.multinomial` does.
+    """
+    scores = logits.float()
+    if temperature not in (0, 1):
+        scores = scores / temperature
+    logprobs = torch.log_softmax(scores, -1)
     if temperature == 0:
-        scores = logits.float()
         tokens = scores.argmax(-1)
+    elif invert:
+        below = logprobs.exp().cumsum(-1, dtype=torch.float64)
+        drawn = torch.rand(
+            len(below), 1, dtype=torch.float64, device=below.device, generator=generator
+        )
+        # right: a token of probability 0 is never the first one above the number
+        tokens = torch.searchsorted(below, drawn * below[:, -1:], right=True).squeeze(1)
+        tokens = tokens.clamp(max=logits.size(-1) - 1)
     else:
-        scores = logits.float() / temperature
         tokens = torch.multinomial(torch.softmax(scores, -1), 1, generator=generator).squeeze(1)
-    picked = scores.gather(-1, tokens[:, None]).squeeze(1) - torch.logsumexp(scores, -1)
-    return tokens, picked
+    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(1)
 
 
 def ended_by_stop(responses: Tensor, logprobs: Tensor, stop_ids: tuple[int, ...]) -> Generation:

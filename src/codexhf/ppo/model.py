@@ -15,6 +15,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from codexhf.ppo.objective import linear_logprobs, logits_logprobs
 
+BLOCK_ROWS, BLOCK_BYTES = 256, 32 * 2**20
+"""Logits are made this many rows at a time, or as many as fit into this memory if that is more."""
+
 
 class PolicyOutput(NamedTuple):
     """What one forward of `PolicyAndCritic` returns; None where it was not asked for.
@@ -37,11 +40,11 @@ class PolicyAndCritic(nn.Module):
 
     main_input_name = "input_ids"
 
-    def __init__(self, policy: nn.Module, value_model: nn.Module, logits_chunk_mb: int = 256):
+    def __init__(self, policy: nn.Module, value_model: nn.Module, kept_logits_mb: int = 256):
         super().__init__()
         self.policy, self.value_model = policy, value_model
         self.config = policy.config
-        self._logits_bytes = logits_chunk_mb * 2**20
+        self._kept_bytes = kept_logits_mb * 2**20
         # set once here: a FSDP or ZeRO wrapper may hide the modules later
         self._head_is_linear = has_linear_head(policy)
 
@@ -156,9 +159,17 @@ class PolicyAndCritic(nn.Module):
         model = base_model(policy)
         head = model.get_output_embeddings()
         hidden = backbone_states(model, input_ids, attention_mask)[at]  # (N, H)
-        chunk = max(1, self._logits_bytes // (4 * head.weight.size(0)))
-        dtype = matmul_dtype(hidden)
-        return linear_logprobs(hidden, head.weight, head.bias, targets, temperature, chunk, dtype)
+        row = 4 * head.weight.size(0)  # bytes of one row of float32 logits
+        return linear_logprobs(
+            hidden,
+            head.weight,
+            head.bias,
+            targets,
+            temperature,
+            block=max(BLOCK_ROWS, BLOCK_BYTES // row),
+            keep=hidden.size(0) * row <= self._kept_bytes,
+            dtype=matmul_dtype(hidden),
+        )
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:

@@ -239,27 +239,29 @@ def logits_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tupl
 
 
 class _LinearLogprobs(torch.autograd.Function):
-    """`logits_logprobs(hidden @ weight.T + bias)` without ever holding more than a chunk of logits.
+    """`logits_logprobs(hidden @ weight.T + bias)`, a block of rows at a time.
 
-    One chunk: its logits are kept for the backward pass. More: they are computed again there.
+    Log-probabilities (N, V) are kept for the backward pass where `keep` says so, else computed
+    again there. Beside them two tensors (block, V) exist at a time.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, temperature, chunk, dtype):
+    def forward(ctx, hidden, weight, bias, targets, temperature, block, keep, dtype):
         logprobs = torch.empty(hidden.size(0), dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logprobs)
         kept = None
-        for rows in _chunks(hidden.size(0), chunk):
-            scaled = _scaled_logits(hidden[rows], weight, bias, temperature, dtype)  # (n, V)
-            normaliser = torch.logsumexp(scaled, -1, keepdim=True)
-            logprobs[rows] = (scaled.gather(-1, targets[rows, None]) - normaliser).squeeze(-1)
-            probs = torch.exp(scaled - normaliser)
+        if keep and any(ctx.needs_input_grad[:3]):
+            kept = logprobs.new_empty(hidden.size(0), weight.size(0))
+        for rows in _blocks(hidden.size(0), block):
+            logits = _scaled_logits(hidden[rows], weight, bias, temperature, dtype)
+            logp, probs = _log_softmax(logits)
+            logprobs[rows] = logp.gather(-1, targets[rows, None]).squeeze(-1)
             # einsum: the product (n, V) is never written
-            entropy[rows] = normaliser.squeeze(-1) - torch.einsum("nv,nv->n", probs, scaled)
-            kept = scaled.sub_(normaliser) if hidden.size(0) <= chunk else None
-        needed = any(ctx.needs_input_grad[:3])
-        ctx.save_for_backward(hidden, weight, bias, targets, entropy, kept if needed else None)
-        ctx.temperature, ctx.chunk, ctx.dtype = temperature, chunk, dtype
+            entropy[rows] = -torch.einsum("nv,nv->n", probs, logp)
+            if kept is not None:
+                kept[rows] = logp
+        ctx.save_for_backward(hidden, weight, bias, targets, entropy, kept)
+        ctx.temperature, ctx.block, ctx.dtype = temperature, block, dtype
         ctx.set_materialize_grads(False)
         return logprobs, entropy
 
@@ -267,33 +269,33 @@ class _LinearLogprobs(torch.autograd.Function):
     def backward(ctx, logprobs_grad, entropy_grad):
         hidden, weight, bias, targets, entropy, kept = ctx.saved_tensors
         if logprobs_grad is None and entropy_grad is None:
-            return None, None, None, None, None, None, None
-        many = hidden.size(0) > ctx.chunk
+            return (None,) * 8
         hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        # many chunks would round many times in bfloat16: they are summed in float32
-        sum_dtype = torch.float32 if many else ctx.dtype
+        # many blocks would round many times in bfloat16: they are summed in float32
+        sum_dtype = torch.float32 if hidden.size(0) > ctx.block else ctx.dtype
         weight_grad = bias_grad = None
         if ctx.needs_input_grad[1]:
             weight_grad = torch.zeros_like(weight, dtype=sum_dtype)
         if bias is not None and ctx.needs_input_grad[2]:
             bias_grad = torch.zeros_like(bias, dtype=torch.float32)
-        for rows in _chunks(hidden.size(0), ctx.chunk):
-            logp = kept
-            if logp is None:
-                logp = _scaled_logits(hidden[rows], weight, bias, ctx.temperature, ctx.dtype)
-                logp = logp.sub_(torch.logsumexp(logp, -1, keepdim=True))
+        for rows in _blocks(hidden.size(0), ctx.block):
+            if kept is None:
+                logits = _scaled_logits(hidden[rows], weight, bias, ctx.temperature, ctx.dtype)
+                logp, probs = _log_softmax(logits)
+            else:
+                logp, probs = kept[rows], kept[rows].exp()
             upstream = [None if g is None else g[rows, None] for g in (logprobs_grad, entropy_grad)]
-            grad = _logits_grad(logp, targets[rows], entropy[rows, None], *upstream)
+            grad = _logits_grad(logp, probs, targets[rows], entropy[rows, None], *upstream)
             grad = grad.div_(ctx.temperature).to(ctx.dtype)  # (n, V)
             if hidden_grad is not None:
                 hidden_grad[rows] = (grad @ weight.to(ctx.dtype)).to(hidden.dtype)
             if weight_grad is not None:
-                weight_grad += (grad.T @ hidden[rows].to(ctx.dtype)).to(sum_dtype)
+                _add_product(weight_grad, grad.T, hidden[rows].to(ctx.dtype))
             if bias_grad is not None:
                 bias_grad += grad.float().sum(0)
         weight_grad = None if weight_grad is None else weight_grad.to(weight.dtype)
         bias_grad = None if bias_grad is None else bias_grad.to(bias.dtype)
-        return hidden_grad, weight_grad, bias_grad, None, None, None, None
+        return hidden_grad, weight_grad, bias_grad, None, None, None, None, None
 
 
 def linear_logprobs(
@@ -302,13 +304,14 @@ def linear_logprobs(
     bias: Tensor | None,
     targets: Tensor,
     temperature: float,
-    chunk: int,
+    *,
+    block: int,
+    keep: bool,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return log-probabilities of `targets` and entropies straight from hidden states.
 
-    Equal to `logits_logprobs` on the logits, in values and gradients, but at most `chunk` rows of
-    logits exist at a time.
+    Equal to `logits_logprobs` on the logits, in values and gradients, without whole logits.
 
     Args:
         hidden: (N, H).
@@ -316,18 +319,20 @@ def linear_logprobs(
         bias: (V,) or None.
         targets: (N,).
         temperature: divides the logits.
-        chunk: rows of logits held at once, at least 1.
+        block: rows of logits made at a time, at least 1.
+        keep: keep float32 log-probabilities (N, V) for the backward pass instead of making them
+            again there: faster, where they fit.
         dtype: of the matrix products; None takes that of `hidden`.
     Returns:
         logprobs: (N,) float32.
         entropy: (N,) float32; both carry gradients to hidden, weight and bias.
     """
     return _LinearLogprobs.apply(
-        hidden, weight, bias, targets, temperature, chunk, dtype or hidden.dtype
+        hidden, weight, bias, targets, temperature, block, keep, dtype or hidden.dtype
     )
 
 
-def _chunks(length: int, size: int) -> list[slice]:
+def _blocks(length: int, size: int) -> list[slice]:
     """Cut range(length) into slices of at most `size`."""
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
@@ -336,17 +341,37 @@ def _scaled_logits(hidden, weight, bias, temperature, dtype) -> Tensor:
     """Return float32 logits (n, V) over the temperature."""
     logits = hidden.to(dtype) @ weight.to(dtype).T
     if bias is not None:
-        logits = logits + bias.to(dtype)
+        logits += bias.to(dtype)
     return logits.float().div_(temperature)
 
 
-def _logits_grad(logp, targets, entropy, logprobs_grad, entropy_grad) -> Tensor:
-    """Return the gradient (n, V) by the scaled logits, g (1[target] - p) - e p (log p + H)."""
-    probs = logp.exp()
-    grad = torch.zeros_like(probs)
+def _log_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities, in the place of `logits` (n, V), and probabilities."""
+    logits -= logits.amax(-1, keepdim=True)
+    probs = logits.exp()
+    total = probs.sum(-1, keepdim=True)
+    logits -= total.log()
+    return logits, probs.div_(total)
+
+
+def _logits_grad(logp, probs, targets, entropy, logprobs_grad, entropy_grad) -> Tensor:
+    """Return the gradient (n, V) by the scaled logits, g (1[target] - p) - e p (log p + H).
+
+    It takes the place of `probs`; `logp` stays, as it may be needed for another backward pass.
+    """
+    if entropy_grad is None:
+        grad = probs.mul_(-logprobs_grad)
+    else:
+        slope = (logp + entropy).mul_(-entropy_grad)
+        grad = probs.mul_(slope if logprobs_grad is None else slope.sub_(logprobs_grad))
     if logprobs_grad is not None:
-        grad = probs * -logprobs_grad
         grad.scatter_add_(-1, targets[:, None], logprobs_grad)
-    if entropy_grad is not None:
-        grad = grad - entropy_grad * probs * (logp + entropy)
     return grad
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a @ b to `total`, in one go where the dtypes agree."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += (a @ b).to(total.dtype)

@@ -147,7 +147,7 @@ class PPOTrainer(Trainer):
 
         self.user_args = args
         self.schedule = Schedule.of(args, len(train_dataset))
-        wrapper = PolicyAndCritic(policy, critic, args.logits_chunk_mb)
+        wrapper = PolicyAndCritic(policy, critic, args.kept_logits_mb)
         super().__init__(
             model=wrapper,
             args=_trainer_args(args, self.schedule),
