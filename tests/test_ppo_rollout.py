@@ -43,7 +43,7 @@ from codexhf.ppo.schedule import Schedule  # noqa: E402
 
 TOKENIZER = setup.tokenizer()
 VOCABULARY = len(TOKENIZER)
-SAMPLING = Sampling(max_tokens=8, stop_ids=(2, 9, 10, 11), pad_id=3, chunk=64)
+SAMPLING = Sampling(max_tokens=8, stop_ids=(2, 9, 10, 11), chunk=64)
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [6, 6]]
 
 

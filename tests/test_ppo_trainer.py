@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    HfArgumentParser,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     OPTConfig,
@@ -261,6 +262,46 @@ def test_callbacks_can_stop_the_run(tmp_path):
     trainer = new_trainer(tmp_path, callbacks=[Stop()])
     result = trainer.train()
     assert trainer.state.global_step == 3 and result.global_step == 3
+
+
+def test_code_written_for_trl_needs_only_its_import_changed(tmp_path, capsys):
+    """The steps of TRL's examples/scripts/ppo/ppo.py, on local models."""
+    made = models()
+    made["reward_model"].save_pretrained(tmp_path / "rm")
+    made["model"].save_pretrained(tmp_path / "sft")
+    (args,) = HfArgumentParser((PPOConfig,)).parse_args_into_dataclasses(
+        f"--output_dir {tmp_path}/out --learning_rate 3e-6 --per_device_train_batch_size 4 "
+        "--gradient_accumulation_steps 2 --total_episodes 16 --num_ppo_epochs 1 "
+        f"--num_mini_batches 1 --sft_model_path {tmp_path}/sft --reward_model_path {tmp_path}/rm "
+        "--local_rollout_forward_batch_size 1 --missing_eos_penalty 1.0 --stop_token eos "
+        "--response_length 6 --report_to none --use_cpu --disable_tqdm True".split()
+    )
+    tokenizer = setup.tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})  # beyond the embeddings
+    assert tokenizer.pad_token_id >= made["model"].config.vocab_size
+    load = AutoModelForSequenceClassification.from_pretrained
+    ids = setup.prompts(24).map(
+        lambda row: {"input_ids": tokenizer(row["prompt"], padding=False)["input_ids"]},
+        remove_columns=["prompt", "wanted"],
+    )
+    trainer = PPOTrainer(
+        args=args,
+        processing_class=tokenizer,
+        model=AutoModelForCausalLM.from_pretrained(args.sft_model_path),
+        ref_model=AutoModelForCausalLM.from_pretrained(args.sft_model_path),
+        reward_model=load(args.reward_model_path, num_labels=1),
+        value_model=load(args.reward_model_path, num_labels=1),
+        train_dataset=ids.select(range(16)),
+        eval_dataset=ids.select(range(16, 24)),
+        peft_config=None,
+    )
+    trainer.train()
+    trainer.save_model(args.output_dir)
+    trainer.generate_completions()
+    assert capsys.readouterr().out.count(" -> ") >= 8
+    AutoModelForCausalLM.from_pretrained(args.output_dir)
+    load(f"{args.output_dir}/value_model")
 
 
 # ---------------------------------------------------------------------------------- models

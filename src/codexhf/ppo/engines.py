@@ -41,7 +41,6 @@ class Sampling:
 
     max_tokens: int
     stop_ids: tuple[int, ...]  # empty: an answer never ends early
-    pad_id: int
     chunk: int  # rows at a time
 
 
@@ -180,7 +179,7 @@ class HFEngine:
             num_beams=1,
             repetition_penalty=1.0,
             eos_token_id=list(self.sampling.stop_ids) or None,
-            pad_token_id=self.sampling.pad_id,
+            pad_token_id=0,  # fed to ended rows: any id that has an embedding will do
         )
 
 
@@ -224,7 +223,7 @@ class ContinuousBatchingEngine:
             top_k=0,
             top_p=1.0,
             eos_token_id=list(self.sampling.stop_ids) or -1,
-            pad_token_id=self.sampling.pad_id,
+            pad_token_id=0,  # fed to ended rows: any id that has an embedding will do
         )
         self.config.seed = seed
         model = base_model(policy)

@@ -33,6 +33,7 @@ from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.engines import Sampling, make_engine
 from codexhf.ppo.model import (
     PolicyAndCritic,
+    base_model,
     check_scalar_head,
     critic_from_policy,
     disable_dropout,
@@ -184,7 +185,6 @@ class PPOTrainer(Trainer):
         sampling = Sampling(
             max_tokens=args.response_length,
             stop_ids=self.stop_ids,
-            pad_id=self.pad_id if self.pad_id is not None else tokenizer.eos_token_id,
             chunk=args.local_rollout_forward_batch_size,
         )
         self.engine = make_engine(args.rollout_engine, sampling)
@@ -259,6 +259,20 @@ class PPOTrainer(Trainer):
                     "checkpoint. Train with save_strategy='steps' first, or pass a folder."
                 )
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Run Trainer's loop; first undo its alignment of a pad token that has no embedding.
+
+        TRL's example adds a pad token without growing the embeddings. Nothing here embeds it, but
+        a configuration that names it could not be loaded again.
+        """
+        config = self.model.config.get_text_config()
+        pad_id = config.pad_token_id
+        if pad_id is not None and pad_id >= config.vocab_size:
+            config.pad_token_id = None
+            generation = base_model(self.model.policy).generation_config
+            generation.pad_token_id = None
+        return super()._inner_training_loop(*args, **kwargs)
 
     # ------------------------------------------------------------------------------ Trainer's loop
 
@@ -1138,7 +1152,8 @@ def _rewards(args, reward_model, reward_funcs, weights, tokenizers):
                 "reward_funcs: got a RewardSum together with reward_model or reward_weights, "
                 "expected it alone. Put the reward model into the RewardSum."
             )
-        return [], reward_funcs
+        read = [r.model for r in reward_funcs.rewards if isinstance(r, ModelReward | IdReward)]
+        return read, reward_funcs
     models = reward_model if isinstance(reward_model, list) else [reward_model]
     models = [model for model in models if model is not None]
     tokenizers = tokenizers if isinstance(tokenizers, list) else [tokenizers] * len(models)
@@ -1152,7 +1167,8 @@ def _rewards(args, reward_model, reward_funcs, weights, tokenizers):
         name = "reward_model" if len(models) == 1 else f"reward_model_{number + 1}"
         model = load_model(model, AutoModelForSequenceClassification, **_one_label(model))
         if not isinstance(model, nn.Module):
-            rewards.append(model)  # a callable under the contract already, such as ModelReward
+            rewards.append(model)  # a callable under the contract already
+            placed += [model.model] if isinstance(model, ModelReward) else []
             continue
         placed.append(model)
         if tokenizer is None:
