@@ -68,9 +68,8 @@ def test_training_moves_policy_and_critic_and_nothing_else(tmp_path):
     assert all(same(a, b) for a, b in zip(frozen, now, strict=True))
 
 
-@pytest.mark.slow
 def test_reward_rises_while_the_kl_stays_positive(tmp_path):
-    config = {"total_episodes": 1600, "learning_rate": 3e-3, "kl_coef": 0.02}
+    config = {"total_episodes": 1280, "learning_rate": 6e-3, "kl_coef": 0.02}
     config |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
     trainer = new_trainer(tmp_path, config=config, train_dataset=setup.prompts(64))
     trainer.train()

@@ -232,7 +232,7 @@ class ContinuousBatchingEngine:
             prompts, generation_config=config, continuous_batching_config=self.config
         )
         answers = [out for _, out in sorted(outputs.items(), key=lambda item: _order(item[0]))]
-        return _from_lists(
+        return from_lists(
             [out.generated_tokens for out in answers],
             [out.logprobs for out in answers],
             prompt_ids.device,
@@ -244,7 +244,7 @@ def _order(request_id: str) -> int:
     return int(request_id.rsplit("_", 1)[-1])
 
 
-def _from_lists(tokens: list[list[int]], logprobs: list[list[float]], device) -> Generation:
+def from_lists(tokens: list[list[int]], logprobs: list[list[float]], device) -> Generation:
     """Return ragged answers as one padded Generation."""
     lengths = torch.tensor([len(row) for row in tokens], device=device)
     width = int(lengths.max())

@@ -6,9 +6,12 @@ the only way in which the gradients of the RL and the SFT loss are both right un
 
 import copy
 import os
+from collections import defaultdict
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
@@ -313,3 +316,43 @@ def evaluating(*models: nn.Module | None):
     finally:
         for model, training in modes:
             model.train(training)
+
+
+def load_weights(module: nn.Module, folder: Path) -> None:
+    """Load saved weights into a model in place, adapters into a PEFT model.
+
+    Raises:
+        ValueError: the folder lacks weights that the model needs, or has others.
+    """
+    if not isinstance(module, PreTrainedModel):
+        module.load_adapter(str(folder), module.active_adapter, is_trainable=True)
+        return
+    files = sorted(folder.glob("model*.safetensors"))
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        weights |= safetensors.torch.load_file(file)
+    result = module.load_state_dict(weights, strict=False)
+    shared = _shared_names(module)
+    missing = [name for name in result.missing_keys if name not in shared]
+    if missing or result.unexpected_keys or not files:
+        raise ValueError(
+            f"{folder}: got weights without {missing[:3]} and with unknown "
+            f"{result.unexpected_keys[:3]} in {len(files)} files, "
+            f"expected those of {type(module).__name__}. Resume with the model that was saved."
+        )
+
+
+def _shared_names(module: nn.Module) -> set[str]:
+    """Return names of tensors that share memory with another; only one of them is saved."""
+    names = defaultdict(list)
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        names[tensor.data_ptr()].append(name)
+    return {name for group in names.values() if len(group) > 1 for name in group}
+
+
+def parts_of(wrapper: PolicyAndCritic, folder: Path) -> list[tuple[nn.Module, str, Path]]:
+    """Return each model of the wrapper with its prefix and its folder."""
+    return [
+        (wrapper.policy, "policy.", folder),
+        (wrapper.value_model, "value_model.", folder / "value_model"),
+    ]

@@ -20,25 +20,32 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
 )
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
-from transformers.utils import is_peft_available
 
+from codexhf.ppo.build import (
+    check_arguments,
+    make_critic,
+    make_rewards,
+    stop_ids,
+    trainer_args,
+    with_adapter,
+)
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.engines import Sampling, make_engine
+from codexhf.ppo.figures import Clock, Figures
 from codexhf.ppo.model import (
     PolicyAndCritic,
     base_model,
-    check_scalar_head,
-    critic_from_policy,
     disable_dropout,
     evaluating,
     load_model,
+    load_weights,
+    parts_of,
 )
 from codexhf.ppo.objective import (
     AdaptiveKL,
@@ -51,7 +58,6 @@ from codexhf.ppo.objective import (
 from codexhf.ppo.rollout import (
     NOT_REWARD_COLUMNS,
     Answers,
-    IdReward,
     MicroBatch,
     PromptEncoder,
     Rollout,
@@ -63,13 +69,24 @@ from codexhf.ppo.rollout import (
     shape_scores,
 )
 from codexhf.ppo.schedule import Position, Schedule
-from codexhf.rewards import ModelReward, RewardSum, combine
+from codexhf.rewards import RewardSum, combine
 
-STEP_FIELDS = ("logging_steps", "eval_steps", "save_steps", "warmup_steps", "max_steps")
 STATE_FILE = "ppo_state_{rank}.json"
 ROLLOUT_FILE = "rollout_{rank}.safetensors"
 CHECKED_PROMPTS = 1000
 """Prompts whose length is checked at construction; the others when they are drawn."""
+
+EVALUATION = 2**40
+"""Rollout numbers from here on seed evaluations; no run has that many rollouts."""
+
+EVALUATION_FIGURES = ("score", "kl", "response_length", "ended")
+"""What evaluate() reports beside the rewards."""
+
+SAMPLE_ROWS = 4
+"""Answers printed at a time while training."""
+
+FAR_ENGINES = ("continuous_batching", "vllm")
+"""Engines whose kernels round differently from the training forward."""
 
 
 class PPOTrainer(Trainer):
@@ -129,16 +146,16 @@ class PPOTrainer(Trainer):
         sft_dataset: Any = None,
         eval_reward_funcs: Sequence[Any] | None = None,
     ) -> None:
-        _check_arguments(args, processing_class, model, ref_model, train_dataset, sft_dataset)
+        check_arguments(args, processing_class, model, ref_model, train_dataset, sft_dataset)
         policy = load_model(model, AutoModelForCausalLM)
-        policy = _with_adapter(policy, peft_config)
+        policy = with_adapter(policy, peft_config)
         ref_model = load_model(ref_model, AutoModelForCausalLM)
         if ref_model is None and isinstance(policy, PreTrainedModel):
             ref_model = copy.deepcopy(policy)
-        self._reward_models, rewards = _rewards(
+        self._reward_models, rewards = make_rewards(
             args, reward_model, reward_funcs, reward_weights, reward_processing_class
         )
-        critic = _critic(value_model, policy, rewards)
+        critic = make_critic(value_model, policy, rewards)
         for frozen in (ref_model, *self._reward_models):
             if frozen is not None:
                 frozen.requires_grad_(False).eval()
@@ -151,7 +168,7 @@ class PPOTrainer(Trainer):
         wrapper = PolicyAndCritic(policy, critic, args.kept_logits_mb)
         super().__init__(
             model=wrapper,
-            args=_trainer_args(args, self.schedule),
+            args=trainer_args(args, self.schedule),
             data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -180,7 +197,7 @@ class PPOTrainer(Trainer):
     def _set_up_rollouts(self, rewards: RewardSum, eval_funcs: Sequence[Any] | None) -> None:
         """Create encoder, engine, scorers and the state that changes while training."""
         args, tokenizer = self.args, self.processing_class
-        self.stop_ids = _stop_ids(args, tokenizer)
+        self.stop_ids = stop_ids(args, tokenizer)
         self.pad_id = tokenizer.pad_token_id
         sampling = Sampling(
             max_tokens=args.response_length,
@@ -206,7 +223,7 @@ class PPOTrainer(Trainer):
         every = max(1, self.schedule.rollouts // many) if many else self.schedule.rollouts
         self._sample_at = range(0, self.schedule.rollouts, every)[:many]
         self.kl = AdaptiveKL(args.kl_coef, args.kl_target or 1.0, args.kl_horizon)
-        self._sums: dict[str, list] = defaultdict(lambda: [0.0, 0.0])
+        self.figures = Figures()
         self._demonstrations: dict[int, tuple[list[int], int]] = {}
         self._sft_seen: dict[str, Tensor] | None = None
         self._restart()
@@ -409,7 +426,7 @@ class PPOTrainer(Trainer):
         rows = [self.train_dataset[i] for i in numbers]
         ids = [self.encoder.ids(row, i) for row, i in zip(rows, numbers, strict=True)]
         seed = self.schedule.rollout_seed(number, rank)
-        clock = _Clock(self.args.device)
+        clock = Clock(self.args.device)
         with self._rollout_mode():
             answers = self._answer(ids, seed, args.temperature)
             clock.lap("generate")
@@ -495,7 +512,8 @@ class PPOTrainer(Trainer):
             if cap is not None:
                 importance = truncated_importance_weights(logprobs, sampled, cap)
             gap = (logprobs - sampled).abs()
-            self._note("sampler/logprob_gap", masked_sum(gap, answers.response_mask), answers)
+            real = answers.response_mask
+            self.figures.add("sampler/logprob_gap", masked_sum(gap, real), real.sum())
         with self._reference() as reference:
             ref_logprobs = self._logprobs(reference, answers)
         return logprobs, ref_logprobs, importance
@@ -505,9 +523,7 @@ class PPOTrainer(Trainer):
         if self.args.old_logprobs != "auto":
             return self.args.old_logprobs == "recompute"
         mixed = self.accelerator.mixed_precision != "no"
-        return (
-            mixed or self.model.dtype != torch.float32 or self.args.rollout_engine in _FAR_ENGINES
-        )
+        return mixed or self.model.dtype != torch.float32 or self.args.rollout_engine in FAR_ENGINES
 
     def _logprobs(self, policy: nn.Module, answers: Answers) -> Tensor:
         """Return log-probabilities (B, R) of the answers under `policy`, 0 outside them."""
@@ -608,7 +624,7 @@ class PPOTrainer(Trainer):
         if out.sft_loss_sum is not None:
             tokens = len(inputs["sft"]["targets"])
             terms["sft"] = self._mean(out.sft_loss_sum, tokens, 2)
-            self._add("loss/sft_avg", out.sft_loss_sum, tokens)
+            self.figures.add("loss/sft_avg", out.sft_loss_sum, tokens)
         return terms
 
     def _mean(self, total: Tensor, count: int, which: int) -> Tensor:
@@ -623,8 +639,8 @@ class PPOTrainer(Trainer):
             values, batch.values, batch.returns, self.args.cliprange_value
         )
         total, count = losses.sum(), len(losses)
-        self._add("loss/value_avg", total, count)
-        self._add("val/clipfrac_avg", clipped.sum(), count)
+        self.figures.add("loss/value_avg", total, count)
+        self.figures.add("val/clipfrac_avg", clipped.sum(), count)
         return self._mean(total, count, 1)
 
     def _policy_terms(
@@ -650,34 +666,23 @@ class PPOTrainer(Trainer):
         if args.entropy_coef > 0:
             omega = (0.0 if omega is None else omega) - args.entropy_coef * entropy.sum()
         if omega is not None:
-            self._add("loss/omega_avg", omega, count)
+            self.figures.add("loss/omega_avg", omega, count)
             terms["omega"] = self._mean(omega, count, 0)
         return terms
 
     # ------------------------------------------------------------------------------ figures
 
     @torch.no_grad()
-    def _add(self, name: str, total: Any, count: Any) -> None:
-        """Add to a figure that `log` reports as sum over count, over processes and steps."""
-        figure = self._sums[name]
-        figure[0] = figure[0] + (total.detach().double() if torch.is_tensor(total) else total)
-        figure[1] = figure[1] + (count.detach().double() if torch.is_tensor(count) else count)
-
-    def _note(self, name: str, total: Tensor, answers: Answers) -> None:
-        """Add to a figure that is a mean over the tokens of answers."""
-        self._add(name, total, answers.response_mask.sum())
-
-    @torch.no_grad()
     def _note_policy(self, logprobs, batch, ratio, clipped, entropy, total) -> None:
         """Note the figures of the surrogate; means are over real tokens."""
         count = len(logprobs)
         squares = 0.5 * ((logprobs - batch.logprobs) ** 2).sum()
-        self._add("loss/policy_avg", total, count)
-        self._add("policy/approxkl_avg", squares, count)
-        self._add("policy/clipfrac_avg", clipped.sum(), count)
-        self._add("policy/entropy_avg", entropy.sum(), count)
-        self._add("val/ratio", ratio.sum(), count)
-        self._add("val/ratio_square", (ratio**2).sum(), count)
+        self.figures.add("loss/policy_avg", total, count)
+        self.figures.add("policy/approxkl_avg", squares, count)
+        self.figures.add("policy/clipfrac_avg", clipped.sum(), count)
+        self.figures.add("policy/entropy_avg", entropy.sum(), count)
+        self.figures.add("val/ratio", ratio.sum(), count)
+        self.figures.add("val/ratio_square", (ratio**2).sum(), count)
         self._minibatch_kl[0] += squares
         self._minibatch_kl[1] += count
 
@@ -687,22 +692,22 @@ class PPOTrainer(Trainer):
         kl_sum, score_sum = kl.sum(), scores.sum()
         real = answers.response_mask
         eos = self.processing_class.eos_token_id
-        self._add("objective/kl", kl_sum, rows)
-        self._add("objective/entropy", -(logprobs * real).sum(), rows)
-        self._add("objective/non_score_reward", -kl_coef * kl_sum, rows)
-        self._add("objective/rlhf_reward", score_sum - kl_coef * kl_sum, rows)
-        self._add("objective/scores", score_sum, rows)
-        self._add("objective/kl_coef", self.kl.coef, 1)
-        self._add("response/length", answers.lengths.sum(), rows)
-        self._add("response/ended", answers.ended.sum(), rows)
+        self.figures.add("objective/kl", kl_sum, rows)
+        self.figures.add("objective/entropy", -(logprobs * real).sum(), rows)
+        self.figures.add("objective/non_score_reward", -kl_coef * kl_sum, rows)
+        self.figures.add("objective/rlhf_reward", score_sum - kl_coef * kl_sum, rows)
+        self.figures.add("objective/scores", score_sum, rows)
+        self.figures.add("objective/kl_coef", self.kl.coef, 1)
+        self.figures.add("response/length", answers.lengths.sum(), rows)
+        self.figures.add("response/ended", answers.ended.sum(), rows)
         # a sum over processes, as a mean over rollouts: the count is one per rollout
         share = 1.0 / self.args.world_size
-        self._add("val/num_eos_tokens", ((answers.responses == eos) & real).sum(), share)
+        self.figures.add("val/num_eos_tokens", ((answers.responses == eos) & real).sum(), share)
         for name, values in parts.items():
             known = [value for value in values if value is not None]
-            self._add(f"rewards/{name}", float(sum(known)), len(known))
+            self.figures.add(f"rewards/{name}", float(sum(known)), len(known))
         for name, seconds in clock.laps.items():
-            self._add(f"time/{name}_s", seconds, 1)
+            self.figures.add(f"time/{name}_s", seconds, 1)
 
     def _log_norms_now(self, now: Position) -> bool:
         """Return whether this micro batch closes an optimizer step that is logged."""
@@ -722,36 +727,18 @@ class PPOTrainer(Trainer):
                 grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
                 norms = [g.float().norm() for g in grads if g is not None]
                 norm = torch.stack(norms).norm() if norms else norm
-            self._add(f"grad_norm/{name}", norm, 1)
+            self.figures.add(f"grad_norm/{name}", norm, 1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add PPO's figures to the training logs."""
         if "loss" in logs:
-            logs.update(self._figures())
+            logs.update(self.figures.collect(self._total, self.args.device))
             rollouts = -(-self.state.global_step // self.schedule.updates_per_rollout)
             logs["episode"] = rollouts * self.schedule.episodes_per_rollout
             logs["lr"] = logs["learning_rate"]
             if start_time is not None:
                 logs["eps"] = round(logs["episode"] / max(time.time() - start_time, 1e-9), 3)
         super().log(logs, start_time)
-
-    def _figures(self) -> dict[str, float]:
-        """Return all noted figures over all processes, and start anew."""
-        names = sorted(self._sums)
-        if not names:
-            return {}
-        sums = [[torch.as_tensor(x).double().cpu() for x in self._sums[name]] for name in names]
-        table = torch.tensor(sums, dtype=torch.float64, device=self._figure_device())
-        table = self._total(table).cpu()
-        self._sums.clear()
-        found = {name: float(s / c) for name, (s, c) in zip(names, table, strict=True) if c > 0}
-        if "val/ratio_square" in found:
-            found["val/ratio_var"] = found.pop("val/ratio_square") - found["val/ratio"] ** 2
-        return found
-
-    def _figure_device(self) -> torch.device:
-        """Return where figures are reduced: the process group's device."""
-        return self.args.device
 
     # ------------------------------------------------------------------------------ evaluation
 
@@ -864,7 +851,7 @@ class PPOTrainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         wrapper = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        for module, prefix, where in _parts(wrapper, folder):
+        for module, prefix, where in parts_of(wrapper, folder):
             weights = None
             if state_dict is not None:
                 weights = {
@@ -943,7 +930,7 @@ class PPOTrainer(Trainer):
             super()._load_from_checkpoint(checkpoint, model)
             return
         wrapper = self.accelerator.unwrap_model(model if model is not None else self.model)
-        for module, _, where in _parts(wrapper, Path(checkpoint)):
+        for module, _, where in parts_of(wrapper, Path(checkpoint)):
             load_weights(module, where)
 
     def _load_best_model(self) -> None:
@@ -954,79 +941,6 @@ class PPOTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-EVALUATION = 2**40
-"""Rollout numbers from here on seed evaluations; no run has that many rollouts."""
-
-EVALUATION_FIGURES = ("score", "kl", "response_length", "ended")
-"""What evaluate() reports beside the rewards."""
-
-SAMPLE_ROWS = 4
-"""Answers printed at a time while training."""
-
-_FAR_ENGINES = ("continuous_batching", "vllm")
-"""Engines whose kernels round differently from the training forward."""
-
-
-class _Clock:
-    """Seconds of the phases of a rollout; waits for the device at each lap."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.laps = device, {}
-        self.start = self._now()
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap under `name`."""
-        now = self._now()
-        self.laps[name] = now - self.start
-        self.start = now
-
-
-def load_weights(module: nn.Module, folder: Path) -> None:
-    """Load saved weights into a model in place, adapters into a PEFT model.
-
-    Raises:
-        ValueError: the folder lacks weights that the model needs, or has others.
-    """
-    if not isinstance(module, PreTrainedModel):
-        module.load_adapter(str(folder), module.active_adapter, is_trainable=True)
-        return
-    files = sorted(folder.glob("model*.safetensors"))
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        weights |= safetensors.torch.load_file(file)
-    result = module.load_state_dict(weights, strict=False)
-    tied = {name for name in module.state_dict() if name not in weights}
-    shared = _shared_names(module)
-    missing = [name for name in result.missing_keys if name not in shared]
-    if missing or result.unexpected_keys or not files:
-        raise ValueError(
-            f"{folder}: got weights without {missing[:3]} and with unknown "
-            f"{result.unexpected_keys[:3]} in {len(files)} files ({len(tied)} names absent), "
-            f"expected those of {type(module).__name__}. Resume with the model that was saved."
-        )
-
-
-def _shared_names(module: nn.Module) -> set[str]:
-    """Return names of tensors that share memory with another; only one of them is saved."""
-    names = defaultdict(list)
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        names[tensor.data_ptr()].append(name)
-    return {name for group in names.values() if len(group) > 1 for name in group}
-
-
-def _parts(wrapper: PolicyAndCritic, folder: Path) -> list[tuple[nn.Module, str, Path]]:
-    """Return each model of the wrapper with its prefix and its folder."""
-    return [
-        (wrapper.policy, "policy.", folder),
-        (wrapper.value_model, "value_model.", folder / "value_model"),
-    ]
-
-
 def _tick(items: list[int]) -> dict[str, Tensor]:
     """Return an item of the training loader: which one, for want of anything to say."""
     return {"tick": torch.tensor(items)}
@@ -1035,179 +949,3 @@ def _tick(items: list[int]) -> dict[str, Tensor]:
 def _every(steps: int, rate: Callable[[int], float]) -> Callable[[int], float]:
     """Return a schedule that moves once every `steps`."""
     return lambda step: rate(step // steps)
-
-
-def _stop_ids(args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the ids that end an answer."""
-    ids = list(args.extra_stop_token_ids or [])
-    if args.stop_token == "eos":
-        ids.append(tokenizer.eos_token_id)
-    elif args.stop_token_id is not None:
-        ids.append(args.stop_token_id)
-    return tuple(sorted(set(ids)))
-
-
-def _trainer_args(args: PPOConfig, schedule: Schedule) -> PPOConfig:
-    """Return a copy of `args` in Trainer's units, with TRL's computed sizes filled in."""
-    mapped = copy.copy(args)
-    mapped.per_device_train_batch_size = schedule.micro_rows
-    mapped.gradient_accumulation_steps = schedule.micros
-    mapped.remove_unused_columns = False
-    if mapped.ddp_find_unused_parameters is None:
-        mapped.ddp_find_unused_parameters = False  # every parameter takes part in every forward
-    if args.step_unit == "rollout":
-        for name in STEP_FIELDS:
-            value = getattr(args, name)
-            if name == "warmup_steps" and args.lr_schedule == "rollout":
-                continue  # that schedule counts rollouts by itself
-            if value is not None and value >= 1:
-                setattr(mapped, name, value * schedule.updates_per_rollout)
-    if mapped.max_steps <= 0:
-        mapped.max_steps = schedule.rollouts * schedule.updates_per_rollout
-    mapped.total_episodes = args.total_episodes or schedule.rollouts * schedule.episodes_per_rollout
-    mapped.num_total_batches = schedule.rollouts
-    mapped.local_batch_size = schedule.rollout_rows
-    mapped.batch_size = schedule.episodes_per_rollout
-    mapped.local_mini_batch_size = schedule.micros * schedule.micro_rows
-    mapped.mini_batch_size = mapped.local_mini_batch_size * schedule.world_size
-    mapped.micro_batch_size = schedule.micro_rows * schedule.world_size
-    return mapped
-
-
-def _check_arguments(args, processing_class, model, ref_model, train_dataset, sft_dataset) -> None:
-    """Refuse, all at once, arguments with which training could not work."""
-    problems = []
-    if not isinstance(args, PPOConfig):
-        problems.append(f"args: got {type(args).__name__}, expected codexhf.ppo.PPOConfig")
-        raise ValueError("PPOTrainer:\n- " + problems[0])
-    if train_dataset is None or not hasattr(train_dataset, "__len__"):
-        problems.append(
-            f"train_dataset: got {type(train_dataset).__name__}, expected a data set with a "
-            "length. Turn a stream into one with Dataset.from_list(list(stream))"
-        )
-    if ref_model is not None and ref_model is model and not isinstance(model, str):
-        problems.append(
-            "ref_model: got the same object as model, expected another one. Pass None: the "
-            "trainer then keeps a copy"
-        )
-    if processing_class.padding_side != "left":
-        problems.append(
-            f"processing_class.padding_side: got {processing_class.padding_side!r}, expected "
-            "'left'. Set tokenizer.padding_side = 'left'"
-        )
-    if processing_class.eos_token_id is None and (
-        args.stop_token == "eos" or args.missing_eos_penalty is not None or args.alpha_sft > 0
-    ):
-        problems.append(
-            "processing_class.eos_token_id: got None, expected an id, which stop_token, "
-            "missing_eos_penalty and alpha_sft need. Set tokenizer.eos_token"
-        )
-    pad, eos = processing_class.pad_token_id, processing_class.eos_token_id
-    if args.masks_from == "pad_token" and (pad is None or pad == eos):
-        problems.append(
-            f"processing_class.pad_token_id: got {pad} with eos_token_id {eos}, expected two "
-            "different ids with masks_from='pad_token'. Use masks_from='lengths'"
-        )
-    if args.alpha_sft > 0 and not sft_dataset:
-        problems.append(
-            f"sft_dataset: got none, expected demonstrations with alpha_sft={args.alpha_sft}. "
-            "Pass sft_dataset or set alpha_sft=0"
-        )
-    if args.alpha_sft == 0 and sft_dataset is not None:
-        problems.append(
-            "sft_dataset: got one that alpha_sft=0 would ignore, expected None. Set alpha_sft"
-        )
-    if args.importance_cap is not None and args.old_logprobs == "sampler":
-        problems.append(
-            "importance_cap: got a cap with old_logprobs='sampler', expected 'recompute': without "
-            "it there is nothing to weigh"
-        )
-    if problems:
-        raise ValueError("PPOTrainer:\n" + "\n".join(f"- {problem}." for problem in problems))
-
-
-def _with_adapter(policy: nn.Module, peft_config: Any) -> nn.Module:
-    """Return the policy, wrapped in an adapter if one is configured."""
-    if peft_config is None:
-        return policy
-    if not is_peft_available():
-        raise ImportError(
-            "peft_config: needs the package peft. Install it with `pip install peft`."
-        )
-    from peft import get_peft_model
-
-    if not isinstance(policy, PreTrainedModel):
-        raise ValueError(
-            "peft_config: got one together with a policy that already has an adapter, expected one "
-            "of the two. Merge the adapter first, or leave peft_config out."
-        )
-    return get_peft_model(policy, peft_config)
-
-
-def _rewards(args, reward_model, reward_funcs, weights, tokenizers):
-    """Return the reward models that the trainer must place, and the sum of all rewards."""
-    if isinstance(reward_funcs, RewardSum):
-        if reward_model is not None or weights is not None:
-            raise ValueError(
-                "reward_funcs: got a RewardSum together with reward_model or reward_weights, "
-                "expected it alone. Put the reward model into the RewardSum."
-            )
-        read = [r.model for r in reward_funcs.rewards if isinstance(r, ModelReward | IdReward)]
-        return read, reward_funcs
-    models = reward_model if isinstance(reward_model, list) else [reward_model]
-    models = [model for model in models if model is not None]
-    tokenizers = tokenizers if isinstance(tokenizers, list) else [tokenizers] * len(models)
-    if len(tokenizers) != len(models):
-        raise ValueError(
-            f"reward_processing_class: got {len(tokenizers)} for {len(models)} reward models, "
-            "expected one each."
-        )
-    placed, rewards = [], []
-    for number, (model, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
-        name = "reward_model" if len(models) == 1 else f"reward_model_{number + 1}"
-        model = load_model(model, AutoModelForSequenceClassification, **_one_label(model))
-        if not isinstance(model, nn.Module):
-            rewards.append(model)  # a callable under the contract already
-            placed += [model.model] if isinstance(model, ModelReward) else []
-            continue
-        placed.append(model)
-        if tokenizer is None:
-            rewards.append(IdReward(model, name, args.normalize_reward_model))
-            continue
-        check_scalar_head(model, name)
-        known = args.normalize_reward_model and hasattr(model.config, "score_std")
-        norm = {"mean": model.config.score_mean, "std": model.config.score_std} if known else {}
-        rewards.append(ModelReward(model, tokenizer, name=name, **norm))
-    funcs = list(reward_funcs or [])
-    if not rewards and not funcs:
-        raise ValueError(
-            "reward_model and reward_funcs: got neither, expected at least one reward. Pass a "
-            "reward model, or names or functions in reward_funcs."
-        )
-    if weights is not None and len(weights) != len(rewards) + len(funcs):
-        raise ValueError(
-            f"reward_weights: got {len(weights)}, expected one for each of {len(rewards)} reward "
-            f"models and {len(funcs)} reward_funcs, reward models first."
-        )
-    return placed, combine([*rewards, *funcs], weights)
-
-
-def _one_label(model: Any) -> dict[str, int]:
-    """Return the extra argument for loading a reward model by name."""
-    return {"num_labels": 1} if isinstance(model, str) else {}
-
-
-def _critic(value_model: Any, policy: nn.Module, rewards: RewardSum) -> PreTrainedModel:
-    """Return the critic: the given one, the reward model's copy, or one on the policy's trunk."""
-    critic = load_model(value_model, AutoModelForSequenceClassification, **_one_label(value_model))
-    if critic is None:
-        # only a reward model that reads the policy's ids has the policy's vocabulary
-        readers = [r.model for r in rewards.rewards if isinstance(r, IdReward)]
-        critic = copy.deepcopy(readers[0]) if readers else critic_from_policy(policy)
-    check_scalar_head(critic, "value_model")
-    if any(critic is reward.model for reward in rewards.rewards if isinstance(reward, IdReward)):
-        raise ValueError(
-            "value_model: got the same object as reward_model, expected another one: the critic is "
-            "trained. Pass None: the trainer then copies the reward model."
-        )
-    return critic.requires_grad_(True)

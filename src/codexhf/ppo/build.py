@@ -1,0 +1,196 @@
+"""From the arguments of `PPOTrainer` to its parts: checks, rewards, critic, Trainer's arguments."""
+
+import copy
+from typing import Any
+
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_peft_available
+
+from codexhf.ppo.config import PPOConfig
+from codexhf.ppo.model import check_scalar_head, critic_from_policy, load_model
+from codexhf.ppo.rollout import IdReward
+from codexhf.ppo.schedule import Schedule
+from codexhf.rewards import ModelReward, RewardSum, combine
+
+STEP_FIELDS = ("logging_steps", "eval_steps", "save_steps", "warmup_steps", "max_steps")
+
+
+def stop_ids(args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return the ids that end an answer."""
+    ids = list(args.extra_stop_token_ids or [])
+    if args.stop_token == "eos":
+        ids.append(tokenizer.eos_token_id)
+    elif args.stop_token_id is not None:
+        ids.append(args.stop_token_id)
+    return tuple(sorted(set(ids)))
+
+
+def trainer_args(args: PPOConfig, schedule: Schedule) -> PPOConfig:
+    """Return a copy of `args` in Trainer's units, with TRL's computed sizes filled in."""
+    mapped = copy.copy(args)
+    mapped.per_device_train_batch_size = schedule.micro_rows
+    mapped.gradient_accumulation_steps = schedule.micros
+    mapped.remove_unused_columns = False
+    if mapped.ddp_find_unused_parameters is None:
+        mapped.ddp_find_unused_parameters = False  # every parameter takes part in every forward
+    if args.step_unit == "rollout":
+        for name in STEP_FIELDS:
+            value = getattr(args, name)
+            if name == "warmup_steps" and args.lr_schedule == "rollout":
+                continue  # that schedule counts rollouts by itself
+            if value is not None and value >= 1:
+                setattr(mapped, name, value * schedule.updates_per_rollout)
+    if mapped.max_steps <= 0:
+        mapped.max_steps = schedule.rollouts * schedule.updates_per_rollout
+    mapped.total_episodes = args.total_episodes or schedule.rollouts * schedule.episodes_per_rollout
+    mapped.num_total_batches = schedule.rollouts
+    mapped.local_batch_size = schedule.rollout_rows
+    mapped.batch_size = schedule.episodes_per_rollout
+    mapped.local_mini_batch_size = schedule.micros * schedule.micro_rows
+    mapped.mini_batch_size = mapped.local_mini_batch_size * schedule.world_size
+    mapped.micro_batch_size = schedule.micro_rows * schedule.world_size
+    return mapped
+
+
+def check_arguments(args, processing_class, model, ref_model, train_dataset, sft_dataset) -> None:
+    """Refuse, all at once, arguments with which training could not work."""
+    problems = []
+    if not isinstance(args, PPOConfig):
+        problems.append(f"args: got {type(args).__name__}, expected codexhf.ppo.PPOConfig")
+        raise ValueError("PPOTrainer:\n- " + problems[0])
+    if train_dataset is None or not hasattr(train_dataset, "__len__"):
+        problems.append(
+            f"train_dataset: got {type(train_dataset).__name__}, expected a data set with a "
+            "length. Turn a stream into one with Dataset.from_list(list(stream))"
+        )
+    if ref_model is not None and ref_model is model and not isinstance(model, str):
+        problems.append(
+            "ref_model: got the same object as model, expected another one. Pass None: the "
+            "trainer then keeps a copy"
+        )
+    if processing_class.padding_side != "left":
+        problems.append(
+            f"processing_class.padding_side: got {processing_class.padding_side!r}, expected "
+            "'left'. Set tokenizer.padding_side = 'left'"
+        )
+    if processing_class.eos_token_id is None and (
+        args.stop_token == "eos" or args.missing_eos_penalty is not None or args.alpha_sft > 0
+    ):
+        problems.append(
+            "processing_class.eos_token_id: got None, expected an id, which stop_token, "
+            "missing_eos_penalty and alpha_sft need. Set tokenizer.eos_token"
+        )
+    pad, eos = processing_class.pad_token_id, processing_class.eos_token_id
+    if args.masks_from == "pad_token" and (pad is None or pad == eos):
+        problems.append(
+            f"processing_class.pad_token_id: got {pad} with eos_token_id {eos}, expected two "
+            "different ids with masks_from='pad_token'. Use masks_from='lengths'"
+        )
+    if args.alpha_sft > 0 and not sft_dataset:
+        problems.append(
+            f"sft_dataset: got none, expected demonstrations with alpha_sft={args.alpha_sft}. "
+            "Pass sft_dataset or set alpha_sft=0"
+        )
+    if args.alpha_sft == 0 and sft_dataset is not None:
+        problems.append(
+            "sft_dataset: got one that alpha_sft=0 would ignore, expected None. Set alpha_sft"
+        )
+    if args.importance_cap is not None and args.old_logprobs == "sampler":
+        problems.append(
+            "importance_cap: got a cap with old_logprobs='sampler', expected 'recompute': without "
+            "it there is nothing to weigh"
+        )
+    if problems:
+        raise ValueError("PPOTrainer:\n" + "\n".join(f"- {problem}." for problem in problems))
+
+
+def with_adapter(policy: nn.Module, peft_config: Any) -> nn.Module:
+    """Return the policy, wrapped in an adapter if one is configured."""
+    if peft_config is None:
+        return policy
+    if not is_peft_available():
+        raise ImportError(
+            "peft_config: needs the package peft. Install it with `pip install peft`."
+        )
+    from peft import get_peft_model
+
+    if not isinstance(policy, PreTrainedModel):
+        raise ValueError(
+            "peft_config: got one together with a policy that already has an adapter, expected one "
+            "of the two. Merge the adapter first, or leave peft_config out."
+        )
+    return get_peft_model(policy, peft_config)
+
+
+def make_rewards(args, reward_model, reward_funcs, weights, tokenizers):
+    """Return the reward models that the trainer must place, and the sum of all rewards."""
+    if isinstance(reward_funcs, RewardSum):
+        if reward_model is not None or weights is not None:
+            raise ValueError(
+                "reward_funcs: got a RewardSum together with reward_model or reward_weights, "
+                "expected it alone. Put the reward model into the RewardSum."
+            )
+        read = [r.model for r in reward_funcs.rewards if isinstance(r, ModelReward | IdReward)]
+        return read, reward_funcs
+    models = reward_model if isinstance(reward_model, list) else [reward_model]
+    models = [model for model in models if model is not None]
+    tokenizers = tokenizers if isinstance(tokenizers, list) else [tokenizers] * len(models)
+    if len(tokenizers) != len(models):
+        raise ValueError(
+            f"reward_processing_class: got {len(tokenizers)} for {len(models)} reward models, "
+            "expected one each."
+        )
+    placed, rewards = [], []
+    for number, (model, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
+        name = "reward_model" if len(models) == 1 else f"reward_model_{number + 1}"
+        model = load_model(model, AutoModelForSequenceClassification, **_one_label(model))
+        if not isinstance(model, nn.Module):
+            rewards.append(model)  # a callable under the contract already
+            placed += [model.model] if isinstance(model, ModelReward) else []
+            continue
+        placed.append(model)
+        if tokenizer is None:
+            rewards.append(IdReward(model, name, args.normalize_reward_model))
+            continue
+        check_scalar_head(model, name)
+        known = args.normalize_reward_model and hasattr(model.config, "score_std")
+        norm = {"mean": model.config.score_mean, "std": model.config.score_std} if known else {}
+        rewards.append(ModelReward(model, tokenizer, name=name, **norm))
+    funcs = list(reward_funcs or [])
+    if not rewards and not funcs:
+        raise ValueError(
+            "reward_model and reward_funcs: got neither, expected at least one reward. Pass a "
+            "reward model, or names or functions in reward_funcs."
+        )
+    if weights is not None and len(weights) != len(rewards) + len(funcs):
+        raise ValueError(
+            f"reward_weights: got {len(weights)}, expected one for each of {len(rewards)} reward "
+            f"models and {len(funcs)} reward_funcs, reward models first."
+        )
+    return placed, combine([*rewards, *funcs], weights)
+
+
+def _one_label(model: Any) -> dict[str, int]:
+    """Return the extra argument for loading a reward model by name."""
+    return {"num_labels": 1} if isinstance(model, str) else {}
+
+
+def make_critic(value_model: Any, policy: nn.Module, rewards: RewardSum) -> PreTrainedModel:
+    """Return the critic: the given one, the reward model's copy, or one on the policy's trunk."""
+    critic = load_model(value_model, AutoModelForSequenceClassification, **_one_label(value_model))
+    if critic is None:
+        # only a reward model that reads the policy's ids has the policy's vocabulary
+        readers = [r.model for r in rewards.rewards if isinstance(r, IdReward)]
+        critic = copy.deepcopy(readers[0]) if readers else critic_from_policy(policy)
+    check_scalar_head(critic, "value_model")
+    if any(critic is reward.model for reward in rewards.rewards if isinstance(reward, IdReward)):
+        raise ValueError(
+            "value_model: got the same object as reward_model, expected another one: the critic is "
+            "trained. Pass None: the trainer then copies the reward model."
+        )
+    return critic.requires_grad_(True)
