@@ -29,7 +29,7 @@ from codexhf.report.comparison import (
     share_interval,
 )
 from codexhf.report.curves import LABEL, POINTS_DRAWN, best_step, curve, ppo_figures
-from codexhf.report.manifests import STAGES, Runs, read_runs
+from codexhf.report.manifests import STAGES, Runs, named, read_runs
 from codexhf.report.page import CHARACTERS_SHOWN, cut, to_markdown
 from codexhf.report.sections import build, lineage_blocks
 
@@ -88,7 +88,8 @@ def make_runs():
         | {"rows_read": 91, "rows": 86, "dropped": {}}
         | {"tokens": 318_720, "share_requested": 0.15, "share_realised": 0.1484},
     }
-    mix = {"train": {"fingerprint": "f" * 64, "rows": 8387, "cards": cards, "notes": {}}}
+    mix = {"train": {"fingerprint": "f" * 64, "rows": 8387, "cards": cards}}
+    mix["train"]["notes"] = {"dropped_as_too_long": 3}
     pretraining = [
         {"step": s, "loss": 2.1 + 4.5 * math.exp(-s / 60) + noise.gauss(0, 0.05), "grad_norm": 0.7}
         for s in range(10, 610, 10)
@@ -565,6 +566,8 @@ def test_missing_stage_is_named(stage, tmp_path, capsys):
     assert main([str(write_runs(tmp_path, runs))]) == 0
     text = (tmp_path / "report.md").read_text()
     assert f"Missing: {stage} (no manifest.json" in text
+    sections = {"m0": 1, "m1": 1, "rm": 2, "m2": 1, "evaluation": 1}.get(stage, 0)
+    assert text.count(f"{named(stage)} is missing") == sections
     assert (tmp_path / "report.html").is_file()
 
 
@@ -687,7 +690,8 @@ def test_long_answers_are_cut_and_say_so(hostile):
     assert cut("short\n") == "short\n"
     assert cut("x" * 100_000).endswith(f"… {100_000 - CHARACTERS_SHOWN:,} more characters")
     assert cut("\n" * 100_000).count("\n") < 50
-    assert len(hostile[1].encode()) < 1_500_000
+    assert len(hostile[1].encode()) < 1_500_000 and "x" * CHARACTERS_SHOWN in hostile[1]
+    assert "x" * (CHARACTERS_SHOWN + 1) not in hostile[1] + hostile[2]
     assert max(map(len, hostile[2].splitlines())) < 20_000
     labels = re.findall(r"<text[^>]*>([^<]*)</text>", hostile[1])
     assert len(labels) > 100 and max(len(html.unescape(label)) for label in labels) <= LABEL
@@ -753,7 +757,7 @@ def test_data_shares_and_drops_are_listed(rendered):
         "| python_stdlib | 85.0 | 85.2 | 1,828,352 | 659 | 632 | 25 empty text; 2 exact duplicate |"
     )
     assert row in rendered[1]
-    assert "8,387 rows used" in rendered[1]
+    assert "M0 (pretraining), train, 8,387 rows used; dropped as too long 3" in rendered[1]
 
 
 def test_times_are_added_up(rendered):

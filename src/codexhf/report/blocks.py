@@ -1,6 +1,5 @@
 """What a report is made of: paragraphs, tables of numbers, figures, samples."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,8 +30,6 @@ class Num:
 
 def written(value: float, digits: int, sign: bool = False) -> str:
     """A number for people: a real minus, thousands apart, no minus zero."""
-    if not math.isfinite(value):
-        return str(value).replace("-", "−")
     text = f"{value:{'+' if sign else ''},.{digits}f}"
     if not text.strip("+-0.,"):
         text = text.lstrip("+-")
