@@ -28,12 +28,13 @@ SPLITS = {"heldout": 400, "validation": 250, "prompts": 1500, "demonstrations": 
 FILES = ("demonstrations", "rephrased", "prompts", "validation", "heldout")
 SURPLUS = 1.9  # problems drawn for each one wanted, as look-alikes are removed
 OFTEN = 40  # demonstrations in which a part should be, where enough problems have it
+PASSED_OVER = 1340  # random words not used; with another number, other problems would be dealt
 MIN_TESTS, MAX_TESTS = 6, 8
 MIN_WORDS, MAX_WORDS = 10, 38
 
 # ------------------------------------------------------------------------------------------ parts
 # Conditions: name, code, what follows "numbers that" (plural) or "x" (single).
-# {be} are/is, {s} -/s, {do} do/does, {an} -/a, {pl} s/-.
+# {be} are/is, {s} -/s, {es} -/es, {an} -/a, {pl} s/-.
 INT_CONDITIONS = (
     ("even", "{x} % 2 == 0", "{be} even"),
     ("odd", "{x} % 2 == 1", "{be} odd"),
@@ -41,13 +42,8 @@ INT_CONDITIONS = (
     ("negative", "{x} < 0", "{be} [negative|below zero]"),
     ("gt", "{x} > {k}", "{be} [greater than|above|more than] {k}"),
     ("lt", "{x} < {k}", "{be} [less than|below|smaller than] {k}"),
-    ("ge", "{x} >= {k}", "{be} [at least|no smaller than] {k}"),
-    ("le", "{x} <= {k}", "{be} [at most|no greater than] {k}"),
     ("div", "{x} % {k} == 0", "{be} [divisible by|evenly divisible by] {k}"),
-    ("nodiv", "{x} % {k} != 0", "{be} [not divisible by|not evenly divisible by] {k}"),
     ("ne", "{x} != {k}", "{be} [not equal to|different from|other than] {k}"),
-    ("between", "{low} <= {x} <= {high}", "{be} [between {low} and {high}|from {low} to {high}]"),
-    ("far", "abs({x}) > {k}", "{be} more than {k} [away|distant] from zero"),
 )
 CHAR_CONDITIONS = (
     ("vowel", '{x} in "aeiou"', "{be} {an}[vowel|lowercase vowel]{pl}"),
@@ -55,18 +51,13 @@ CHAR_CONDITIONS = (
     ("digit", "{x}.isdigit()", "{be} {an}[digit|decimal digit]{pl}"),
     ("isupper", "{x}.isupper()", "{be} [in upper case|uppercase]"),
     ("nospace", '{x} != " "', "{be} not {an}[space|blank]{pl}"),
-    ("nochar", '{x} != "{q}"', "{be} [different from|other than] the letter {q}"),
 )
 WORD_CONDITIONS = (
     ("longer", "len({x}) > {j}", "{be} [longer than {j} letters|more than {j} letters long]"),
     ("shorter", "len({x}) < {j}", "{be} [shorter than {j} letters|less than {j} letters long]"),
-    ("nolen", "len({x}) != {j}", "{be} not [exactly {j} letters long|of length {j}]"),
     ("starts", '{x}.startswith("{q}")', "[start{s}|begin{s}] with the letter {q}"),
     ("ends", '{x}.endswith("{q}")', "[end{s}|finish{es}] with the letter {q}"),
     ("has", '"{q}" in {x}', "[contain{s}|include{s}] the letter {q}"),
-    ("lacks", '"{q}" not in {x}', "{do} not [contain|include] the letter {q}"),
-    ("palindrome", "{x} == {x}[::-1]", "[{be} {an}palindrome{pl}|read{s} the same backwards]"),
-    ("islower", "{x}.islower()", "{be} [in lower case|lowercase]"),
 )
 # Changes: name, code, imperative on {o}, participle after "each".
 INT_CHANGES = (
@@ -74,7 +65,6 @@ INT_CHANGES = (
     ("sub", "{x} - {k}", "[subtract {k} from {o}|decrease {o} by {k}]", "[minus|decreased by] {k}"),
     ("mul", "{x} * {k}", "[multiply|scale] {o} by {k}", "[times|multiplied by] {k}"),
     ("square", "{x} ** 2", "[square {o}|raise {o} to the power 2]", "[squared|to the power 2]"),
-    ("cube", "{x} ** 3", "[cube {o}|raise {o} to the power 3]", "[cubed|to the power 3]"),
     ("neg", "-{x}", "[negate {o}|flip the sign of {o}]", "[negated|with the sign flipped]"),
     (
         "abs",
@@ -88,25 +78,7 @@ INT_CHANGES = (
         "[take {o} modulo {k}|reduce {o} modulo {k}]",
         "[modulo|reduced modulo] {k}",
     ),
-    (
-        "floordiv",
-        "{x} // {k}",
-        "[floor-divide {o} by {k}|divide {o} by {k} rounding down]",
-        "[floor-divided by {k}|divided by {k} rounding down]",
-    ),
-    (
-        "rsub",
-        "{k} - {x}",
-        "[subtract {o} from {k}|take {o} away from {k}]",
-        "[subtracted from|taken away from] {k}",
-    ),
     ("cap", "min({x}, {k})", "[cap|limit] {o} at {k}", "[capped|limited] at {k}"),
-    (
-        "raise",
-        "max({x}, {k})",
-        "[raise|lift] {o} to at least {k}",
-        "[raised|lifted] to at least {k}",
-    ),
 )
 CHAR_CHANGES = (
     (
@@ -124,7 +96,6 @@ CHAR_CHANGES = (
     ("swap", "{x}.swapcase()", "[swap|flip] the case of {o}", "with the case [swapped|flipped]"),
     ("repeat", "{x} * {j}", "[repeat|copy] {o} {j} times", "[repeated|copied] {j} times"),
     ("dash", '{x} + "-"', "[put|add] a dash after {o}", "[followed by|plus] a dash"),
-    ("star", '"*" + {x}', "[put|add] a star before {o}", "[preceded by|after] a star"),
 )
 STRING_CHANGES = CHAR_CHANGES + (
     ("reverse", "{x}[::-1]", "[reverse {o}|spell {o} backwards]", "[reversed|spelled backwards]"),
@@ -133,12 +104,6 @@ STRING_CHANGES = CHAR_CHANGES + (
         "{x}[:{j}]",
         "[keep the first {j} letters of {o}|cut {o} to {j} letters]",
         "[kept to its first {j} letters|cut to {j} letters]",
-    ),
-    (
-        "tail",
-        "{x}[-{j}:]",
-        "[keep the last {j} letters of {o}|cut {o} to its last {j} letters]",
-        "[kept to its last {j} letters|cut to its last {j} letters]",
     ),
     (
         "skip",
@@ -151,12 +116,6 @@ STRING_CHANGES = CHAR_CHANGES + (
         '{x}.replace("{q}", "")',
         "[remove|delete] every letter {q} from {o}",
         "[without|minus] every letter {q}",
-    ),
-    (
-        "swapq",
-        '{x}.replace("{q}", "{r}")',
-        "[replace|change] every {q} in {o} [with|to] {r}",
-        "with every {q} [replaced by|changed to] {r}",
     ),
 )
 LENGTH = ("len", "len({x})", "[take|find] the length of {o}", "[replaced by|as] its length")
@@ -186,28 +145,13 @@ INT_FINISHES = (
         "return them [sorted|ascending]",
     ),
     (
-        "descending",
-        "sorted(({g}), reverse=True)",
-        "the descending list of",
-        "",
-        "return them [descending|from high to low]",
-    ),
-    (
         "distinct",
         "sorted({{g}})",
         "the sorted [distinct|unique] values of",
         "",
         "return the [distinct|unique] values sorted",
     ),
-    (
-        "ndistinct",
-        "len({{g}})",
-        "the number of [distinct|unique] values of",
-        "",
-        "return the number of [distinct|unique] values",
-    ),
     ("first", "[{g}][:{j}]", "the [first|leading] {j} of", "", "return the [first|leading] {j}"),
-    ("last", "[{g}][-{j}:]", "the [last|final] {j} of", "", "return the [last|final] {j}"),
     ("flip", "[{g}][::-1]", "the reversed list of", "", "return them [reversed|in reverse]"),
 )
 WORD_FINISHES = (
@@ -219,15 +163,7 @@ WORD_FINISHES = (
         "",
         "return them [sorted|ascending]",
     ),
-    (
-        "ndistinct",
-        "len({{g}})",
-        "the number of [distinct|unique] values of",
-        "",
-        "return the number of [distinct|unique] values",
-    ),
     ("first", "[{g}][:{j}]", "the [first|leading] {j} of", "", "return the [first|leading] {j}"),
-    ("last", "[{g}][-{j}:]", "the [last|final] {j} of", "", "return the [last|final] {j}"),
     (
         "dashes",
         '"-".join({g})',
@@ -250,20 +186,10 @@ LIST_SOURCES = (
         "the numbers [in|of] xs after the first {j}",
         "xs after the first {j}",
     ),
-    ("xs-tail", "xs", "x", "xs[-{j}:]", "the last {j} numbers [in|of] xs", "the last {j} of xs"),
-    (
-        "xs-second",
-        "xs",
-        "x",
-        "xs[::2]",
-        "every second number [in|of] xs",
-        "every second item of xs",
-    ),
 )
 INT_SOURCES = LIST_SOURCES + (
     ("values", "d", "v", "d.values()", "the values [in|of] d", "the values of d"),
     ("upto", "n", "x", "range(1, n + 1)", "the numbers from 1 to n", "1 to n"),
-    ("below", "n", "x", "range(n)", "the numbers from 0 below n", "0 below n"),
 )
 WORD_SOURCES = (
     ("words", "words", "w", "words", "the words [in|of] words", "words"),
@@ -274,14 +200,6 @@ WORD_SOURCES = (
         "words[:{j}]",
         "the first {j} words [in|of] words",
         "the first {j} of words",
-    ),
-    (
-        "words-skip",
-        "words",
-        "w",
-        "words[{j}:]",
-        "the words [in|of] words after the first {j}",
-        "words after the first {j}",
     ),
     ("split", "s", "w", "s.split()", "the words [in|of] the sentence s", "the sentence s"),
     ("keys", "d", "k", "d", "the keys [in|of] d", "the keys of d"),
@@ -305,14 +223,6 @@ CHAR_SOURCES = (
         "the characters [in|of] s after the first {j}",
         "s after the first {j}",
     ),
-    (
-        "chars-second",
-        "s",
-        "c",
-        "s[::2]",
-        "every second character [in|of] s",
-        "every second character of s",
-    ),
 )
 # Ways to make one number of two: name, code, English.
 PAIR_MERGES = (
@@ -320,34 +230,6 @@ PAIR_MERGES = (
     ("minus", "a - b", "the difference a minus b"),
     ("product", "a * b", "the product of a and b"),
     ("larger", "max(a, b)", "the larger of a and b"),
-    ("smaller", "min(a, b)", "the smaller of a and b"),
-    ("gap", "abs(a - b)", "the distance between a and b"),
-)
-PAIR_CONDITIONS = (
-    ("more", "a > b", "a is [greater than|above] b"),
-    ("fewer", "a < b", "a is [less than|below] b"),
-    ("unequal", "a != b", "a is [different from|not equal to] b"),
-    ("sum-gt", "a + b > {k}", "a plus b is [greater than|above] {k}"),
-)
-# Steps of a chain on a list, and what may end it: name, code, imperative on {o}.
-LIST_STEPS = (
-    ("sort", "sorted({x})", "[sort {o}|put {o} in ascending order]"),
-    (
-        "sortdown",
-        "sorted({x}, reverse=True)",
-        "[sort {o} from high to low|put {o} in descending order]",
-    ),
-    ("turn", "{x}[::-1]", "[reverse|turn around] {o}"),
-    ("take", "{x}[:{j}]", "[keep|take] the first {j} items of {o}"),
-    ("takelast", "{x}[-{j}:]", "[keep|take] the last {j} items of {o}"),
-    ("drop", "{x}[{j}:]", "[drop|skip] the first {j} items of {o}"),
-    ("second", "{x}[::2]", "[keep|take] every second item of {o}"),
-    ("append", "{x} + [{k}]", "[append {k} to|put {k} at the end of] {o}"),
-    ("prepend", "[{k}] + {x}", "[prepend {k} to|put {k} at the start of] {o}"),
-)
-LIST_ENDS = (
-    ("sum", "sum({x})", "return its [sum|total]"),
-    ("max", "max({x}, default=0)", "return its [largest|maximum] item, or 0 if it is empty"),
 )
 # Numbers that describe a list: name, code, English.
 MEASURES = (
@@ -363,21 +245,7 @@ OPERATORS = (
     ("minus", "-", "minus"),
     ("times", "*", "times"),
 )
-SHRINKS = (
-    ("less", "-= {k}", "[subtract {k} from {o}|decrease {o} by {k}]"),
-    ("part", "//= {k}", "[floor-divide {o} by {k}|divide {o} by {k} rounding down]"),
-)
-LOOKUPS = (("get", 'd.get("{q}", {k})', "the value of key {q} in d, or {k} if it is missing"),)
-POSITION_VALUES = (
-    ("i", "i", "i"),
-    ("i-times", "i * x", "i times x"),
-)
-MARKS = (
-    ("hyphen", '"-"', "a dash"),
-    ("asterisk", '"*"', "a star"),
-)
 SIGNS = {"add": "+=", "subtract": "-="}
-KEEPS = {"total": "total", "out": "list"}  # variable -> what English calls it
 # What to return of a list ys or a text t made before: name, code, English.
 WORDS_RESULTS = (
     ("mirror", "ys + ys[::-1]", "it followed by its reverse"),
@@ -385,34 +253,12 @@ WORDS_RESULTS = (
     ("lowest", "sorted(ys)[:{j}]", "its {j} lowest items in ascending order"),
 )
 LIST_RESULTS = (*WORDS_RESULTS, ("withsum", "ys + [sum(ys)]", "it with its sum appended"))
-TEXT_RESULTS = (
-    ("mirror", "t + t[::-1]", "it followed by its reverse"),
-    ("ends", "t[:{j}] + t[-{j}:]", "its first {j} letters followed by its last {j}"),
-    ("again", 't + "-" + t', "it, then a dash, then it again"),
-)
 
 LETTERS = "aeist"
 AMOUNTS = range(2, 10)  # {k}: thresholds and operands
 SIZES = range(2, 5)  # {j}: lengths of slices
-PLURAL = {"be": "are", "s": "", "es": "", "do": "do", "an": "", "pl": "s"}
-SINGLE = {"be": "is", "s": "s", "es": "es", "do": "does", "an": "a ", "pl": ""}
-
-def _keep(rows, *names):
-    return tuple(r for r in rows if r[0] in names)
-INT_CONDITIONS = _keep(INT_CONDITIONS, "even", "odd", "positive", "negative", "gt", "lt", "div", "ne")
-CHAR_CONDITIONS = _keep(CHAR_CONDITIONS, "vowel", "novowel", "digit", "isupper", "nospace")
-WORD_CONDITIONS = _keep(WORD_CONDITIONS, "longer", "shorter", "starts", "ends", "has")
-INT_CHANGES = _keep(INT_CHANGES, "add", "sub", "mul", "square", "neg", "abs", "mod", "cap")
-CHAR_CHANGES = _keep(CHAR_CHANGES, "upper", "lower", "swap", "repeat", "dash")
-STRING_CHANGES = CHAR_CHANGES + _keep(STRING_CHANGES, "reverse", "head", "skip", "remove")
-INT_FINISHES = _keep(INT_FINISHES, "list", "sum", "max", "min", "sorted", "distinct", "first", "flip")
-WORD_FINISHES = _keep(WORD_FINISHES, "list", "sorted", "first", "dashes", "glue")
-CHAR_FINISHES = _keep(CHAR_FINISHES, "list", "first", "dashes", "glue")
-LIST_SOURCES = _keep(LIST_SOURCES, "xs", "xs-head", "xs-skip")
-INT_SOURCES = LIST_SOURCES + _keep(INT_SOURCES, "values", "upto")
-WORD_SOURCES = _keep(WORD_SOURCES, "words", "words-head", "split", "keys")
-CHAR_SOURCES = _keep(CHAR_SOURCES, "chars", "chars-back", "chars-head", "chars-skip")
-PAIR_MERGES = _keep(PAIR_MERGES, "plus", "minus", "product", "larger")
+PLURAL = {"be": "are", "s": "", "es": "", "an": "", "pl": "s"}
+SINGLE = {"be": "is", "s": "s", "es": "es", "an": "a ", "pl": ""}
 
 Rows = tuple[tuple[str, ...], ...]
 Made = tuple[str, list[str], str]  # parameters, body lines, English
@@ -449,11 +295,7 @@ class Part:
             values["k"] = rng.choice(AMOUNTS)
         if "{j}" in text:
             values["j"] = rng.choice(SIZES)
-        if "{low}" in text:
-            values["low"], values["high"] = sorted(rng.sample(AMOUNTS, 2))
-        if "{r}" in text:
-            values["q"], values["r"] = rng.sample(LETTERS, 2)
-        elif "{q}" in text:
+        if "{q}" in text:
             values["q"] = rng.choice(LETTERS)
         self.key = ":".join([row[0], *map(str, values.values())])
         self.code, *self.english = (fill(column, **values) for column in row[1:])
@@ -536,31 +378,18 @@ class Draw:
         change = self.maybe(table, chance)
         return (change.of(x), f"{x} {change.english[1]}") if change else (x, x)
 
-    def different(self, table: Rows, count: int) -> list[Part]:
-        """Draw parts of different names: to reverse what was just reversed is no task."""
-        rows = self.rng.sample(table, count)
-        return [self.part((row,)) for row in rows]
-
     def chain(self, table: Rows, x: str, name: str, length: int) -> tuple[str, str, str]:
-        """Draw changes made one after the other: code, imperatives, participles."""
+        """Draw changes made one after the other: code, imperatives, participles.
+
+        Of different names: to reverse what was just reversed is no task.
+        """
         code, imperatives, participles = x, [], []
-        for change in self.different(table, length):
+        for row in self.rng.sample(table, length):
+            change = self.part((row,))
             code = change.of(code)
             imperatives.append(change.ask("the result" if imperatives else name))
             participles.append(change.english[1])
         return code, ", ".join(imperatives), ", then ".join(participles)
-
-    def merge(self) -> tuple[str, str]:
-        """Draw a number made of a and b: code and English."""
-        merge = self.part(PAIR_MERGES)
-        return merge.code, merge.english[0]
-
-    def keep(self, value: str, told: str) -> tuple[str, str, str, str]:
-        """Draw a total or a list to keep values in: its name, start, step and English."""
-        name = self.option("total", "out")
-        if name == "total":
-            return name, "total = 0", f"total += {value}", f"add {told} to a total"
-        return name, "out = []", f"out.append({value})", f"append {told} to a list"
 
 
 def asks(value: str, procedure: str) -> str:
@@ -623,22 +452,11 @@ def choice(draw: Draw) -> Made:
     return "n", [f"return {yes} if {condition.of('n')} else {no}"], english
 
 
-# @shape("expression", 7)
-def verdict(draw: Draw) -> Made:
-    value, told = draw.value(INT_CHANGES, "n", 0.5)
-    first, word, second = (
-        draw.part(INT_CONDITIONS),
-        draw.option("and", "or"),
-        draw.part(INT_CONDITIONS),
-    )
-    english = asks_value(f"whether {told} {first.single} {word} n {second.single}")
-    return "n", [f"return {first.of(value)} {word} {second.of('n')}"], english
-
-
 @shape("expression", 3)
 def two_numbers(draw: Draw) -> Made:
-    value, what = draw.merge()
-    code, told, then = draw.chain(INT_CHANGES, value, "it", draw.rng.choice((1, 2)))
+    merge = draw.part(PAIR_MERGES)
+    code, told, then = draw.chain(INT_CHANGES, merge.code, "it", draw.rng.choice((1, 2)))
+    what = merge.english[0]
     english = asks(f"{what}, {then}", f"take {what}, {told}, and return the result")
     return "a, b", [f"return {code}"], english
 
@@ -649,61 +467,13 @@ def text(draw: Draw) -> Made:
     return "s", [f"return {code}"], asks(f"s {then}", f"{told}, and return the result")
 
 
-# @shape("expression", 3)
-def halves(draw: Draw) -> Made:
-    first, told_first = draw.value(STRING_CHANGES, "s", 1)
-    second, told_second = draw.value(STRING_CHANGES, "s", 1)
-    glue, told = {
-        "next": ("+", "followed by"),
-        "dashed": ('+ "-" +', "then a dash, then"),
-    }[draw.option("next", "dashed")]
-    code = f"{operand(first)} {glue} {operand(second)}"
-    return "s", [f"return {code}"], asks_value(f"{told_first}, {told} {told_second}")
-
-
-# @shape("expression", 13)
-def items(draw: Draw) -> Made:
-    code, told = "xs", []
-    for step in draw.different(LIST_STEPS, draw.rng.choice((2, 2, 3))):
-        code = step.of(code)
-        told.append(step.ask("it" if told else "xs"))
-    end = draw.maybe(LIST_ENDS, 0.4)
-    told.append(f"and {end.english[0] if end else 'return the result'}")
-    return "xs", [f"return {end.of(code) if end else code}"], asks_steps(", ".join(told))
-
-
-def measured(draw: Draw) -> tuple[str, str]:
-    """Draw two measures of xs and what to do with them: code and English."""
-    first, sign, second = draw.part(MEASURES), draw.part(OPERATORS), draw.part(MEASURES)
-    told = f"{first.english[0]}, {sign.english[0]} {second.english[0]}"
-    return f"{first.code} {sign.code} {second.code}", told
-
-
-# @shape("expression", 4)
-def measures(draw: Draw) -> Made:
-    code, told = measured(draw)
-    return "xs", [f"return {code}"], asks_value(told)
-
-
-# @shape("expression", 5)
-def lookup(draw: Draw) -> Made:
-    found = draw.part(LOOKUPS)
-    code, told, then = draw.chain(INT_CHANGES, found.code, "it", draw.rng.choice((1, 2)))
-    what = found.english[0]
-    return (
-        "d",
-        [f"return {code}"],
-        asks(f"{what}, {then}", f"take {what}, {told}, and return the result"),
-    )
-
-
 # ---------------------------------------------------------------------------- tier: comprehension
 def collect(
-    draw: Draw, sources: Rows, conditions: Rows, changes: Rows, finishes: Rows, chance: float = 0.8
+    draw: Draw, sources: Rows, conditions: Rows, changes: Rows, finishes: Rows
 ) -> Made | None:
     """Draw the items of a source that hold, changed, collected."""
     source, condition = draw.source(sources), draw.maybe(conditions, 0.75)
-    change, finish = draw.maybe(changes, chance), draw.part(finishes)
+    change, finish = draw.maybe(changes, 0.8), draw.part(finishes)
     if condition is None and change is None:
         return None
     many, loop = source.many, f"for {source.x} in {source.code}"
@@ -724,71 +494,9 @@ def words(draw: Draw) -> Made | None:
     return collect(draw, WORD_SOURCES, WORD_CONDITIONS, STRING_CHANGES, WORD_FINISHES)
 
 
-# @shape("comprehension", 2)
-def lengths(draw: Draw) -> Made | None:
-    return collect(draw, WORD_SOURCES, WORD_CONDITIONS, (LENGTH,), INT_FINISHES, 1)
-
-
 @shape("comprehension", 10)
 def chars(draw: Draw) -> Made | None:
     return collect(draw, CHAR_SOURCES, CHAR_CONDITIONS, CHAR_CHANGES, CHAR_FINISHES)
-
-
-# @shape("comprehension", 4)
-def digits(draw: Draw) -> Made:
-    change, finish = draw.maybe(INT_CHANGES, 0.9), draw.part(INT_FINISHES)
-    many, loop = "the digits [in|of] s as numbers", "for c in s if c.isdigit()"
-    code, english = gather(many, "int(c)", change, loop, finish)
-    return "s", [f"return {code}"], english
-
-
-# @shape("comprehension", 4)
-def count_both(draw: Draw) -> Made:
-    source, first = draw.source(INT_SOURCES), draw.part(INT_CONDITIONS)
-    word, second = draw.option("and", "or"), draw.part(INT_CONDITIONS)
-    x, both = source.x, f"{first.plural} {word} {second.plural}"
-    english = asks(
-        f"how many of {source.many} {both}",
-        f"count {source.many} that {both}, and return the count",
-    )
-    code = f"sum(1 for {x} in {source.code} if {first.of(x)} {word} {second.of(x)})"
-    return source.parameter, [f"return {code}"], english
-
-
-# @shape("comprehension", 6)
-def zipped(draw: Draw) -> Made:
-    (value, what), condition = draw.merge(), draw.maybe(PAIR_CONDITIONS, 0.75)
-    change, finish = draw.maybe(INT_CHANGES, 0.6), draw.part(INT_FINISHES)
-    many, loop = f"{what} for a and b in xs and ys", "for a, b in zip(xs, ys)"
-    if condition:
-        many += f" where {condition.english[0]}"
-        loop += f" if {condition.code}"
-    code, english = gather(many, value, change, loop, finish)
-    return "xs, ys", [f"return {code}"], english
-
-
-# @shape("comprehension", 3)
-def entries(draw: Draw) -> Made:
-    side, what = draw.option("value", "key"), draw.option("values", "keys")
-    condition = draw.part(INT_CONDITIONS if side == "value" else WORD_CONDITIONS)
-    change = draw.part(INT_CHANGES if what == "values" else STRING_CHANGES)
-    pair = f"k: {change.of('v')}" if what == "values" else f"{change.of('k')}: v"
-    many = f"the entries of d whose {side} {condition.single}"
-    english = asks(
-        f"a dict of {many}, with the {what} {change.english[1]}",
-        f"take {many}, {change.ask(f'the {what}')}, and return the dict",
-    )
-    code = f"{{{pair} for k, v in d.items() if {condition.of(side[0])}}}"
-    return "d", [f"return {code}"], english
-
-
-# @shape("comprehension", 3)
-def keys_by_value(draw: Draw) -> Made:
-    condition, change = draw.part(INT_CONDITIONS), draw.maybe(STRING_CHANGES, 0.75)
-    many, loop = f"the keys [in|of] d whose value {condition.single}", "for k, v in d.items()"
-    loop += f" if {condition.of('v')}"
-    code, english = gather(many, "k", change, loop, draw.part(WORD_FINISHES))
-    return "d", [f"return {code}"], english
 
 
 @shape("comprehension", 2)
@@ -858,64 +566,6 @@ def word_branch(draw: Draw) -> Made:
     )
 
 
-# @shape("loop", 4)
-def first_found(draw: Draw) -> Made:
-    source, condition = draw.source(LIST_SOURCES), draw.part(INT_CONDITIONS)
-    value, told = draw.value(INT_CHANGES, "x", 0.7)
-    default = draw.option("-1", "None")
-    body = [
-        f"for x in {source.code}:",
-        f"    if {condition.of('x')}:",
-        f"        return {value}",
-        f"return {default}",
-    ]
-    english = (
-        f"[find|look for] the first x in {source.each} that {condition.single}, and return"
-        f" {told}, or {default} if there is none"
-    )
-    return "xs", body, asks_steps(english)
-
-
-# @shape("loop", 4)
-def until(draw: Draw) -> Made:
-    source, condition = draw.source(LIST_SOURCES), draw.part(INT_CONDITIONS)
-    name, start, step, told = draw.keep(*draw.value(INT_CHANGES, "x", 0.7))
-    body = [
-        start,
-        f"for x in {source.code}:",
-        f"    if {condition.of('x')}:",
-        "        break",
-        f"    {step}",
-        f"return {name}",
-    ]
-    english = (
-        f"for each x in {source.each} {told}, [stopping|but stop] before the first x that"
-        f" {condition.single}, and return the {KEEPS[name]}"
-    )
-    return "xs", body, asks_steps(english)
-
-
-# @shape("loop", 4)
-def running(draw: Draw) -> Made:
-    source, start, sign = (
-        draw.source(LIST_SOURCES),
-        draw.amount(zero=0.5),
-        draw.option("add", "subtract"),
-    )
-    condition, (value, told) = draw.maybe(INT_CONDITIONS, 0.6), draw.value(INT_CHANGES, "x", 0.7)
-    body = [f"total = {start}", "out = []", f"for x in {source.code}:"]
-    if condition:
-        body += [f"    if {condition.of('x')}:", f"        total {SIGNS[sign]} {value}"]
-        told += f" if x {condition.single}"
-    else:
-        body += [f"    total {SIGNS[sign]} {value}"]
-    english = (
-        f"[start|begin] the total at {start}, for each x in {source.each} {sign} {told},"
-        " and return the list of running totals"
-    )
-    return "xs", [*body, "    out.append(total)", "return out"], asks_steps(english)
-
-
 @shape("loop", 4)
 def unique(draw: Draw) -> Made:
     source, condition = draw.source(LIST_SOURCES), draw.maybe(INT_CONDITIONS, 0.7)
@@ -935,121 +585,6 @@ def unique(draw: Draw) -> Made:
         " and return the list"
     )
     return "xs", body, asks_steps(english)
-
-
-# @shape("loop", 7)
-def positions(draw: Draw) -> Made:
-    condition, what = draw.part(INT_CONDITIONS), draw.part(POSITION_VALUES)
-    change = draw.maybe(INT_CHANGES, 0.5)
-    value = change.of(what.code) if change else what.code
-    told = f"{what.english[0]}, {change.english[1]}," if change else what.english[0]
-    name, start, step, told = draw.keep(value, told)
-    body = [
-        start,
-        "for i, x in enumerate(xs):",
-        f"    if {condition.of('x')}:",
-        f"        {step}",
-        f"return {name}",
-    ]
-    english = (
-        f"for each [position|index] i and number x of xs {told} when x {condition.single},"
-        f" and return the {KEEPS[name]}"
-    )
-    return "xs", body, asks_steps(english)
-
-
-# @shape("loop", 6)
-def neighbours(draw: Draw) -> Made:
-    condition, (value, told) = draw.part(PAIR_CONDITIONS), draw.merge()
-    change = draw.maybe(INT_CHANGES, 0.5)
-    if change:
-        value, told = change.of(value), f"{told}, {change.english[1]},"
-    name, start, step, told = draw.keep(value, told)
-    body = [
-        start,
-        "for a, b in zip(xs, xs[1:]):",
-        f"    if {condition.code}:",
-        f"        {step}",
-        f"return {name}",
-    ]
-    english = (
-        f"for each two [neighbours|adjacent numbers] a and b in xs {told} when"
-        f" {condition.english[0]},"
-        f" and return the {KEEPS[name]}"
-    )
-    return "xs", body, asks_steps(english)
-
-
-# @shape("loop", 4)
-def decimal_digits(draw: Draw) -> Made:
-    condition = draw.part(INT_CONDITIONS)
-    name, start, step, told = draw.keep(*draw.value(INT_CHANGES, "x", 0.75))
-    body = [
-        start,
-        "while n > 0:",
-        "    x = n % 10",
-        f"    if {condition.of('x')}:",
-        f"        {step}",
-        "    n //= 10",
-        f"return {name}",
-    ]
-    english = (
-        f"for each [digit|decimal digit] x of n from the last {told} when x {condition.single},"
-        f" and return the {KEEPS[name]}"
-    )
-    return "n", body, asks_steps(english)
-
-
-# @shape("loop", 9)
-def shrink(draw: Draw) -> Made:
-    limit, condition = draw.amount(), draw.part(INT_CONDITIONS)
-    yes, no = draw.part(SHRINKS), draw.part(SHRINKS)
-    name = draw.option("steps", "total")
-    first, last, told = {
-        "steps": ([], ["    steps += 1"], "the number of steps"),
-        "total": (["    total += n"], [], "the total of n before each step"),
-    }[name]
-    body = [
-        f"{name} = 0",
-        f"while n > {limit}:",
-        *first,
-        f"    if {condition.of('n')}:",
-        f"        n {yes.code}",
-        "    else:",
-        f"        n {no.code}",
-        *last,
-        f"return {name}",
-    ]
-    english = (
-        f"while n is [greater than|above] {limit}, {yes.ask('n')} if n {condition.single},"
-        f" otherwise {no.ask('n')}, and return {told}"
-    )
-    return "n", body, asks_steps(english)
-
-
-# @shape("loop", 8)
-def spell(draw: Draw) -> Made:
-    source, condition = draw.source(CHAR_SOURCES), draw.part(CHAR_CONDITIONS)
-    yes, told_yes = draw.value(CHAR_CHANGES, "c", 0.8)
-    if draw.option("change", "mark", "mark", "mark") == "change":
-        no, told_no = draw.value(CHAR_CHANGES, "c", 0.6)
-    else:
-        mark = draw.part(MARKS)
-        no, told_no = mark.code, mark.english[0]
-    body = [
-        'out = ""',
-        f"for c in {source.code}:",
-        f"    if {condition.of('c')}:",
-        f"        out += {yes}",
-        "    else:",
-        f"        out += {no}",
-        "return out",
-    ]
-    english = (
-        f"for each c in {source.each} add {told_yes} to a string when c {condition.single},"
-        f" otherwise add {told_no}, and return the string"
-    )
-    return "s", body, asks_steps(english)
 
 
 @shape("loop", 5)
@@ -1076,39 +611,6 @@ def tally(draw: Draw) -> Made:
     return source.parameter, [*body, "return counts"], english
 
 
-# @shape("loop", 4)
-def entry_branch(draw: Draw) -> Made:
-    side, name = draw.option("value", "key"), draw.option("total", "out")
-    condition = draw.part(INT_CONDITIONS if side == "value" else WORD_CONDITIONS)
-    yes, told_yes = draw.value(INT_CHANGES, "v", 0.7)
-    no, told_no = draw.value(INT_CHANGES, "v", 0.7)
-    when = f"when {side[0]} {condition.single}"
-    start, first, second, told = {
-        "total": (
-            "0",
-            f"total += {yes}",
-            f"total -= {no}",
-            f"add {told_yes} to a total {when}, otherwise subtract {told_no}, and return the total",
-        ),
-        "out": (
-            "{}",
-            f"out[k] = {yes}",
-            f"out[k] = {no}",
-            f"map k to {told_yes} {when}, otherwise to {told_no}, and return the dict",
-        ),
-    }[name]
-    body = [
-        f"{name} = {start}",
-        "for k, v in d.items():",
-        f"    if {condition.of(side[0])}:",
-        f"        {first}",
-        "    else:",
-        f"        {second}",
-        f"return {name}",
-    ]
-    return "d", body, asks_steps(f"for each key k and value v of d {told}")
-
-
 # ------------------------------------------------------------------------------- tier: statements
 def name_list(draw: Draw, sources: Rows, conditions: Rows, changes: Rows, results: Rows) -> Made:
     """Draw a list that gets a name, and what to return of it."""
@@ -1132,50 +634,20 @@ def words_then(draw: Draw) -> Made:
     return name_list(draw, WORD_SOURCES, WORD_CONDITIONS, STRING_CHANGES, WORDS_RESULTS)
 
 
-# @shape("statements", 7)
-def text_then(draw: Draw) -> Made:
-    code, told, _ = draw.chain(STRING_CHANGES, "s", "s", draw.rng.choice((1, 2)))
-    result = draw.part(TEXT_RESULTS)
-    english = asks_steps(f"{told} to get t, and return {result.english[0]}")
-    return "s", [f"t = {code}", f"return {result.code}"], english
-
-
-# @shape("statements", 4)
-def cases(draw: Draw) -> Made:
-    first, second = draw.part(INT_CONDITIONS), draw.part(INT_CONDITIONS)
-    (one, told_one), (two, told_two), (three, told_three) = (
-        draw.value(INT_CHANGES, "n", 0.9) for _ in range(3)
-    )
-    body = [
-        f"if {first.of('n')}:",
-        f"    return {one}",
-        f"if {second.of('n')}:",
-        f"    return {two}",
-        f"return {three}",
-    ]
-    english = (
-        f"return {told_one} if n {first.single}, else {told_two} if n {second.single},"
-        f" else {told_three}"
-    )
-    return "n", body, asks_steps(english)
-
-
 @shape("statements", 5)
 def guard(draw: Draw) -> Made:
-    size, default, (code, told) = draw.amount(), draw.option("-1", "None"), measured(draw)
-    body = [f"if len(xs) < {size}:", f"    return {default}", f"return {code}"]
-    english = f"return {default} if xs has [fewer|less] than {size} items, otherwise {told}"
+    size, default = draw.amount(), draw.option("-1", "None")
+    first, sign, second = draw.part(MEASURES), draw.part(OPERATORS), draw.part(MEASURES)
+    body = [
+        f"if len(xs) < {size}:",
+        f"    return {default}",
+        f"return {first.code} {sign.code} {second.code}",
+    ]
+    english = (
+        f"return {default} if xs has [fewer|less] than {size} items, otherwise"
+        f" {first.english[0]}, {sign.english[0]} {second.english[0]}"
+    )
     return "xs", body, asks_steps(english)
-
-
-# @shape("statements", 3)
-def named_pair(draw: Draw) -> Made:
-    (merged, what), condition = draw.merge(), draw.part(INT_CONDITIONS)
-    yes, told_yes = draw.value(INT_CHANGES, "m", 0.9)
-    no, told_no = draw.value(INT_CHANGES, "m", 0.9)
-    body = [f"m = {merged}", f"return {yes} if {condition.of('m')} else {no}"]
-    english = f"let m be {what}, and return {told_yes} if m {condition.single}, otherwise {told_no}"
-    return "a, b", body, asks_steps(english)
 
 
 # --------------------------------------------------------------------------------------- problems
@@ -1242,7 +714,6 @@ EDGES = {  # what the tests of a signature must cover
     "words": {"empty", "duplicates"},
     "d": {"empty", "negative"},
     "a, b": {"zero", "negative", "duplicates"},
-    "xs, ys": {"empty", "negative", "duplicates"},
 }
 
 
@@ -1284,9 +755,6 @@ def make_probes(rng: random.Random) -> dict[str, list[tuple]]:
         keys = some_words(rng.randint(0, 4)) + rng.sample(LETTERS, rng.randint(2, 4))
         return {key: number() for key in keys}
 
-    def sized_pair(size: int) -> tuple[list[int], list[int]]:
-        return numbers(size), numbers(size)
-
     many = range(80)
     singles: dict[str, list] = {
         "xs": [[], [0], [-3], [5, 5], [-2, -2, 7], *(numbers(rng.randint(3, 8)) for _ in many)],
@@ -1300,8 +768,6 @@ def make_probes(rng: random.Random) -> dict[str, list[tuple]]:
     return {
         **{name: [(value,) for value in values] for name, values in singles.items()},
         "a, b": [(0, 0), (3, 3), (-4, 2), (2, -4), (-5, -5), *((number(), number()) for _ in many)],
-        "xs, ys": [([], []), ([1], []), ([2, 2], [2, 2]), ([-1, -1], [4, -3])]
-        + [sized_pair(rng.randint(2, 6)) for _ in many],
     }
 
 
@@ -1315,7 +781,7 @@ def load(code: str | ast.Module) -> Callable:
 def outcome(function: Callable, arguments: tuple) -> str:
     """Return a text that is equal for results that compare equal, or "error".
 
-    As lenient as `==`: True is 1 and a dict has no order.
+    As lenient as `==`: a dict has no order.
     """
     try:
         value = function(*arguments)
@@ -1323,7 +789,7 @@ def outcome(function: Callable, arguments: tuple) -> str:
         return "error"
     if isinstance(value, dict):
         return "dict " + repr(sorted(map(repr, value.items())))
-    return repr(int(value) if isinstance(value, bool) else value)
+    return repr(value)
 
 
 def replacements(parent: ast.AST, node: object) -> list[tuple[bool, ast.expr]]:
@@ -1361,8 +827,6 @@ def mutants(code: str) -> Iterator[tuple[bool, Callable]]:
     """
     tree = ast.parse(code)
     for parent in list(ast.walk(tree)):
-        if isinstance(parent, ast.While):
-            continue  # might never end
         for name, value in list(ast.iter_fields(parent)):
             nodes = value if isinstance(value, list) else [value]
             for place, node in enumerate(nodes):
@@ -1546,6 +1010,7 @@ def generate() -> tuple[dict[str, list[dict]], list[str]]:
     for tier, share in TIERS.items():
         drawn += draw_problems(rng, tier, round(sum(SPLITS.values()) * SURPLUS * share))
     behaviour = Behaviour(drawn, make_probes(rng))
+    rng.getrandbits(32 * PASSED_OVER)
     splits = deal(behaviour, rng)
     files = {}
     for name in FILES:
