@@ -104,6 +104,11 @@ def resume(case: str, folder: Path) -> None:
         again = build(case, folder / "out", **{**config, "save_strategy": "no"})
         again.train(resume_from_checkpoint=str(folder / "out" / f"checkpoint-{step}"))
         found[f"resumed at {step}"] = digest(again)
+    frozen = {"total_episodes": 8, "critic_warmup_rollouts": 1, "weight_decay": 0.5}
+    warm = build(case, folder / "warm", **frozen)
+    before = setup.record.snapshot(warm.model.policy)
+    warm.train()
+    found["frozen"] = str(setup.same(before, setup.record.snapshot(warm.model.policy)))
     trainer.save_model(str(folder / "saved"))
     rank = trainer.args.process_index
     (folder / f"digests_{rank}.json").write_text(json.dumps(found))

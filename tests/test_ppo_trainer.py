@@ -76,7 +76,7 @@ def test_reward_rises_while_the_kl_stays_positive(tmp_path):
     history = logs(trainer)
     first, last = history[:5], history[-5:]
     mean = lambda rows, key: sum(row[key] for row in rows) / len(rows)  # noqa: E731
-    assert mean(last, "rewards/count_a") > mean(first, "rewards/count_a") + 0.5
+    assert mean(last, "rewards/count_a") > mean(first, "rewards/count_a") + 2.0
     assert mean(last, "objective/kl") > 0
 
 

@@ -66,13 +66,13 @@ class Sequences:
         last = last - start
         columns = columns[: int(last.max()) + 1] + start[:, None]  # (b, l)
         real = columns < mask.size(1)
-        columns = columns.clamp(max=mask.size(1) - 1)
+        columns = columns.clamp(max=mask.size(1) - 1)  # nothing is wanted of the last column
         real = real & mask.gather(1, columns)
         return Layout(
             input_ids=ids.gather(1, columns) * real,
             attention_mask=None,
-            policy_at=policy_at.gather(1, columns) & real,
-            value_at=value_at.gather(1, columns) & real,
+            policy_at=policy_at.gather(1, columns),
+            value_at=value_at.gather(1, columns),
             last=last,
         )
 
