@@ -403,6 +403,7 @@ def test_paired_difference_by_hand():
     assert paired_difference(before, after) == pytest.approx((0.25, 0.25 - half, 0.25 + half))
     assert paired_difference(before, after[:3]) is None
     assert paired_difference([], []) is None
+    assert paired_difference([[0.0], [math.inf]], [[1.0], [1.0]]) is None
 
 
 def test_share_interval_known_values():
@@ -510,6 +511,21 @@ def test_curve_ends_where_training_ended():
     assert curve(history, "loss") == [(1.0, 2.0), (2.0, 1.0)]
     assert [x for x, _ in curve(history, "eval_loss")] == [2.0]
     assert len(curve(history, "eval_loss")) == 1 and math.isnan(curve(history, "eval_loss")[0][1])
+
+
+def test_numbers_without_end_are_gaps():
+    history = [{"step": s, "grad_norm": x} for s, x in enumerate((1.0, "inf", 1e300, 10**400, 2.0))]
+    assert [math.isnan(y) for _, y in curve(history, "grad_norm")] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+    for row in history:
+        row["grad_norm/policy"] = row["grad_norm"]
+    (figure,) = ppo_figures(make_manifest("m2", "ppo", 1, history=history))
+    assert figure.svg.startswith("<svg")
 
 
 def test_curve_of_a_long_run_is_thinned_to_means():
@@ -624,6 +640,7 @@ def test_broken_manifest_is_refused_by_name(how, tmp_path, capsys):
         {"samples": [{"prompt": "p"}]},
         {"samples": [], "all": {"m1": {"verdicts": [[]]}}},
         {"samples": [], "all": {"m1": {"verdicts": [["pass"]], "rewards": [["high"]]}}},
+        {"samples": [], "all": {"m1": {"verdicts": [["pass"]], "rewards": [[]]}}},
         {"samples": [{"prompt": 1, "reference": "", "answers": {}, "verdicts": {}}]},
     ],
 )

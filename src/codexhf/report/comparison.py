@@ -85,7 +85,7 @@ def compare(runs: Runs) -> Comparison:
     for parent, model in itertools.pairwise(models):
         for key, column, worth in (
             ("pass@1", "verdicts", lambda v: float(v == "pass")),
-            ("reward", "rewards", float),
+            ("reward", "rewards", number),
         ):
             both = [raw.get(name, {}).get(column, []) for name in (parent, model)]
             gap = paired_difference(*([[worth(x) for x in g] for g in side] for side in both))
@@ -112,6 +112,8 @@ def paired_difference(
     if len(before) != len(after) or len(before) < 2:
         return None
     gaps = [statistics.fmean(a) - statistics.fmean(b) for a, b in zip(after, before, strict=True)]
+    if not all(map(math.isfinite, gaps)):
+        return None
     mean = statistics.fmean(gaps)
     half = 1.96 * statistics.stdev(gaps) / math.sqrt(len(gaps))
     return mean, mean - half, mean + half

@@ -3,6 +3,7 @@
 import html
 import io
 import itertools
+import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from codexhf.report.blocks import (
 from codexhf.report.manifests import STAGES, Runs, absent, number, symbol
 
 POINTS_DRAWN = 300
+TOO_LARGE = 1e30  # to draw: a gap, as NaN and infinity are
 
 Points = list[tuple[float, float]]
 
@@ -69,7 +71,7 @@ def curve(history: Sequence[Mapping], key: str, scale: float = 1.0) -> Points:
     ends = [i for i, row in enumerate(history) if "train_runtime" in row]
     rows = history[: ends[-1]] if ends else history
     points = [
-        (step, scale * value)
+        (step, scale * value if abs(value) < TOO_LARGE else math.nan)
         for row in rows
         if (step := number(row.get("step"))) is not None
         and (value := number(row.get(key))) is not None

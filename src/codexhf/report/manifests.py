@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -142,27 +143,30 @@ def answers_faults(answers) -> list[str]:
         samples = answers.get("samples", [])
         texts = [t for s in samples for t in (s["prompt"], s["reference"], *s["answers"].values())]
         verdicts = [s["verdicts"].items() for s in samples]
-        groups = [g for raw in answers.get("all", {}).values() for g in raw["verdicts"]]
+        raw = answers.get("all", {}).values()
+        groups = [g for model in raw for g in model["verdicts"]]
         texts += [v for pairs in verdicts for _, v in pairs] + [v for g in groups for v in g]
-        scores = [
-            x for raw in answers.get("all", {}).values() for g in raw.get("rewards", []) for x in g
-        ]
+        rewards = [g for model in raw for g in model.get("rewards", [])]
+        scores = [x for g in rewards for x in g]
     except (AttributeError, KeyError, TypeError) as error:
         return [f"has not the expected shape ({type(error).__name__}: {error})"]
     if not all(isinstance(t, str) for t in texts) or not all(groups):
         return ["expected texts and verdicts as strings, at least one verdict per problem"]
-    if not all(number(x) is not None for x in scores):
-        return ["rewards: expected numbers"]
+    if not all(rewards) or not all(number(x) is not None for x in scores):
+        return ["rewards: expected numbers, at least one per problem"]
     return []
 
 
 def number(value) -> float | None:
     """A number as the manifests hold it (NaN and infinity as text), or None."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    if isinstance(value, int | float):
+    if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
+        return None
+    try:
         return float(value)
-    return float(value) if value in ("nan", "inf", "-inf") else None
+    except OverflowError:  # JSON's integers have no end
+        return math.inf if value > 0 else -math.inf
 
 
 def symbol(name: str) -> str:
