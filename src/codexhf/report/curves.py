@@ -368,7 +368,7 @@ def _draw_panel(axes, panel: Panel) -> None:
         if percent:
             low, high = side.get_ylim()
             if high - low < 5:  # a flat line looks flat
-                side.set_ylim(low - 2.5, high + 2.5)
+                side.set_ylim(max(low - 2.5, -0.4), min(high + 2.5, 100.4))
             side.yaxis.set_major_formatter(PercentFormatter(decimals=0))
         if panel.right and lines:
             side.tick_params(axis="y", labelcolor=lines[-1].colour)
