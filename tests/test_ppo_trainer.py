@@ -876,3 +876,10 @@ def test_like_trl_sets_every_option_of_the_table(tmp_path):
     args = PPOConfig.like_trl(output_dir=str(tmp_path), use_cpu=True, lr_schedule="step")
     for name, value in TRL_VALUES.items():
         assert getattr(args, name) == ("step" if name == "lr_schedule" else value)
+
+
+def test_documentation_names_every_option_that_restores_trl():
+    text = (Path(__file__).parents[1] / "docs" / "ppo.md").read_text()
+    for name, value in TRL_VALUES.items():
+        shown = f'"{value}"' if isinstance(value, str) else value
+        assert f"`{name}={shown}`" in text, name
