@@ -364,7 +364,9 @@ def _draw_panel(axes, panel: Panel) -> None:
             side.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
             side.yaxis.set_minor_formatter(NullFormatter())
             continue
-        side.yaxis.set_major_locator(MaxNLocator(6, steps=TICK_STEPS))
+        # Per cents are labelled without decimals, so they stand at whole ones.
+        steps = [1, 2, 5, 10] if percent else TICK_STEPS
+        side.yaxis.set_major_locator(MaxNLocator(6, steps=steps, integer=percent))
         if percent:
             low, high = side.get_ylim()
             if high - low < 5:  # a flat line looks flat
