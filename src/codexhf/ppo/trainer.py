@@ -176,6 +176,11 @@ class PPOTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "accelerate: got FSDP, expected DDP, ZeRO or one process. Sampling from sharded "
+                "layers is not built yet; use DDP, LoRA or ZeRO."
+            )
         self._custom_collator = data_collator
         self.model_accepts_loss_kwargs = False  # Trainer divides by the micro batches
         self.sft_dataset = sft_dataset
@@ -713,8 +718,8 @@ class PPOTrainer(Trainer):
         """Return whether this micro batch closes an optimizer step that is logged."""
         if not self.args.log_grad_norms or now.micro != self.schedule.micros - 1:
             return False
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            return False  # both move gradients in hooks that a second backward pass would trip
+        if self.is_deepspeed_enabled:
+            return False  # it moves gradients in hooks that a second backward pass would trip
         every = self.state.logging_steps
         return bool(every) and (self.state.global_step + 1) % int(every) == 0
 
@@ -925,17 +930,14 @@ class PPOTrainer(Trainer):
             self._rollout = Rollout(**{name: t.to(device) for name, t in tensors.items()})
 
     def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load policy and critic; FSDP's sharded checkpoints are Trainer's business."""
-        if self.is_fsdp_enabled:
-            super()._load_from_checkpoint(checkpoint, model)
-            return
+        """Load policy and critic."""
         wrapper = self.accelerator.unwrap_model(model if model is not None else self.model)
         for module, _, where in parts_of(wrapper, Path(checkpoint)):
             load_weights(module, where)
 
     def _load_best_model(self) -> None:
         """Load policy and critic of the best checkpoint."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             super()._load_best_model()
             return
         self._load_from_checkpoint(self.state.best_model_checkpoint)
