@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "data_cards" / "python_tasks"
-CARD = FOLDER.parent / "python_tasks_demonstrations.md"
+CARDS = {
+    name: FOLDER.parent / f"python_tasks_{name}.md"
+    for name in ("demonstrations", "prompts", "validation", "heldout")
+}
 TESTED = {"prompts": 1500, "validation": 250, "heldout": 400}
 ROWS = {"demonstrations": 2200, "rephrased": 2200, **TESTED}
 SPLITS = [name for name in ROWS if name != "rephrased"]
@@ -62,7 +65,7 @@ def passes(function, cases: list[tuple]) -> bool:
 
 
 def test_rows_have_the_promised_counts_columns_and_sizes(rows):
-    shares = {"expression": 0.25, "comprehension": 0.35, "loop": 0.25, "statements": 0.15}
+    shares = {"expression": 0.25, "comprehension": 0.45, "loop": 0.15, "statements": 0.15}
     for name, count in ROWS.items():
         assert len(rows[name]) == count
         assert (FOLDER / f"{name}.jsonl").stat().st_size < 1_000_000
@@ -90,7 +93,7 @@ def test_completions_are_one_short_function(rows):
         for row in made:
             [definition] = ast.parse(row["completion"]).body
             assert isinstance(definition, ast.FunctionDef) and definition.name == "f"
-            assert row["completion"].count("\n") <= 8
+            assert row["completion"].count("\n") <= 7
             assert all(len(line) <= 100 for line in row["completion"].splitlines())
 
 
@@ -105,7 +108,7 @@ def test_every_reference_passes_its_tests(rows):
     for name in TESTED:
         for row in rows[name]:
             cases = cases_of(row)
-            assert 5 <= len(cases) <= 8
+            assert 6 <= len(cases) <= 8
             assert len({repr(arguments) for arguments, _ in cases}) == len(cases)
             assert len({repr(expected) for _, expected in cases}) > 1  # no constant passes
             function = function_of(row)
@@ -149,7 +152,7 @@ def test_parts_of_evaluation_problems_were_demonstrated(rows):
     shown = Counter(part for row in rows["demonstrations"] for part in parts(row))
     for name in TESTED:
         for row in rows[name]:
-            assert min(shown[part] for part in parts(row)) >= 20, row["combination"]
+            assert min(shown[part] for part in parts(row)) >= 30, row["combination"]
 
 
 def test_heldout_functions_are_no_other_function_of_their_signature(rows):
@@ -164,10 +167,42 @@ def test_heldout_functions_are_no_other_function_of_their_signature(rows):
 
 
 def test_card_has_the_counts_of_the_files(rows):
-    card = CARD.read_text(encoding="utf-8")
+    card = CARDS["demonstrations"].read_text(encoding="utf-8")
     for name, made in rows.items():
         assert f"{name}: {len(made)} rows" in card
         assert f"{name}.jsonl: {(FOLDER / f'{name}.jsonl').stat().st_size:,} bytes" in card
+    for name, other in CARDS.items():
+        assert f"{len(rows[name]):,} problems" in other.read_text(encoding="utf-8")
+    for name in ("validation", "heldout"):
+        skeletons = len({skeleton_of(row) for row in rows[name]})
+        assert f"there are {skeletons} skeletons" in CARDS[name].read_text(encoding="utf-8")
+
+
+def test_card_has_the_report_that_the_generator_makes_of_the_files(rows, generate):
+    report = "\n".join(generate.describe(rows))
+    assert report in CARDS["demonstrations"].read_text(encoding="utf-8")
+
+
+def test_card_s_examples_are_demonstrations(rows):
+    card = CARDS["demonstrations"].read_text(encoding="utf-8")
+    found = Counter()
+    for row in rows["demonstrations"]:
+        code = "\n".join("    " + line for line in row["completion"].splitlines())
+        found[row["tier"]] += f"\n    {row['prompt']}\n\n{code}\n\n" in card
+    assert len(found) == 4 and set(found.values()) == {1}
+    assert card.count("\n    def f(") == 4
+
+
+def test_card_says_how_near_heldout_is_to_the_demonstrations(rows):
+    demonstrated = set()
+    for row in rows["demonstrations"]:
+        parts = skeleton_of(row).split()
+        demonstrated |= {(*parts[:i], None, *parts[i + 1 :]) for i in range(len(parts))}
+    near = 0
+    for row in rows["heldout"]:
+        parts = skeleton_of(row).split()
+        near += any((*parts[:i], None, *parts[i + 1 :]) in demonstrated for i in range(len(parts)))
+    assert f"{near} of the 400" in CARDS["heldout"].read_text(encoding="utf-8")
 
 
 def test_generator_draws_the_problems_that_are_shipped(rows, generate):
@@ -177,6 +212,11 @@ def test_generator_draws_the_problems_that_are_shipped(rows, generate):
     assert len(found) > 100
     for problem in found:
         assert problem.code == shipped[problem.combination]["completion"]
+
+
+def test_generator_counts_the_phrasings_of_a_problem(generate):
+    english = "{f} [is|gives [a|the] sum,] [one|two|three] {x}."
+    assert generate.Problem("expression", "one", "n", "", english).phrasings == 9
 
 
 def test_generator_drops_doubles_and_pieces_that_change_nothing(generate):
@@ -256,7 +296,7 @@ def test_generator_makes_the_shipped_bytes_and_the_card_s_report(tmp_path):
     )
     for name in ROWS:
         assert (tmp_path / f"{name}.jsonl").read_bytes() == (FOLDER / f"{name}.jsonl").read_bytes()
-    assert ran.stdout.strip() in CARD.read_text(encoding="utf-8")
+    assert ran.stdout.strip() in CARDS["demonstrations"].read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -266,3 +306,16 @@ def test_no_reference_passes_another_problem_s_tests(rows):
         for row in rows[name]:
             cases = cases_of(row)
             assert [key for key, f in functions if passes(f, cases)] == [row["id"]]
+
+
+@pytest.mark.slow
+def test_tests_fail_what_the_cards_say_that_they_fail(rows, generate):
+    for name in TESTED:
+        caught = defaultdict(list)
+        for row in rows[name]:
+            cases = cases_of(row)
+            for piece, mutant in generate.mutants(row["completion"]):
+                caught[piece].append(not passes(mutant, cases))
+        assert all(caught[True]) and len(caught[True]) > len(rows[name])
+        share = sum(caught[False]) / len(caught[False])
+        assert f"and {share:.0%} of those" in CARDS[name].read_text(encoding="utf-8")

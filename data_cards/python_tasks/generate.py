@@ -20,7 +20,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from pathlib import Path
+from statistics import mean, median
 
 SEED = 20
 TIERS = {"expression": 0.25, "comprehension": 0.45, "loop": 0.15, "statements": 0.15}
@@ -28,7 +30,7 @@ SPLITS = {"heldout": 400, "validation": 250, "prompts": 1500, "demonstrations": 
 FILES = ("demonstrations", "rephrased", "prompts", "validation", "heldout")
 SURPLUS = 1.9  # problems drawn for each one wanted, as look-alikes are removed
 OFTEN = 40  # demonstrations in which a part should be, where enough problems have it
-PASSED_OVER = 1340  # random words not used; with another number, other problems would be dealt
+PASSED_OVER = 1340  # 32-bit draws left unused; with others, other problems would be dealt
 MIN_TESTS, MAX_TESTS = 6, 8
 MIN_WORDS, MAX_WORDS = 10, 38
 
@@ -240,13 +242,9 @@ MEASURES = (
     ("headsum", "sum(xs[:{j}])", "the sum of the first {j} items of xs"),
     ("count", "xs.count({k})", "the number of times {k} occurs in xs"),
 )
-OPERATORS = (
-    ("plus", "+", "plus"),
-    ("minus", "-", "minus"),
-    ("times", "*", "times"),
-)
+OPERATORS = (("plus", "+", "plus"), ("minus", "-", "minus"), ("times", "*", "times"))
 SIGNS = {"add": "+=", "subtract": "-="}
-# What to return of a list ys or a text t made before: name, code, English.
+# What to return of a list ys made before: name, code, English.
 WORDS_RESULTS = (
     ("mirror", "ys + ys[::-1]", "it followed by its reverse"),
     ("edges", "ys[:1] + ys[-1:]", "its first item followed by its last"),
@@ -662,9 +660,19 @@ class Problem:
     english: str
 
     @property
-    def skeleton(self) -> str:
-        """The combination without its constants: what the splits are disjoint in."""
-        return " ".join(part.split(":")[0] for part in self.combination.split())
+    def phrasings(self) -> int:
+        """In how many ways it can be asked for, too short and too long ones included."""
+
+        def ways(text: str) -> int:
+            return prod(map(int, re.findall(r"<(\d+)>", text)))
+
+        def choose(match: re.Match) -> str:
+            return f"<{sum(map(ways, match[1].split('|')))}>"
+
+        text = self.english
+        while "[" in text:
+            text = re.sub(r"\[([^\[\]]*)\]", choose, text)
+        return ways(text)
 
     def prompts(self, rng: random.Random) -> list[str]:
         """Return two phrasings, as different as a few tries give; one or none if there are none.
@@ -682,6 +690,11 @@ class Problem:
             return list(found)
         first, *others = found
         return [first, max(others, key=lambda other: len(found[first] ^ found[other]))]
+
+
+def skeleton_of(combination: str) -> str:
+    """Return a combination without its constants: what the splits are disjoint in."""
+    return " ".join(part.split(":")[0] for part in combination.split())
 
 
 def draw_problems(rng: random.Random, tier: str, wanted: int) -> list[Problem]:
@@ -955,7 +968,7 @@ def deal(behaviour: Behaviour, rng: random.Random) -> dict[str, list[list[dict]]
     groups: dict[str, dict[str, list[int]]] = {tier: defaultdict(list) for tier in TIERS}
     for index, problem in enumerate(behaviour.problems):
         if behaviour.kept >> index & 1:
-            groups[problem.tier][problem.skeleton].append(index)
+            groups[problem.tier][skeleton_of(problem.combination)].append(index)
     splits: dict[str, list[list[dict]]] = {split: [] for split in SPLITS}
     shown: Counter = Counter()
 
@@ -1019,18 +1032,40 @@ def generate() -> tuple[dict[str, list[dict]], list[str]]:
             {"id": f"{name[0]}{number}", **made[phrasing]}
             for number, made in enumerate(splits[split])
         ]
-    report = [f"drawn: {len(drawn)}"]
-    report += [f"dropped, {why}: {count}" for why, count in sorted(behaviour.dropped.items())]
+    shipped = {row["combination"] for rows in files.values() for row in rows}
+    ways = [problem.phrasings for problem in drawn if problem.combination in shipped]
+    return files, [
+        f"drawn: {len(drawn)}",
+        *(f"dropped, {why}: {count}" for why, count in sorted(behaviour.dropped.items())),
+        *describe(files),
+        f"phrasings of a problem: {min(ways)} to {max(ways)}, median {median(ways):.0f}",
+    ]
+
+
+def describe(files: dict[str, list[dict]]) -> list[str]:
+    """Return the counts of the rows, line by line."""
+    report, shown = [], Counter()
     for name, rows in files.items():
         tiers = Counter(row["tier"] for row in rows)
-        report.append(f"{name}: {len(rows)} rows: " + ", ".join(f"{tiers[t]} {t}" for t in TIERS))
-    shown = Counter(
-        part.split(":")[0]
-        for row in files["demonstrations"]
-        for part in dict.fromkeys(row["combination"].split())
-    )
-    report.append(f"parts: {len(shown)}, the rarest in {min(shown.values())} demonstrated problems")
-    return files, report
+        skeletons = [skeleton_of(row["combination"]) for row in rows]
+        if name == "demonstrations":
+            shown.update(part for skeleton in skeletons for part in set(skeleton.split()))
+        counts = ", ".join(f"{tiers[tier]} {tier}" for tier in TIERS)
+        report.append(f"{name}: {len(rows)} rows, {len(set(skeletons))} skeletons: {counts}")
+    rows = [row for made in files.values() for row in made]
+    shapes = {row["combination"].split()[0] for row in rows}
+    sizes = {
+        "words of a prompt": [len(row["prompt"].split()) for row in rows],
+        "lines of a body": [row["completion"].count("\n") for row in rows],
+        "characters of a completion": [len(row["completion"]) for row in rows],
+        "tests of a problem": [len(row["tests"]) for row in rows if "tests" in row],
+    }
+    return [
+        *report,
+        f"shapes: {len(shapes)}",
+        f"names of parts: {len(shown)}, the rarest in {min(shown.values())} demonstrated problems",
+        *(f"{what}: {min(n)} to {max(n)}, mean {mean(n):.1f}" for what, n in sizes.items()),
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:
