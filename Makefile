@@ -63,7 +63,7 @@ $(RUNS)/rm/manifest.json: $(RUNS)/prefs/manifest.json $(CONFIGS)/reward_model.ya
 
 $(RUNS)/m2/manifest.json: $(RUNS)/rm/manifest.json $(CONFIGS)/ppo.yaml $(DATA)
 	$(LAUNCH) recipes/ppo.py $(call ARGS,ppo) --output_dir $(RUNS)/m2 \
-	  --model $(RUNS)/m1 --reward_model $(RUNS)/rm
+	  --model $(RUNS)/m1 --reward_model $(RUNS)/rm --prompt_cards $(RUNS)/prefs/prompts.md
 
 $(RUNS)/evaluation/manifest.json: $(RUNS)/m2/manifest.json $(CONFIGS)/evaluation.yaml $(DATA)
 	$(LAUNCH) recipes/evaluation.py $(call ARGS,evaluation) --output_dir $(RUNS)/evaluation \

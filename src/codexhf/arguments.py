@@ -169,14 +169,16 @@ class PreferencesArguments(CodeRunningArguments):
     model: str = knob("runs/m1", "M1: the model whose completions are compared.")
     prompt_cards: list[str] = knob([], "Data cards of type prompt-only with tests.")
     exclude_cards: list[str] = knob([], "Held-out cards; rows that overlap with them are removed.")
-    samples_per_prompt: int = knob(8, "Completions k sampled for each prompt.")
+    samples_per_prompt: int = knob(8, "Completions k sampled for each prompt at each temperature.")
     pairs_per_prompt: int = knob(3, "Pairs kept per prompt at most.")
     include_reference: bool = knob(
         False, "Let the card's reference completion take part as one more answer."
     )
     max_prompts: int | None = knob(None, "Prompts to use at most; default: all.")
     max_new_tokens: int = knob(96, "Longest completion, in tokens.")
-    temperature: float = knob(1.0, "Sampling temperature.")
+    temperatures: list[float] = knob(
+        [1.0], "Sampling temperatures; the first one also decides which prompts are contested."
+    )
     batch_size: int = knob(256, "Sequences generated at once.")
     test_share: float = knob(0.15, "Share of problems whose pairs are held out of R's training.")
     seed: int = knob(42, "Seed of sampling and pairing.")
@@ -190,7 +192,8 @@ class PreferencesArguments(CodeRunningArguments):
             *check_range("samples_per_prompt", self.samples_per_prompt, 2, 1024),
             *check_range("pairs_per_prompt", self.pairs_per_prompt, 1, None),
             *check_range("max_new_tokens", self.max_new_tokens, 1, None),
-            *check_range("temperature", self.temperature, 1e-3, 10),
+            *(p for t in self.temperatures for p in check_range("temperatures", t, 1e-3, 10)),
+            *check_range("temperatures: how many", len(self.temperatures), 1, None),
             *check_range("batch_size", self.batch_size, 1, None),
             *check_range("test_share", self.test_share, 0.01, 0.5),
             *(

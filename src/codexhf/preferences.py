@@ -21,29 +21,31 @@ from codexhf.generation import sample
 from codexhf.models import load_policy, to_device
 from codexhf.rewards import ModelReward
 
-TEST_CARD = """---
+CARD = """---
 license: other
 codexhf:
-  type: preference
-  load: {path: json, data_files: test.jsonl}
+  type: {type}
+  load: {{path: json, data_files: {file}}}
 ---
 
-# Held-out preference pairs
-
-Pairs of problems that no training pair in `train.jsonl` comes from.
+# {title}
 
 ## Provenance
 
-Written by the preferences stage beside the training pairs; see README.md.
+Written by the preferences stage; see README.md beside this file.
 
 ## Known problems
 
-As good as the labeler named in each row.
+{problems}
 """
 
 
 def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments, folder: Path):
-    """Sample, label by unit tests, pair, split by problem, and write train.jsonl and test.jsonl.
+    """Sample, label by unit tests, pair, split by problem, write pairs and contested prompts.
+
+    Writes train.jsonl and test.jsonl (pairs), and prompts.jsonl: the prompts that the model at the
+    first temperature sometimes solves and sometimes not. Only from those does PPO learn anything;
+    an answer that is always right or always wrong has no advantage over the others.
 
     Args:
         problems: rows of id, prompt, tests, entry_point, and completion when
@@ -53,17 +55,22 @@ def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments,
     Raises:
         RuntimeError: the sandbox failed, or no prompt gave two answers of different worth.
     """
-    answers = sample(
-        model,
-        tokenizer,
-        problems["prompt"],
-        n=stage.samples_per_prompt,
-        max_new_tokens=stage.max_new_tokens,
-        temperature=stage.temperature,
-        batch_size=stage.batch_size,
-        seed=stage.seed,
-        progress="sampling answers",
-    )
+    answers: list[list[str]] = [[] for _ in problems]
+    for number, temperature in enumerate(stage.temperatures):
+        drawn = sample(
+            model,
+            tokenizer,
+            problems["prompt"],
+            n=stage.samples_per_prompt,
+            max_new_tokens=stage.max_new_tokens,
+            temperature=temperature,
+            batch_size=stage.batch_size,
+            seed=stage.seed + number,
+            progress=f"answers at temperature {temperature}",
+        )
+        for group, new in zip(answers, drawn, strict=True):
+            group += new
+    first = [set(group[: stage.samples_per_prompt]) for group in answers]
     if stage.include_reference:
         for group, reference in zip(answers, problems["completion"], strict=True):
             group.append(reference)
@@ -88,10 +95,18 @@ def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments,
             )
         with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "test.md").write_text(TEST_CARD, encoding="utf-8")
+    contested = write_contested(problems, distinct, results, first, folder)
+    card = CARD.format(
+        type="preference",
+        file="test.jsonl",
+        title="Held-out preference pairs, of problems that no pair in train.jsonl is from",
+        problems="As good as the labeler named in each row.",
+    )
+    (folder / "test.md").write_text(card, encoding="utf-8")
     flat = [result for group in results for result in group]
     return {
         "prompts": len(problems),
+        "contested_prompts": contested,
         "samples": sum(len(group) for group in answers),
         "distinct_samples": len(flat),
         "distinct_pass_share": float(np.mean([r.verdict == "pass" for r in flat])),
@@ -99,6 +114,26 @@ def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments,
         "test_pairs": len(pairs["test"]),
         "prompts_without_pair": dict(skipped),
     }
+
+
+def write_contested(problems: Dataset, groups, results, first, folder: Path) -> int:
+    """Write prompts.jsonl and prompts.md: problems with both a pass and a failure in `first`."""
+    rows = []
+    for row, group, verdicts, drawn in zip(problems, groups, results, first, strict=True):
+        passed = {
+            v.verdict == "pass" for text, v in zip(group, verdicts, strict=True) if text in drawn
+        }
+        if len(passed) == 2:
+            rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+    (folder / "prompts.jsonl").write_text("".join(rows), encoding="utf-8")
+    card = CARD.format(
+        type="prompt-only",
+        file="prompts.jsonl",
+        title="Prompts that the model sometimes solves",
+        problems="Chosen for one model from few samples each; another model needs its own choice.",
+    )
+    (folder / "prompts.md").write_text(card, encoding="utf-8")
+    return len(rows)
 
 
 def worth(result: Result) -> tuple[bool, float]:
@@ -113,12 +148,14 @@ def pair_up(row, answers, results, most: int, generator) -> list[dict]:
     used: Counter = Counter()
     pairs: list[dict] = []
     while better and len(pairs) < most:
-        # A pass against a fail teaches most; among equals, answers that were used least.
+        # A pass against a fail teaches most; among equals, answers that were used least, then the
+        # wider gap in tests passed.
         i, j = min(
             better,
             key=lambda ij: (
                 not (worth(results[ij[0]])[0] and not worth(results[ij[1]])[0]),
                 used[ij[0]] + used[ij[1]],
+                worth(results[ij[1]])[1] - worth(results[ij[0]])[1],
             ),
         )
         better.remove((i, j))
