@@ -41,6 +41,7 @@ def lineage(tmp_path, monkeypatch, model_folder):
         prefs.mkdir()
         (prefs / "README.md").touch()
         (prefs / "test.md").touch()
+        (prefs / "prompts.md").touch()
     return tmp_path
 
 
