@@ -88,6 +88,10 @@ check: $(ENV)  ## lint and format
 format: $(ENV)  ## put the code in form
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
+parity: $(ENV)  ## compare our PPOTrainer with TRL 1.12's, step by step, live
+	$(BIN)/pip install -q --no-deps --target build/trl-1.12 'trl==1.12.*'
+	PYTHONPATH=build/trl-1.12 $(BIN)/python tests/traces/record.py --check
+
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 

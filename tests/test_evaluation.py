@@ -121,7 +121,7 @@ def test_evaluate_models_writes_the_suite(model_folder, tokenizer, tmp_path, wri
 
     weights = load_file(other / "model.safetensors")
     generator = torch.Generator().manual_seed(0)
-    weights = {k: v + 0.02 * torch.randn(v.shape, generator=generator) for k, v in weights.items()}
+    weights = {k: v + 0.1 * torch.randn(v.shape, generator=generator) for k, v in weights.items()}
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     stage = EvaluationArguments(
         models=[str(model_folder), str(other)],

@@ -1,20 +1,20 @@
-"""Sample completions from a policy, in batches. Used by preferences, evaluation and callbacks.
+"""Sample completions from a plain policy. Used by preferences, evaluation and callbacks.
 
-PPO's rollouts have their own engine (`ppo/rollout.py`): they need log-probabilities and a
-wrapped, possibly sharded model; this here is for plain models.
+The decoding is PPO's (`ppo/engines.py`): it stops computing a row when its answer ends, which with
+answers of differing length is several times faster than `model.generate`, and samples from the
+model's own distribution without the filters of its generation config.
 """
 
 from collections.abc import Sequence
-from contextlib import contextmanager
 
 import torch
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codexhf.data import render_prompt
+from codexhf.ppo.engines import Engine, Sampling, make_engine, preallocated_cache
 
 
-@torch.no_grad()
 def sample_ids(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -29,46 +29,42 @@ def sample_ids(
 ) -> list[list[list[int]]]:
     """Return n completions, as token ids, for each prompt, in the order of the prompts.
 
-    Prompts of similar length share a batch, left-padded. Greedy when temperature is 0. The model's
-    own generation defaults (top-k and the like) do not apply: the distribution is the model's.
+    Prompts of similar length share a batch. The global random state is left alone.
 
     Args:
         prompts: strings or lists of messages; rendered with the chat template.
+        temperature: of sampling; 0 is greedy.
         progress: what to write before a progress bar; none when None.
     Returns:
         [prompt][n] token ids; the last one is the end token unless max_new_tokens ended it.
     """
     texts = [render_prompt(prompt, tokenizer) for prompt in prompts]
-    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    order = [i for i in sorted(range(len(texts)), key=lambda i: (lengths[i], i)) for _ in range(n)]
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        temperature=temperature if temperature > 0 else None,
-        top_k=0 if temperature > 0 else None,
-        top_p=1.0 if temperature > 0 else None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    order = [i for i in sorted(range(len(ids)), key=lambda i: (len(ids[i]), i)) for _ in range(n)]
+    engine = _engine(model, Sampling(max_new_tokens, (tokenizer.eos_token_id,), batch_size))
     out: list[list[list[int]]] = [[] for _ in texts]
-    with for_generation(model, tokenizer), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for start in tqdm(
-            range(0, len(order), batch_size), desc=progress, disable=progress is None
-        ):
-            rows = order[start : start + batch_size]
-            batch = tokenizer(
-                [texts[i] for i in rows],
-                return_tensors="pt",
-                padding=True,
-                add_special_tokens=False,
-                return_token_type_ids=False,
-            ).to(model.device)
-            ids = model.generate(**batch, generation_config=config)
-            for i, new in zip(rows, ids[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                if tokenizer.eos_token_id in new:
-                    new = new[: new.index(tokenizer.eos_token_id) + 1]
-                out[i].append(new)
+    training = model.training
+    model.eval()
+    batches = range(0, len(order), batch_size)
+    for number, start in enumerate(tqdm(batches, desc=progress, disable=progress is None)):
+        rows = order[start : start + batch_size]
+        width = max(len(ids[i]) for i in rows)
+        prompt = torch.zeros((len(rows), width), dtype=torch.long)  # (B, P), left-padded
+        mask = torch.zeros((len(rows), width), dtype=torch.bool)
+        for r, i in enumerate(rows):
+            prompt[r, width - len(ids[i]) :] = torch.tensor(ids[i])
+            mask[r, width - len(ids[i]) :] = True
+        answers = engine.generate(
+            model,
+            prompt.to(model.device),
+            mask.to(model.device),
+            seed=seed + 1_000_003 * number,
+            temperature=temperature,
+        )
+        lengths = answers.lengths.tolist()
+        for i, answer, length in zip(rows, answers.responses.tolist(), lengths, strict=True):
+            out[i].append(answer[:length])
+    model.train(training)
     return out
 
 
@@ -78,19 +74,10 @@ def sample(model, tokenizer, prompts: Sequence, **options) -> list[list[str]]:
     return [tokenizer.batch_decode(group, skip_special_tokens=True) for group in groups]
 
 
-@contextmanager
-def for_generation(model, tokenizer):
-    """Evaluation mode, cache on, left padding; everything as it was afterwards."""
-    training, side, cache = model.training, tokenizer.padding_side, model.config.use_cache
-    generation = model.generation_config
-    model.eval()
-    model.config.use_cache = True
-    model.generation_config = GenerationConfig()
-    tokenizer.padding_side = "left"
+def _engine(model: PreTrainedModel, sampling: Sampling) -> Engine:
+    """The native loop, or `model.generate` for an architecture whose cache that does not know."""
     try:
-        yield
-    finally:
-        model.train(training)
-        model.config.use_cache = cache
-        model.generation_config = generation
-        tokenizer.padding_side = side
+        preallocated_cache(model, 1)
+    except ValueError:
+        return make_engine("hf", sampling)
+    return make_engine("native", sampling)
