@@ -1,0 +1,65 @@
+"""What README, CONTRIBUTING and the Makefile say exists.
+
+python -m pytest tests/test_readme.py
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXTS = [
+    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/ppo.md", "docs/execution.md")
+]
+PATH = re.compile(
+    r"(?<![\w/.-])((?:recipes|src|tests|docs|data_cards|benchmarks)/[\w./*<>-]*[\w*>/])"
+)
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda p: p.name)
+def test_every_path_that_is_named_exists(text):
+    found = 0
+    for path in PATH.findall(text.read_text()):
+        if "<" in path or "tests/test_ppo_*" in path:
+            continue
+        found += 1
+        assert list(ROOT.glob(path.rstrip("/."))), f"{text.name} names {path}"
+    assert found > 0
+
+
+def test_every_make_target_that_is_named_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
+    named = set()
+    for text in TEXTS:
+        named |= set(re.findall(r"(?:^|`)make ([a-z-]+)", text.read_text(), re.M))
+    assert {"pipeline", "test", "smoke", "check", "test-all"} <= named
+    assert named <= targets
+
+
+def test_every_stage_in_the_makefile_is_a_recipe():
+    named = re.findall(r"recipes/(\w+)\.py", (ROOT / "Makefile").read_text())
+    assert len(set(named)) == 7
+    for name in named:
+        assert (ROOT / f"recipes/{name}.py").is_file() and (ROOT / f"recipes/{name}.yaml").is_file()
+
+
+def test_ci_runs_what_the_readme_says():
+    assert "make test\n" in (ROOT / ".ci/run").read_text()
+
+
+def test_recipes_have_no_branches_and_never_import_each_other():
+    import ast
+
+    recipes = list((ROOT / "recipes").glob("*.py"))
+    assert len(recipes) == 7
+    for recipe in recipes:
+        tree = ast.parse(recipe.read_text())
+        main = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main")
+        branching = (ast.If, ast.For, ast.While, ast.Try)
+        assert not [n for n in ast.walk(main) if isinstance(n, branching)], recipe.name
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                assert not node.module.startswith("recipes"), recipe.name
+        assert ast.get_docstring(tree).count("accelerate launch") >= 2
