@@ -48,7 +48,7 @@ def make(runs, *more, start=False):
     return out
 
 
-def kill_when(process, condition, timeout=240):
+def kill_when(process, condition, timeout=900):
     """kill -9 the whole process group once `condition()` holds."""
     end = time.monotonic() + timeout
     while not condition():

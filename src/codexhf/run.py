@@ -188,6 +188,7 @@ def _identity(stage, training, data, parents) -> dict:
     """What makes this run this run: equal identity, equal result."""
     config = {k: v for k, v in dataclasses.asdict(stage).items() if k not in NEUTRAL}
     if training is not None:
+        config["seed"] = training.seed  # also when it is the default: it belongs to the record
         config |= {
             f.name: getattr(training, f.name)
             for f in dataclasses.fields(training)
