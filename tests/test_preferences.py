@@ -11,7 +11,7 @@ import pytest
 from codexhf.arguments import PreferencesArguments
 from codexhf.data import load_problems, load_split, text_of
 from codexhf.execution import Result
-from codexhf.preferences import in_test, make_pairs, pair_up, worth
+from codexhf.preferences import in_test, make_pairs, pair_up, worth, write_contested
 from conftest import ADD
 
 
@@ -102,3 +102,18 @@ def test_make_pairs_stops_when_nothing_can_be_compared(
     settings.include_reference = False
     with pytest.raises(RuntimeError, match="pairs: 6 prompts gave .*all equally wrong"):
         make_pairs(policy, tokenizer, data.dataset, settings, tmp_path)
+
+
+def test_contested_prompts_are_those_with_both_outcomes(tmp_path, write_card, problems):
+    from datasets import Dataset
+
+    rows = Dataset.from_list(problems[:3])
+    groups = [["x", "y"], ["x", "y"], ["x", "y", "wild"]]
+    good, bad = result("pass", 4), result("fail", 1)
+    results = [[good, bad], [bad, bad], [good, good, bad]]
+    first = [{"x", "y"}] * 3  # the third problem's failure came from another temperature
+    assert write_contested(rows, groups, results, first, 1, tmp_path) == (1, 1)
+    assert [r["id"] for r in map(json.loads, (tmp_path / "prompts.jsonl").open())] == ["p0"]
+    assert write_contested(rows, groups, results, first, 2, tmp_path) == (1, 2)
+    kept = load_split([str(tmp_path / "prompts.md")], "prompt-only").dataset
+    assert kept["id"] == ["p0", "p1"] and kept["entry_point"] == ["f", "f"]

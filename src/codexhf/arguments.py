@@ -170,6 +170,9 @@ class PreferencesArguments(CodeRunningArguments):
     prompt_cards: list[str] = knob([], "Data cards of type prompt-only with tests.")
     exclude_cards: list[str] = knob([], "Held-out cards; rows that overlap with them are removed.")
     samples_per_prompt: int = knob(8, "Completions k sampled for each prompt at each temperature.")
+    min_prompts: int = knob(
+        512, "Prompts written for PPO at least: contested ones, filled up with others."
+    )
     pairs_per_prompt: int = knob(3, "Pairs kept per prompt at most.")
     include_reference: bool = knob(
         False, "Let the card's reference completion take part as one more answer."
@@ -190,6 +193,7 @@ class PreferencesArguments(CodeRunningArguments):
             *check_cards("prompt_cards", self.prompt_cards),
             *check_cards("exclude_cards", self.exclude_cards, required=False),
             *check_range("samples_per_prompt", self.samples_per_prompt, 2, 1024),
+            *check_range("min_prompts", self.min_prompts, 1, None),
             *check_range("pairs_per_prompt", self.pairs_per_prompt, 1, None),
             *check_range("max_new_tokens", self.max_new_tokens, 1, None),
             *(p for t in self.temperatures for p in check_range("temperatures", t, 1e-3, 10)),

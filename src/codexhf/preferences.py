@@ -95,7 +95,7 @@ def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments,
             )
         with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    contested = write_contested(problems, distinct, results, first, folder)
+    contested, kept = write_contested(problems, distinct, results, first, stage.min_prompts, folder)
     card = CARD.format(
         type="preference",
         file="test.jsonl",
@@ -107,6 +107,7 @@ def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments,
     return {
         "prompts": len(problems),
         "contested_prompts": contested,
+        "prompts_for_ppo": kept,
         "samples": sum(len(group) for group in answers),
         "distinct_samples": len(flat),
         "distinct_pass_share": float(np.mean([r.verdict == "pass" for r in flat])),
@@ -116,15 +117,24 @@ def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments,
     }
 
 
-def write_contested(problems: Dataset, groups, results, first, folder: Path) -> int:
-    """Write prompts.jsonl and prompts.md: problems with both a pass and a failure in `first`."""
-    rows = []
+def write_contested(
+    problems: Dataset, groups, results, first, least: int, folder: Path
+) -> tuple[int, int]:
+    """Write prompts.jsonl and prompts.md: problems with both a pass and a failure in `first`.
+
+    Filled up to `least` rows with problems that always failed, then with those that always passed.
+    Returns:
+        contested prompts, prompts written.
+    """
+    kinds: dict[str, list[str]] = {"contested": [], "failed": [], "passed": []}
     for row, group, verdicts, drawn in zip(problems, groups, results, first, strict=True):
         passed = {
             v.verdict == "pass" for text, v in zip(group, verdicts, strict=True) if text in drawn
         }
-        if len(passed) == 2:
-            rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+        kind = "contested" if len(passed) == 2 else "passed" if passed == {True} else "failed"
+        kinds[kind].append(json.dumps(row, ensure_ascii=False) + "\n")
+    rows = list(kinds["contested"])
+    rows += (kinds["failed"] + kinds["passed"])[: max(least - len(rows), 0)]
     (folder / "prompts.jsonl").write_text("".join(rows), encoding="utf-8")
     card = CARD.format(
         type="prompt-only",
@@ -133,7 +143,7 @@ def write_contested(problems: Dataset, groups, results, first, folder: Path) -> 
         problems="Chosen for one model from few samples each; another model needs its own choice.",
     )
     (folder / "prompts.md").write_text(card, encoding="utf-8")
-    return len(rows)
+    return len(kinds["contested"]), len(rows)
 
 
 def worth(result: Result) -> tuple[bool, float]:
