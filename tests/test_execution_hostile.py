@@ -405,7 +405,8 @@ def test_hostile_programs_are_real_without_the_walls(canary, tmp_path_factory):
     folder = str(canary.file.parent)
     box = ("bwrap", "--unshare-user", "--unshare-pid", "--cap-add", "ALL", "--die-with-parent")
     box += ("--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp")
-    box += ("--bind", folder, folder)
+    code = str(Path(launchers.__file__).parent)  # a checkout under /tmp is hidden by now
+    box += ("--ro-bind", code, code, "--bind", folder, folder)
     bare = launchers.make_unsafe()
     launcher = dataclasses.replace(bare, argv=(*box, *bare.argv))
     # not these: they would take the box itself down, or gigabytes of the machine's memory
