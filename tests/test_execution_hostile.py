@@ -34,7 +34,7 @@ ESCAPES = {
     "read_through_proc_root": "open('/proc/self/root' + canary).read()",
     "read_through_parent_root": "open(f'/proc/{os.getppid()}/root' + canary).read()",
     "read_passwords": "open('/etc/passwd').read()",
-    "read_home": "os.listdir('/root') if os.listdir('/home') is None else os.stat('/root/.bashrc') and open('/root/.bashrc')",
+    "read_home": "os.listdir('/root') if os.listdir('/home') is None else open('/root/' + '.bashrc')",
     "read_raw_memory": "open('/dev/mem', 'rb').read(1)",
     "read_own_maps_of_parent": "open(f'/proc/{os.getppid()}/maps').read()",
     "list_directory": "os.listdir(os.path.dirname(canary))",
