@@ -104,7 +104,9 @@ def test_parse_refuses_all_problems_at_once(capsys, lineage, tmp_path):
     assert "lora_r: got 2.5, expected a whole number" in text
     assert "unknown argument '--learning_rat'. Did you mean '--learning_rate'?" in text
     assert "--per_device_train_batch_size: got 'many', expected a whole number" in text
-    assert "6 problems, nothing was run" in text
+    assert "learning_rate: got -1.0, expected between 0 and 10" in text
+    assert "Did you mean 'data_cards/python_tasks_demonstrations.md'?" in text
+    assert "8 problems, nothing was run" in text
 
 
 def test_parse_refuses_ranges_and_paths_together(capsys, lineage):

@@ -213,9 +213,9 @@ def pretrain(tmp_path, tokenizer):
         f"---\n{json.dumps(front)}\n---\n## Provenance\nHere.\n## Known problems\nNone.\n"
     )
 
-    def start(name, *more):
+    def start(name, *more, launcher=()):
         argv = [
-            sys.executable, str(ROOT / "recipes/pretrain.py"),
+            sys.executable, *launcher, str(ROOT / "recipes/pretrain.py"),
             "--config", str(ROOT / "recipes/smoke/pretrain.yaml"),
             "--tokenizer", str(tmp_path / "tokenizer"), "--output_dir", str(tmp_path / name),
             "--train_cards", str(tmp_path / "corpus.md"), "--weights", "1",
@@ -260,6 +260,22 @@ def test_kill_9_and_sigterm_resume_to_the_same_weights(pretrain, tmp_path):
     assert whole.communicate() and whole.returncode == 0
     hashes = {run.combined_hash(tmp_path / n) for n in ("whole", "killed", "stopped")}
     assert len(hashes) == 1
+
+
+def test_two_processes_stop_together_resume_and_know_what_is_finished(pretrain, tmp_path):
+    two = {"launcher": ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")}
+    whole = pretrain("whole", **two)
+    assert "is finished" in whole.communicate(timeout=200)[0]
+    stopped = pretrain("stopped", **two)
+    wait_for_checkpoint(tmp_path / "stopped", 10)
+    stopped.send_signal(signal.SIGTERM)
+    assert "start again to resume" in stopped.communicate(timeout=100)[0]
+    assert not (tmp_path / "stopped" / "manifest.json").exists()
+    resumed = pretrain("stopped", **two).communicate(timeout=200)[0]
+    assert resumed.count("resuming from") == 1, resumed
+    assert run.combined_hash(tmp_path / "stopped") == run.combined_hash(tmp_path / "whole")
+    again = pretrain("stopped", **two)  # both processes must hear that there is nothing to do
+    assert "nothing to do" in again.communicate(timeout=100)[0] and again.returncode == 0
 
 
 def test_wrong_input_is_one_message_and_exit_code_2(pretrain, tmp_path):

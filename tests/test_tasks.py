@@ -39,9 +39,13 @@ def generate():
     del sys.modules[spec.name]
 
 
+def reference_of(row: dict) -> str:
+    return row.get("reference", row["completion"])  # a demonstration may have a slip
+
+
 def function_of(row: dict):
     namespace = {}
-    exec(row["completion"], namespace)
+    exec(reference_of(row), namespace)
     return namespace["f"]
 
 
@@ -72,7 +76,7 @@ def test_rows_have_the_promised_counts_columns_and_sizes(rows):
         tiers = Counter(row["tier"] for row in rows[name])
         assert all(abs(tiers[tier] - share * count) <= 1 for tier, share in shares.items())
         columns = {"id", "tier", "combination", "prompt", "completion"}
-        columns |= {"entry_point", "tests"} if name in TESTED else set()
+        columns |= {"entry_point", "tests"} if name in TESTED else {"reference", "slip"}
         assert all(set(row) == columns for row in rows[name])
     everything = [row for made in rows.values() for row in made]
     assert len({row["id"] for row in everything}) == len(everything)
@@ -100,8 +104,27 @@ def test_completions_are_one_short_function(rows):
 def test_rephrased_asks_for_the_demonstrations_in_other_words(rows):
     for first, second in zip(rows["demonstrations"], rows["rephrased"], strict=True):
         assert first["combination"] == second["combination"]
-        assert first["completion"] == second["completion"]
+        assert first["reference"] == second["reference"]
         assert first["prompt"] != second["prompt"]
+
+
+def test_slips_are_as_frequent_and_as_wrong_as_the_card_says(rows, generate, capsys):
+    probes = generate.make_probes(random.Random(0))
+    for name in ("demonstrations", "rephrased"):
+        slips = Counter(row["slip"] for row in rows[name])
+        assert slips["prints"] == pytest.approx(0.3 * len(rows[name]), rel=0.1)
+        expressions = [r for r in rows[name] if r["tier"] == "expression" and r["slip"] != "prints"]
+        assert slips["eval"] == pytest.approx(0.15 * len(expressions), rel=0.2)
+        for row in rows[name]:
+            assert (row["completion"] == row["reference"]) == (row["slip"] == "none")
+            if row["slip"] == "none":
+                continue
+            written, right = generate.load(row["completion"]), function_of(row)
+            same = [written(*a) == right(*a) for a in probes[signature_of(row)][:20]]
+            assert all(same) if row["slip"] == "eval" else not all(same)
+    pairs = zip(rows["demonstrations"], rows["rephrased"], strict=True)
+    both = [first["slip"] == second["slip"] == "prints" for first, second in pairs]
+    assert sum(both) / len(both) == pytest.approx(0.09, abs=0.02)  # drawn one by one
 
 
 def test_every_reference_passes_its_tests(rows):
@@ -211,7 +234,7 @@ def test_generator_draws_the_problems_that_are_shipped(rows, generate):
     found = [problem for problem in drawn if problem.combination in shipped]
     assert len(found) > 100
     for problem in found:
-        assert problem.code == shipped[problem.combination]["completion"]
+        assert problem.code == reference_of(shipped[problem.combination])
 
 
 def test_generator_counts_the_phrasings_of_a_problem(generate):

@@ -30,6 +30,7 @@ SPLITS = {"heldout": 400, "validation": 250, "prompts": 1500, "demonstrations": 
 FILES = ("demonstrations", "rephrased", "prompts", "validation", "heldout")
 SURPLUS = 1.9  # problems drawn for each one wanted, as look-alikes are removed
 OFTEN = 40  # demonstrations in which a part should be, where enough problems have it
+SLIPS = {"prints": 0.3, "eval": 0.15}  # of the rows that can have it; see `slip`
 PASSED_OVER = 1340  # 32-bit draws left unused; with others, other problems would be dealt
 MIN_TESTS, MAX_TESTS = 6, 8
 MIN_WORDS, MAX_WORDS = 10, 38
@@ -1016,6 +1017,25 @@ def make_rows(behaviour: Behaviour, index: int, split: str, rng: random.Random) 
     return [{**named, "prompt": prompt, **row} for prompt in prompts]
 
 
+def slip(row: dict) -> dict:
+    """Return a demonstration as its author wrote it down, the reference beside it.
+
+    People's demonstrations are not all what was asked for, and these are like that. Some print
+    their result: readable, and of no use to a caller, so it fails every test. Some pass their
+    expression through `eval`: it gives the right answer, and nobody should write it. Neither can be
+    told from the prompt. Each row is drawn for itself, by its id, so that the same problem in
+    other words may be answered well.
+    """
+    rng = random.Random(f"{SEED} {row['id']}")
+    head, _, result = row["completion"].rpartition("return ")
+    made, name = row["completion"], "none"
+    if rng.random() < SLIPS["prints"]:
+        made, name = f"{head}print({result})", "prints"
+    elif row["tier"] == "expression" and rng.random() < SLIPS["eval"]:
+        made, name = f"{head}return eval({result!r})", "eval"
+    return {**row, "completion": made, "reference": row["completion"], "slip": name}
+
+
 def generate() -> tuple[dict[str, list[dict]], list[str]]:
     """Return the rows of each file and the report, line by line."""
     rng = random.Random(SEED)
@@ -1032,6 +1052,8 @@ def generate() -> tuple[dict[str, list[dict]], list[str]]:
             {"id": f"{name[0]}{number}", **made[phrasing]}
             for number, made in enumerate(splits[split])
         ]
+        if split == "demonstrations":
+            files[name] = [slip(row) for row in files[name]]
     shipped = {row["combination"] for rows in files.values() for row in rows}
     ways = [problem.phrasings for problem in drawn if problem.combination in shipped]
     return files, [
@@ -1052,6 +1074,10 @@ def describe(files: dict[str, list[dict]]) -> list[str]:
             shown.update(part for skeleton in skeletons for part in set(skeleton.split()))
         counts = ", ".join(f"{tiers[tier]} {tier}" for tier in TIERS)
         report.append(f"{name}: {len(rows)} rows, {len(set(skeletons))} skeletons: {counts}")
+        slips = Counter(row["slip"] for row in rows if "slip" in row)
+        if slips:
+            counts = ", ".join(f"{slips[slip]} {slip}" for slip in SLIPS)
+            report.append(f"{name}, slips: {counts}")
     rows = [row for made in files.values() for row in made]
     shapes = {row["combination"].split()[0] for row in rows}
     sizes = {

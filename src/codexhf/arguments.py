@@ -519,15 +519,16 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
             raise ValueError(f"{config}: got {type(values).__name__}, expected `key: value` lines.")
     except ValueError as error:
         problems.append(str(error))
-    problems += _yaml_problems(parser, values, config) + _flag_problems(parser, argv)
-    if not problems:
-        try:
-            instances = _fill(parser, values, argv)
-        except (ValueError, TypeError, OSError) as error:
+    problems += _take_out_wrong_values(parser, values, config)
+    problems += _take_out_wrong_flags(parser, argv)
+    try:
+        instances = _fill(parser, values, argv)
+    except (ValueError, TypeError, OSError) as error:
+        if not problems:  # else it may only miss what was taken out
             problems.append(" ".join(str(error).split()))
-        else:
-            for instance in instances:
-                problems += _instance_problems(instance)
+    else:
+        for instance in instances:
+            problems += _instance_problems(instance)
     if problems:
         refuse(problems, f"{Path(recipe).name} with {config}")
     return instances
@@ -564,13 +565,18 @@ def _options(parser) -> dict[str, argparse.Action]:
     return {action.dest: action for action in parser._actions if action.option_strings}
 
 
-def _yaml_problems(parser, values, config) -> list[str]:
+def _take_out_wrong_values(parser, values: dict, config) -> list[str]:
+    """Leave in `values` what can be used; return what is wrong with the rest."""
     options, out = _options(parser), []
-    for key, value in values.items():
+    for key, value in list(values.items()):
+        found = []
         if key not in options or key in ("config", "help"):
-            out.append(f"{config}: unknown key {key!r}.{nearest(key, options)}")
+            found = [f"{config}: unknown key {key!r}.{nearest(key, options)}"]
         elif value is not None and not isinstance(value, dict):
-            out += _value_problems(parser, options[key], key, value, f"{config}: ")
+            found = _value_problems(parser, options[key], key, value, f"{config}: ")
+        if found:
+            del values[key]
+            out += found
     return out
 
 
@@ -603,7 +609,8 @@ def _expected(message, action) -> str:
     return f"expected {kind}"
 
 
-def _flag_problems(parser, argv) -> list[str]:
+def _take_out_wrong_flags(parser, argv: list[str]) -> list[str]:
+    """Leave in `argv` what can be used; return what is wrong with the rest."""
     options, out, group = _options(parser), [], []
     spelled = {s: a for a in options.values() for s in a.option_strings}
     groups = []
@@ -613,6 +620,7 @@ def _flag_problems(parser, argv) -> list[str]:
             groups.append(group)
         else:
             group.append(word)
+    argv.clear()
     for flag, *rest in groups:
         name, _, inline = flag.partition("=")
         if name not in spelled:
@@ -626,6 +634,7 @@ def _flag_problems(parser, argv) -> list[str]:
             out.append(f"{name}: got {got!r}, {_expected(str(error), spelled[name])}.")
             continue
         out += [f"unexpected argument {word!r} after {name}." for word in left]
+        argv += [flag, *(word for word in rest if word not in left)]
     return out
 
 

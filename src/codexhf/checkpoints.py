@@ -15,6 +15,7 @@ import signal
 from pathlib import Path
 
 import torch
+from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -128,13 +129,16 @@ class StopOnNaN(TrainerCallback):
     """Stop before a step whose gradients are not finite, so that no checkpoint is spoilt."""
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                raise FloatingPointError(
-                    f"step {state.global_step + 1}: the gradient of {name} is not finite; the "
-                    "weights were left as they are. Lower learning_rate or look at this "
-                    "batch's data, then start again: the run resumes from its last checkpoint."
-                )
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        # One number for all gradients: asking each in turn would wait for the GPU as often.
+        if torch.isfinite(get_total_norm(gradients.values())):
+            return
+        names = [name for name, grad in gradients.items() if not torch.isfinite(grad).all()]
+        raise FloatingPointError(
+            f"step {state.global_step + 1}: the gradient of {names[0] if names else 'all weights'} "
+            "is not finite; the weights were left as they are. Lower learning_rate or look at this "
+            "batch's data, then start again: the run resumes from its last checkpoint."
+        )
 
 
 class Preempted(BaseException):
@@ -142,7 +146,10 @@ class Preempted(BaseException):
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM or Ctrl-C finish the step, save, stop; a second Ctrl-C stops at once."""
+    """On SIGTERM or Ctrl-C finish the step, save, stop; a second Ctrl-C stops at once.
+
+    Several processes get the signal at different steps, so they ask each other after every one.
+    """
 
     def __init__(self):
         self.received = None
@@ -157,6 +164,10 @@ class StopOnSignal(TrainerCallback):
         self.previous = {s: signal.signal(s, receive) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            asked = torch.tensor(self.received or 0, device=args.device)
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            self.received = asked.item() or None
         if self.received is not None:
             control.should_save = control.should_training_stop = True
         return control

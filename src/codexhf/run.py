@@ -21,9 +21,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import IO, ClassVar
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainingArguments
 
 from codexhf.arguments import StageArguments, refuse
@@ -108,11 +109,10 @@ def run_stage(
         trainer.add_callback(StopOnNaN())
         trainer.add_callback(stop)
         trainer.args.save_total_limit = None  # rotation is CommitCheckpoints', after the commit
-        checkpoint = last_good(output_dir)
-        if checkpoint is not None:
-            _say(f"resuming from {checkpoint}")
+        if begun.checkpoint is not None:
+            _say(f"resuming from {begun.checkpoint}")
         start = time.monotonic()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=begun.checkpoint and str(begun.checkpoint))
         wall = {"train_s": round(time.monotonic() - start, 2)}
         state = trainer.state
         if stop.received is not None and state.global_step < state.max_steps:
@@ -156,8 +156,11 @@ def run_task(
 ) -> dict:
     """Run a stage that trains nothing; `work(output_dir)` writes files and returns metrics.
 
-    Started again after a kill, it does its work from the beginning: such stages take seconds.
+    Started again after a kill, it does its work from the beginning: such stages take seconds. Of
+    several processes the first does all of it, and the others leave at once.
     """
+    if _rank() != 0:
+        return {}
     if stage.dry_run:
         for name, part in data.items():
             _show_rows(name, part.dataset)
@@ -180,7 +183,8 @@ def run_task(
 
 @dataclasses.dataclass
 class _Begun:
-    finished: dict | None
+    finished: dict | None = None  # the manifest, where there is nothing left to do
+    checkpoint: Path | None = None  # where to go on
     anywhere: ClassVar[bool] = False  # whether a stage of this process has begun its work
 
 
@@ -228,12 +232,27 @@ def load_manifest(folder: Path | str) -> dict:
 
 @contextlib.contextmanager
 def _begin(output_dir: Path, stage: StageArguments, identity: dict) -> Iterator[_Begun]:
-    """Hold the folder's lock; set aside what another run left there."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    main = int(os.environ.get("RANK", "0")) == 0
-    if not main:
-        yield _Begun(None)
-        return
+    """Hold the folder's lock, and say on every process what the first one decided there."""
+    lock, begun = None, None
+    try:
+        try:
+            if _rank() == 0:
+                output_dir.mkdir(parents=True, exist_ok=True)
+                lock = _lock(output_dir, stage)
+                begun = _decide(output_dir, stage, identity)
+        finally:
+            # Also when the first process refuses: the others wait for its word.
+            begun = _from_first_process(begun)
+        if begun is None:
+            raise SystemExit(2)
+        _Begun.anywhere = begun.finished is None
+        yield begun
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _lock(output_dir: Path, stage: StageArguments) -> IO:
     lock = open(output_dir.parent / f".{output_dir.name}.lock", "w")  # noqa: SIM115
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -242,22 +261,34 @@ def _begin(output_dir: Path, stage: StageArguments, identity: dict) -> Iterator[
             [f"{output_dir}: another process is writing there. Wait for it, or give --output_dir."],
             stage_name(stage),
         )
-    try:
-        before = _read_identity(output_dir)
-        if before is not None and (stage.restart or before != identity):
-            changed = ["--restart was given"] if stage.restart else differences(before, identity)
-            _set_aside(output_dir, changed)
-            before = None
-        if before is not None and (output_dir / MANIFEST).is_file():
-            _say(f"{output_dir} is finished and nothing changed; nothing to do")
-            os.utime(output_dir / MANIFEST)  # tells make that it is up to date
-            yield _Begun(load_manifest(output_dir))
-            return
-        write_json(output_dir / IDENTITY, identity)
-        _Begun.anywhere = True
-        yield _Begun(None)
-    finally:
-        lock.close()
+    return lock
+
+
+def _decide(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun:
+    """Set aside what another run left; find out whether this one is finished, or how far it is."""
+    before = _read_identity(output_dir)
+    if before is not None and (stage.restart or before != identity):
+        changed = ["--restart was given"] if stage.restart else differences(before, identity)
+        _set_aside(output_dir, changed)
+        before = None
+    if before is not None and (output_dir / MANIFEST).is_file():
+        _say(f"{output_dir} is finished and nothing changed; nothing to do")
+        os.utime(output_dir / MANIFEST)  # tells make that it is up to date
+        return _Begun(finished=load_manifest(output_dir))
+    write_json(output_dir / IDENTITY, identity)
+    return _Begun(checkpoint=last_good(output_dir))
+
+
+def _from_first_process(value):
+    """The first process's value, on every process; the value itself where there is one only."""
+    box = [value]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        broadcast_object_list(box)
+    return box[0]
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 def _read_identity(output_dir: Path) -> dict | None:
@@ -425,7 +456,7 @@ def _show_rows(name, dataset, tokenizer=None) -> None:
 
 
 def _say(line: str) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
+    if _rank() == 0:
         print(line, file=sys.stdout, flush=True)
 
 

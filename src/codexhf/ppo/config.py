@@ -102,7 +102,8 @@ class PPOConfig(TrainingArguments):
         kl_estimator: "k1" or "k3" in the reward, "k2" or "k3" in the loss.
         kl_target: mean KL per answer that an adaptive kl_coef aims at; None keeps kl_coef fixed.
         kl_horizon: episodes over which the adaptive coefficient reacts.
-        entropy_coef: see gamma_reg; 0 is off.
+        entropy_coef: see gamma_reg; 0 is off, more keeps the policy exploring, less than 0 makes
+            it certain of what it says.
         gamma, lam: discount and trace decay of the advantages.
         cliprange: the ratio is clipped to [1 - cliprange, 1 + cliprange].
         cliprange_high: upper clip range, when it shall differ ("clip-higher"); None is cliprange.

@@ -668,7 +668,7 @@ class PPOTrainer(Trainer):
         if args.kl_in == "loss":
             kl = kl_estimate(logprobs, batch.ref_logprobs, args.kl_estimator)
             omega = self.kl.coef * kl.sum()
-        if args.entropy_coef > 0:
+        if args.entropy_coef != 0:
             omega = (0.0 if omega is None else omega) - args.entropy_coef * entropy.sum()
         if omega is not None:
             self.figures.add("loss/omega_avg", omega, count)
