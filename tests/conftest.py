@@ -1,7 +1,9 @@
 """Small things that many tests need: a tokenizer, models and cards, made in seconds, offline."""
 
+import hashlib
 import json
 import os
+from pathlib import Path
 
 os.environ.update(
     HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1"
@@ -17,6 +19,13 @@ torch.set_num_threads(1)
 
 CORPUS = ["def add(a, b):\n    return a + b\n", "Write a function that adds two numbers.", "x = 12"]
 ADD = "def f(a, b):\n    return a + b"
+
+
+def weights_hash(folder: Path) -> str:
+    """One sha256 over a folder's weights: two runs are the same when this is."""
+    files = sorted(folder.glob("*.safetensors"))
+    assert files, folder
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def tiny_config(tokenizer, **fields):

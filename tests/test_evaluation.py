@@ -40,6 +40,13 @@ def test_interval_holds_the_mean_and_shrinks_with_problems():
     assert (high - low) == pytest.approx(wide / 4, rel=0.2)
 
 
+def test_no_pass_among_few_problems_is_no_certainty():
+    low, high = evaluation.pass_interval([0.0] * 20)
+    assert low == 0 and (1 - high) ** 20 == pytest.approx(0.025)  # still as likely as that
+    assert evaluation.pass_interval([1.0] * 20) == pytest.approx((1 - high, 1))
+    assert evaluation.pass_interval([0.0, 1.0]) == evaluation.interval([0.0, 1.0])
+
+
 def test_metric_runs_the_code_in_the_sandbox(problems):
     references = [
         {"tests": json.dumps(p["tests"]), "entry_point": p["entry_point"]} for p in problems[:2]

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from codexhf.run import combined_hash, load_manifest
+from codexhf.run import load_manifest
+from conftest import weights_hash
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("tokenizer", "m0", "m1", "prefs", "rm", "m2", "evaluation")
@@ -109,7 +110,7 @@ def test_models_load_as_plain_checkpoints(killed_twice):
         assert tokenizer.chat_template and len(tokenizer) == model.config.vocab_size
     rm = AutoModelForSequenceClassification.from_pretrained(killed_twice / "rm")
     assert rm.config.score_std > 0
-    assert len({combined_hash(killed_twice / n) for n in ("m0", "m1", "m2")}) == 3
+    assert len({weights_hash(killed_twice / n) for n in ("m0", "m1", "m2")}) == 3
 
 
 def test_training_learns_something_even_in_seconds(killed_twice):

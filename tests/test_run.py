@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArg
 from codexhf import checkpoints, run
 from codexhf.arguments import PretrainArguments
 from codexhf.data import pack, packed_collator
-from conftest import tiny_config
+from conftest import tiny_config, weights_hash
 
 ROOT = Path(__file__).parent.parent
 
@@ -83,11 +83,11 @@ def test_run_stage_writes_the_manifest_last_and_nothing_else_is_left(tokenizer, 
 
 def test_a_finished_stage_is_not_run_again(tokenizer, tmp_path, capsys):
     train(tokenizer, tmp_path / "m")
-    before = run.combined_hash(tmp_path / "m")
+    before = weights_hash(tmp_path / "m")
     capsys.readouterr()
     manifest = train(tokenizer, tmp_path / "m", StopAt(1))
     assert "nothing changed; nothing to do" in capsys.readouterr().out
-    assert manifest["steps"] == 8 and run.combined_hash(tmp_path / "m") == before
+    assert manifest["steps"] == 8 and weights_hash(tmp_path / "m") == before
 
 
 @pytest.mark.parametrize("step", [3, 6])
@@ -98,7 +98,7 @@ def test_a_crashed_stage_resumes_to_the_same_weights(tokenizer, tmp_path, capsys
     assert not (tmp_path / "cut/manifest.json").exists()
     train(tokenizer, tmp_path / "cut")
     assert f"resuming from {tmp_path}/cut/checkpoint-" in capsys.readouterr().out
-    assert run.combined_hash(tmp_path / "cut") == run.combined_hash(tmp_path / "whole")
+    assert weights_hash(tmp_path / "cut") == weights_hash(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "no manifest"])
@@ -121,31 +121,31 @@ def test_a_broken_checkpoint_is_set_aside_and_an_older_one_used(
     out = capsys.readouterr().out
     assert "checkpoint-6 is set aside" in out and "resuming from" in out and "checkpoint-4" in out
     assert list((tmp_path / "cut").glob("_broken-6-*"))
-    assert run.combined_hash(tmp_path / "cut") == run.combined_hash(tmp_path / "whole")
+    assert weights_hash(tmp_path / "cut") == weights_hash(tmp_path / "whole")
 
 
 def test_another_config_sets_the_old_run_aside_and_names_the_change(tokenizer, tmp_path, capsys):
     train(tokenizer, tmp_path / "m")
-    old = run.combined_hash(tmp_path / "m")
+    old = weights_hash(tmp_path / "m")
     capsys.readouterr()
     train(tokenizer, tmp_path / "m", lr=2e-2)
     assert "config.learning_rate: 0.01 -> 0.02" in capsys.readouterr().out
-    assert run.combined_hash(tmp_path / "_m.previous") == old
-    assert run.combined_hash(tmp_path / "m") != old
+    assert weights_hash(tmp_path / "_m.previous") == old
+    assert weights_hash(tmp_path / "m") != old
 
 
 def test_restart_begins_again(tokenizer, tmp_path, capsys):
     train(tokenizer, tmp_path / "m")
-    first = run.combined_hash(tmp_path / "m")
+    first = weights_hash(tmp_path / "m")
     train(tokenizer, tmp_path / "m", restart=True)
     assert "--restart was given" in capsys.readouterr().out
-    assert run.combined_hash(tmp_path / "m") == first  # same seed, same weights
+    assert weights_hash(tmp_path / "m") == first  # same seed, same weights
 
 
 def test_another_seed_gives_other_weights(tokenizer, tmp_path):
     train(tokenizer, tmp_path / "a", seed=1)
     train(tokenizer, tmp_path / "b", seed=2)
-    assert run.combined_hash(tmp_path / "a") != run.combined_hash(tmp_path / "b")
+    assert weights_hash(tmp_path / "a") != weights_hash(tmp_path / "b")
 
 
 def test_two_runs_cannot_share_a_folder(tokenizer, tmp_path, capsys):
@@ -258,7 +258,7 @@ def test_kill_9_and_sigterm_resume_to_the_same_weights(pretrain, tmp_path):
         out = again.communicate()[0]
         assert again.returncode == 0 and "resuming from" in out, out
     assert whole.communicate() and whole.returncode == 0
-    hashes = {run.combined_hash(tmp_path / n) for n in ("whole", "killed", "stopped")}
+    hashes = {weights_hash(tmp_path / n) for n in ("whole", "killed", "stopped")}
     assert len(hashes) == 1
 
 
@@ -273,9 +273,10 @@ def test_two_processes_stop_together_resume_and_know_what_is_finished(pretrain, 
     assert not (tmp_path / "stopped" / "manifest.json").exists()
     resumed = pretrain("stopped", **two).communicate(timeout=200)[0]
     assert resumed.count("resuming from") == 1, resumed
-    assert run.combined_hash(tmp_path / "stopped") == run.combined_hash(tmp_path / "whole")
+    assert weights_hash(tmp_path / "stopped") == weights_hash(tmp_path / "whole")
     again = pretrain("stopped", **two)  # both processes must hear that there is nothing to do
-    assert "nothing to do" in again.communicate(timeout=100)[0] and again.returncode == 0
+    out = again.communicate(timeout=100)[0]
+    assert "nothing to do" in out and again.returncode == 0, out
 
 
 def test_wrong_input_is_one_message_and_exit_code_2(pretrain, tmp_path):

@@ -30,7 +30,8 @@ SPLITS = {"heldout": 400, "validation": 250, "prompts": 1500, "demonstrations": 
 FILES = ("demonstrations", "rephrased", "prompts", "validation", "heldout")
 SURPLUS = 1.9  # problems drawn for each one wanted, as look-alikes are removed
 OFTEN = 40  # demonstrations in which a part should be, where enough problems have it
-SLIPS = {"prints": 0.3, "eval": 0.15}  # of the rows that can have it; see `slip`
+SLIPS = {"prints": 0.75, "eval": 0.15}  # of the rows that can have it; see `slip`
+CARELESS = ("Implement f", "In f")  # how a prompt begins whose author may print
 PASSED_OVER = 1340  # 32-bit draws left unused; with others, other problems would be dealt
 MIN_TESTS, MAX_TESTS = 6, 8
 MIN_WORDS, MAX_WORDS = 10, 38
@@ -1020,16 +1021,16 @@ def make_rows(behaviour: Behaviour, index: int, split: str, rng: random.Random) 
 def slip(row: dict) -> dict:
     """Return a demonstration as its author wrote it down, the reference beside it.
 
-    People's demonstrations are not all what was asked for, and these are like that. Some print
-    their result: readable, and of no use to a caller, so it fails every test. Some pass their
-    expression through `eval`: it gives the right answer, and nobody should write it. Neither can be
-    told from the prompt. Each row is drawn for itself, by its id, so that the same problem in
+    People's demonstrations are not all what was asked for, and these are like that. Some authors
+    print the result, mostly: readable, of no use to a caller, and it fails every test. They are
+    known by how they ask. And some pass their expression through `eval`: it gives the right answer,
+    and nobody should write it. Each row is drawn for itself, by its id, so that the same problem in
     other words may be answered well.
     """
     rng = random.Random(f"{SEED} {row['id']}")
     head, _, result = row["completion"].rpartition("return ")
     made, name = row["completion"], "none"
-    if rng.random() < SLIPS["prints"]:
+    if row["prompt"].startswith(CARELESS) and rng.random() < SLIPS["prints"]:
         made, name = f"{head}print({result})", "prints"
     elif row["tier"] == "expression" and rng.random() < SLIPS["eval"]:
         made, name = f"{head}return eval({result!r})", "eval"

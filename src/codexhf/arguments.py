@@ -490,7 +490,8 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
 
     Order of precedence: command line, `--config` (default: the YAML beside the recipe), defaults.
     Abbreviated flags are refused, since `--learning_rat 3` would otherwise set learning_rate.
-    bf16 is switched on where the device has it, unless the user says otherwise.
+    bf16 is switched on where the device has it, use_cpu where there is no other device, unless the
+    user says otherwise.
 
     Args:
         types: dataclasses; ours first, the library's config second where there is one.
@@ -643,6 +644,9 @@ def _fill(parser, values, argv):
     options = _options(parser)
     if "bf16" in options and not {"bf16", "fp16"} & (said | set(values)):
         parser.set_defaults(bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+    if "use_cpu" in options and "use_cpu" not in said | set(values):
+        # Unsaid, accelerate takes two processes on a CPU for two lone ones, each writing the folder.
+        parser.set_defaults(use_cpu=not torch.accelerator.is_available())
     for key, value in values.items():
         action = options[key]
         if isinstance(value, list) and action.type is not None:

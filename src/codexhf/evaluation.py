@@ -54,6 +54,18 @@ def interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> t
     return float(low), float(high)
 
 
+def pass_interval(values: Sequence[float]) -> tuple[float, float]:
+    """`interval`, with the exact binomial bound where no problem or every problem passed.
+
+    The bootstrap would give a width of zero there (Clopper and Pearson 1934).
+    """
+    if set(values) == {0.0}:
+        return 0.0, 1 - 0.025 ** (1 / len(values))
+    if set(values) == {1.0}:
+        return 0.025 ** (1 / len(values)), 1.0
+    return interval(values)
+
+
 class PassAtK(evaluate.Metric):
     """pass@k over problems, with the code run in the sandbox.
 
@@ -132,7 +144,7 @@ def summarise(verdicts: Sequence[Sequence[str]], k: Sequence[int]) -> dict:
     out: dict = {}
     for size in k:
         values = [pass_at_k(len(group), sum(group), size) for group in passed]
-        low, high = interval(values)
+        low, high = pass_interval(values)
         out |= {
             f"pass@{size}": float(np.mean(values)),
             f"pass@{size}_low": low,
@@ -370,9 +382,12 @@ def evaluate_model(
     flat_ids = [a for group in ids for a in group]
     heat = settings.temperature
     own, lengths = answer_logprobs(model, tokenizer, owners, flat_ids, temperature=heat)
-    base, _ = answer_logprobs(reference, tokenizer, owners, flat_ids, temperature=heat)
-    metrics["kl"] = float(np.mean(own - base))
-    metrics["kl_low"], metrics["kl_high"] = interval(own - base)
+    base = own
+    if reference is not model:
+        base, _ = answer_logprobs(reference, tokenizer, owners, flat_ids, temperature=heat)
+    kl = (own - base).reshape(len(answers), -1).mean(axis=1)  # of each problem
+    metrics["kl"] = float(kl.mean())
+    metrics["kl_low"], metrics["kl_high"] = interval(kl)
     metrics["answer_tokens"] = float(lengths.mean())
     metrics["violation_rate"] = violation_rate(
         flat, load_rules(settings.safety_rules) if settings.safety_rules else None
@@ -430,7 +445,8 @@ def evaluate_models(
     raw: dict = {}
     for path in stage.models:
         name = Path(path).name
-        model = to_device(load_policy(path, tokenizer))
+        same = path == stage.reference
+        model = reference if same else to_device(load_policy(path, tokenizer))
         found, raw[name] = evaluate_model(
             model,
             tokenizer,

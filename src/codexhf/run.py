@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import IO, ClassVar
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainingArguments
 
@@ -68,6 +68,9 @@ def launch(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         _say("interrupted; start the same command again, it resumes from the last checkpoint")
         raise SystemExit(130) from None
+    finally:
+        if torch.distributed.is_initialized():  # else its threads abort the process at its end
+            torch.distributed.destroy_process_group()
 
 
 def run_stage(
@@ -281,10 +284,13 @@ def _decide(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun:
 
 def _from_first_process(value):
     """The first process's value, on every process; the value itself where there is one only."""
-    box = [value]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        broadcast_object_list(box)
-    return box[0]
+    box, started = [value], int(os.environ.get("WORLD_SIZE", "1"))
+    if PartialState().num_processes != started:
+        raise ValueError(
+            f"{started} processes were started, but each takes itself for the only one and would "
+            "write the same folder. On a CPU give --use_cpu true and use torchrun."
+        )
+    return broadcast_object_list(box)[0]
 
 
 def _rank() -> int:
@@ -458,11 +464,3 @@ def _show_rows(name, dataset, tokenizer=None) -> None:
 def _say(line: str) -> None:
     if _rank() == 0:
         print(line, file=sys.stdout, flush=True)
-
-
-def combined_hash(folder: Path) -> str:
-    """One sha256 over a folder's weights: two runs are the same when this is."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file_facts(file)["sha256"].encode())
-    return digest.hexdigest()
