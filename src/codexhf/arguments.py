@@ -645,7 +645,7 @@ def _fill(parser, values, argv):
     if "bf16" in options and not {"bf16", "fp16"} & (said | set(values)):
         parser.set_defaults(bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported())
     if "use_cpu" in options and "use_cpu" not in said | set(values):
-        # Unsaid, accelerate takes two processes on a CPU for two lone ones, each writing the folder.
+        # Unsaid, accelerate takes two processes on a CPU for two lone ones, in the same folder.
         parser.set_defaults(use_cpu=not torch.accelerator.is_available())
     for key, value in values.items():
         action = options[key]

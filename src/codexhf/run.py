@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, ClassVar
 
 import torch
-from accelerate import PartialState
+from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainingArguments
 
