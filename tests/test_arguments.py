@@ -70,6 +70,16 @@ def test_smoke_yaml_sets_what_the_default_sets(name):
     assert default <= smoke
 
 
+@pytest.mark.parametrize("folder", ["recipes", "recipes/smoke"])
+def test_evaluation_weighs_u_as_ppo_trains(folder):
+    ppo, evaluation = (
+        arguments.load_yaml(ROOT / folder / f"{name}.yaml") for name in ("ppo", "evaluation")
+    )
+    assert evaluation["alpha_sft"] == ppo["alpha_sft"]
+    assert evaluation["beta_rlhf"] == ppo["beta_rlhf"]
+    assert evaluation["gamma_reg"] == pytest.approx(ppo["gamma_reg"] * ppo["kl_coef"])
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_recipe_names_no_library(name):
     # accelerate launch puts recipes/ first on sys.path, so a recipe must not shadow a module

@@ -262,8 +262,20 @@ def test_kill_9_and_sigterm_resume_to_the_same_weights(pretrain, tmp_path):
     assert len(hashes) == 1
 
 
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+def test_of_two_processes_one_does_what_is_not_training(tmp_path):
+    config = ROOT / "recipes/smoke/tokenizer.yaml"
+    argv = [sys.executable, *TWO, str(ROOT / "recipes/tokenizer.py"), "--config", str(config)]
+    argv += ["--output_dir", str(tmp_path / "tokenizer")]
+    for said in ("is finished", "nothing to do"):
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0 and done.stdout.count(said) == 1, done.stdout + done.stderr
+
+
 def test_two_processes_stop_together_resume_and_know_what_is_finished(pretrain, tmp_path):
-    two = {"launcher": ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")}
+    two = {"launcher": TWO}
     whole = pretrain("whole", **two)
     assert "is finished" in whole.communicate(timeout=200)[0]
     stopped = pretrain("stopped", **two)

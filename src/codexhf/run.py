@@ -104,7 +104,7 @@ def run_stage(
             output_dir.rmdir()  # Trainer makes it when constructed; rmdir takes an empty one only
         return {}
     identity = _identity(stage, training, data, parents)
-    with _begin(output_dir, stage, identity) as begun:
+    with _begin(output_dir, stage, identity, agree=_from_first_process) as begun:
         if begun.finished is not None:
             return begun.finished
         stop = StopOnSignal()
@@ -234,8 +234,13 @@ def load_manifest(folder: Path | str) -> dict:
 
 
 @contextlib.contextmanager
-def _begin(output_dir: Path, stage: StageArguments, identity: dict) -> Iterator[_Begun]:
-    """Hold the folder's lock, and say on every process what the first one decided there."""
+def _begin(
+    output_dir: Path,
+    stage: StageArguments,
+    identity: dict,
+    agree: Callable[[_Begun | None], _Begun | None] = lambda begun: begun,
+) -> Iterator[_Begun]:
+    """Hold the folder's lock; `agree` tells other processes what the first one decided."""
     lock, begun = None, None
     try:
         try:
@@ -245,7 +250,7 @@ def _begin(output_dir: Path, stage: StageArguments, identity: dict) -> Iterator[
                 begun = _decide(output_dir, stage, identity)
         finally:
             # Also when the first process refuses: the others wait for its word.
-            begun = _from_first_process(begun)
+            begun = agree(begun)
         if begun is None:
             raise SystemExit(2)
         _Begun.anywhere = begun.finished is None
