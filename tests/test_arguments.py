@@ -129,6 +129,19 @@ def test_parse_refuses_ranges_and_paths_together(capsys, lineage):
     assert "Did you mean 'data_cards/python_tasks_demonstrations.md'?" in text
 
 
+def test_parse_names_what_the_library_refuses_beside_a_misspelt_flag(capsys, lineage):
+    argv = ["--entropy_coeff=-1", "--num_mini_batches", "0"]
+    text = refusal(capsys, STAGES["ppo"], ROOT / "recipes/ppo.py", argv)
+    assert "Did you mean '--entropy_coef'?" in text
+    assert "num_mini_batches: got 0, expected at least 1" in text
+
+
+def test_evaluation_refuses_a_negative_number_of_documents(capsys, lineage):
+    argv = ["--max_documents", "-3", "--samples_in_report", "-1"]
+    text = refusal(capsys, STAGES["evaluation"], ROOT / "recipes/evaluation.py", argv)
+    assert "max_documents: got -3" in text and "samples_in_report: got -1" in text
+
+
 def test_parse_refuses_duplicate_yaml_keys(capsys, tmp_path):
     config = tmp_path / "twice.yaml"
     config.write_text("seed: 1\nseed: 2\n")

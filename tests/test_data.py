@@ -118,6 +118,13 @@ def test_read_card_maps_columns(write_card):
     assert rows_of(card).dataset[0] == {"prompt": "q", "completion": "a"}
 
 
+def test_a_mapped_column_replaces_the_source_s_own(write_card):
+    rows = [{"prompt": "q", "completion": "slip", "reference": "right"}]
+    columns = {"prompt": "prompt", "completion": "reference"}
+    card = write_card(rows, "prompt-completion", codexhf={"columns": columns})
+    assert rows_of(card).dataset[0] == {"prompt": "q", "completion": "right"}
+
+
 def test_heldout_documents_are_the_rest_of_training_ones(write_card):
     rows = [{"text": f"document {i}"} for i in range(200)]
     card = write_card(rows, "language-modeling", codexhf={"heldout": 0.2})

@@ -463,6 +463,7 @@ def run_of(tmp_path, **config) -> dict:
         {"kl_estimator": "k3"},
         {"kl_target": 0.5, "kl_horizon": 30},
         {"entropy_coef": 0.1},
+        {"entropy_coef": -0.1},
         {"whiten_rewards": True},
         {"missing_eos_penalty": 2.0},
         {"overlong_buffer": 4, "overlong_penalty": 2.0},

@@ -319,6 +319,8 @@ class EvaluationArguments(CodeRunningArguments):
             *check_range("temperature", self.temperature, 1e-3, 10),
             *check_range("max_new_tokens", self.max_new_tokens, 1, None),
             *check_range("max_length", self.max_length, 8, None),
+            *check_range("max_documents", self.max_documents, 1, None),
+            *check_range("samples_in_report", self.samples_in_report, 0, None),
             *check_range("batch_size", self.batch_size, 1, None),
             *(
                 check_model("reward_model", self.reward_model)
@@ -525,7 +527,7 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
     try:
         instances = _fill(parser, values, argv)
     except (ValueError, TypeError, OSError) as error:
-        if not problems:  # else it may only miss what was taken out
+        if not problems or "are required" not in str(error):  # that may be what was taken out
             problems.append(" ".join(str(error).split()))
     else:
         for instance in instances:

@@ -71,9 +71,10 @@ def read_card(card: Card, split: str = "train") -> Data:
         CardError: the source is missing, broken, empty, or lacks a column; names file and line.
     """
     dataset = _load(card)
-    dataset = dataset.rename_columns(
-        {theirs: ours for ours, theirs in _source_columns(card, dataset).items() if ours != theirs}
-    )
+    names = {t: ours for ours, t in _source_columns(card, dataset).items() if ours != t}
+    # A mapped column takes the place of a source's own one of that name.
+    replaced = [n for n in names.values() if n in dataset.column_names and n not in names]
+    dataset = dataset.remove_columns(replaced).rename_columns(names)
     if card.type == "preference" and "chosen" not in dataset.column_names:
         dataset, dropped = _native_pairs(card, dataset)
     else:

@@ -44,8 +44,8 @@ def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments,
     """Sample, label by unit tests, pair, split by problem, write pairs and contested prompts.
 
     Writes train.jsonl and test.jsonl (pairs), and prompts.jsonl: the prompts that the model at the
-    first temperature sometimes solves and sometimes not. Only from those does PPO learn anything;
-    an answer that is always right or always wrong has no advantage over the others.
+    first temperature sometimes solves and sometimes not, filled up to `stage.min_prompts`. From the
+    first PPO learns most: where answers are all right or all wrong, none has an advantage.
 
     Args:
         problems: rows of id, prompt, tests, entry_point, and completion when
@@ -96,13 +96,12 @@ def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments,
         with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     contested, kept = write_contested(problems, distinct, results, first, stage.min_prompts, folder)
-    card = CARD.format(
+    write_card(
+        folder / "test.md",
         type="preference",
-        file="test.jsonl",
         title="Held-out preference pairs, of problems that no pair in train.jsonl is from",
         problems="As good as the labeler named in each row.",
     )
-    (folder / "test.md").write_text(card, encoding="utf-8")
     flat = [result for group in results for result in group]
     return {
         "prompts": len(problems),
@@ -136,14 +135,19 @@ def write_contested(
     rows = list(kinds["contested"])
     rows += (kinds["failed"] + kinds["passed"])[: max(least - len(rows), 0)]
     (folder / "prompts.jsonl").write_text("".join(rows), encoding="utf-8")
-    card = CARD.format(
+    count = len(kinds["contested"])
+    write_card(
+        folder / "prompts.md",
         type="prompt-only",
-        file="prompts.jsonl",
-        title="Prompts that the model sometimes solves",
+        title=f"Prompts for PPO, first the {count} that the model sometimes solves",
         problems="Chosen for one model from few samples each; another model needs its own choice.",
     )
-    (folder / "prompts.md").write_text(card, encoding="utf-8")
-    return len(kinds["contested"]), len(rows)
+    return count, len(rows)
+
+
+def write_card(path: Path, **fields: str) -> None:
+    """Write the card of the .jsonl file of the same name beside it."""
+    path.write_text(CARD.format(file=f"{path.stem}.jsonl", **fields), encoding="utf-8")
 
 
 def worth(result: Result) -> tuple[bool, float]:
