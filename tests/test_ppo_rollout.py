@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -22,16 +23,21 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).parent))
 
 import ppo_setup as setup  # noqa: E402
+from codexhf.ppo import native_engine  # noqa: E402
 from codexhf.ppo.engines import (  # noqa: E402
     ContinuousBatchingEngine,
     Generation,
     HFEngine,
-    NativeEngine,
     Sampling,
     make_engine,
-    sample,
 )
 from codexhf.ppo.model import PolicyAndCritic, disable_dropout, has_linear_head  # noqa: E402
+from codexhf.ppo.native_engine import (  # noqa: E402
+    NativeEngine,
+    can_be_fixed,
+    preallocated_cache,
+    sample,
+)
 from codexhf.ppo.rollout import (  # noqa: E402
     PromptEncoder,
     demonstration_batch,
@@ -204,6 +210,96 @@ def test_families_score_as_they_sample_also_in_train_mode(family):
     for trim in (True, False):
         scored = score_all(wrapper, answers, trim)
         assert torch.allclose(scored, found.logprobs, atol=2e-5)
+
+
+# ------------------------------------------------------------------- steps of fixed shape
+# On a GPU these are recorded and replayed; here the same code runs from Python.
+
+
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gemma2"])
+def test_steps_of_fixed_shape_draw_what_the_plain_loop_draws(family, amp):
+    torch.manual_seed(0)
+    model = FAMILIES[family]().eval()
+    disable_dropout(model)
+    assert can_be_fixed(model, preallocated_cache(model, 8))
+    with torch.autocast("cpu", torch.bfloat16, enabled=amp), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fixed = answer(NativeEngine(SAMPLING, drop_ended=False, fixed_shapes=True), model)
+        plain = answer(NativeEngine(SAMPLING, drop_ended=False, fixed_shapes=False), model)
+    assert torch.equal(fixed.responses, plain.responses)
+    assert torch.equal(fixed.lengths, plain.lengths)
+    assert torch.allclose(fixed.logprobs, plain.logprobs, atol=1e-2 if amp else 1e-6)
+
+
+def test_steps_of_fixed_shape_survive_wider_steps_and_ended_rows(monkeypatch):
+    monkeypatch.setattr(native_engine, "FIXED_TOKENS", 4)
+    monkeypatch.setattr(native_engine, "WORTH_RECORDING", 0)
+    monkeypatch.setattr(native_engine, "LOOK_EVERY", 3)
+    model, shapes = policy(), []
+    plain_forward = native_engine.forward
+
+    def forward(policy, ids, mask, *rest):
+        shapes.append((len(ids), mask.dim(), mask.size(-1)))
+        return plain_forward(policy, ids, mask, *rest)
+
+    monkeypatch.setattr(native_engine, "forward", forward)
+    found = answer(NativeEngine(Sampling(24, (2, 9, 10, 11), 64), fixed_shapes=True), model)
+    fixed = [(rows, width) for rows, dims, width in shapes if dims == 4]
+    assert len({rows for rows, _ in fixed}) > 1 and len({width for _, width in fixed}) > 1
+    assert fixed == sorted(fixed, key=lambda shape: (-shape[0], shape[1]))
+    for i, prompt in enumerate(PROMPTS * 4):
+        n = int(found.lengths[i])
+        expected = logprobs_alone(model, prompt, found.responses[i, :n].tolist(), 0.8)
+        assert torch.allclose(found.logprobs[i, :n], expected, atol=1e-5)
+        assert not found.logprobs[i, n:].any() and not found.responses[i, n:].any()
+
+
+class WithoutPrepared(Qwen2ForCausalLM):
+    """Does not know masks of four dimensions."""
+
+    def forward(self, *args, attention_mask=None, **kwargs):
+        if attention_mask is not None and attention_mask.dim() == 4:
+            raise ValueError("expected a mask of two dimensions")
+        return super().forward(*args, attention_mask=attention_mask, **kwargs)
+
+
+class WithoutMask(Qwen2ForCausalLM):
+    """Takes masks of four dimensions and attends to everything."""
+
+    def forward(self, *args, attention_mask=None, **kwargs):
+        if attention_mask is not None and attention_mask.dim() == 4:
+            attention_mask = torch.ones_like(attention_mask)
+        return super().forward(*args, attention_mask=attention_mask, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [WithoutPrepared, WithoutMask])
+def test_a_policy_that_cannot_be_fixed_says_so_and_answers_all_the_same(kind):
+    torch.manual_seed(0)
+    config = Qwen2Config(**SIZES, **HEADS, num_key_value_heads=1, initializer_range=0.5)
+    model = kind(config).eval()
+    engine = NativeEngine(SAMPLING, drop_ended=False, fixed_shapes=True)
+    with pytest.warns(UserWarning, match="does not decode with fixed shapes"):
+        first = answer(engine, model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = answer(engine, model)
+    plain = answer(NativeEngine(SAMPLING, drop_ended=False, fixed_shapes=False), model)
+    for found in (first, again):
+        assert torch.equal(found.responses, plain.responses)
+        assert torch.equal(found.logprobs, plain.logprobs)
+
+
+def test_policies_that_a_recorded_step_would_not_do_justice_are_left_alone():
+    model = FAMILIES["gemma2"]()
+    assert not can_be_fixed(model, preallocated_cache(model, 8)), "sliding window"
+    model = FAMILIES["qwen2"]()
+    handle = model.model.layers[0].register_forward_hook(lambda *args: None)
+    assert not can_be_fixed(model, preallocated_cache(model, 8)), "a hook"
+    handle.remove()
+    assert can_be_fixed(model, preallocated_cache(model, 8))
+    model.set_attn_implementation("eager")
+    assert not can_be_fixed(model, preallocated_cache(model, 8)), "masks of another kind"
 
 
 def marked(generation, ids, mask, **options):

@@ -1,7 +1,7 @@
 """Sample completions from a plain policy. Used by preferences, evaluation and callbacks.
 
-The decoding is PPO's (`ppo/engines.py`): it stops computing a row when its answer ends, which with
-answers of differing length is several times faster than `model.generate`, and samples from the
+The decoding is PPO's (`ppo/native_engine.py`): it stops computing a row when its answer ends, which
+with answers of differing length is several times faster than `model.generate`, and samples from the
 model's own distribution without the filters of its generation config.
 """
 
@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codexhf.data import render_prompt
-from codexhf.ppo.engines import Engine, Sampling, make_engine, preallocated_cache
+from codexhf.ppo.engines import Engine, Sampling, make_engine
+from codexhf.ppo.native_engine import preallocated_cache
 
 
 def sample_ids(

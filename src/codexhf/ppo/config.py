@@ -66,6 +66,8 @@ class PPOConfig(TrainingArguments):
         rollout_engine: "native" decodes with a preallocated cache and stops computing a row when it
             ends; "hf" calls model.generate; "continuous_batching" calls model.generate_batch;
             "vllm" needs the package of that name. All sample from the same distribution.
+        cuda_graphs: the native engine records its decoding step as a CUDA graph and replays it,
+            where there is a GPU and the policy allows it; False always runs the step from Python.
         local_rollout_forward_batch_size: rows per forward without gradient: generation, reference,
             critic and reward model. Larger is faster and needs more memory.
         old_logprobs: "sampler" takes the log-probabilities of the rollout from the engine,
@@ -170,6 +172,7 @@ class PPOConfig(TrainingArguments):
     rollout_engine: Literal["native", "hf", "continuous_batching", "vllm"] = _knob(
         "native", "What samples the answers."
     )
+    cuda_graphs: bool = _knob(True, "Replay the native engine's decoding step on a GPU.")
     local_rollout_forward_batch_size: int = _knob(64, "Rows per forward without gradient.")
     old_logprobs: Literal["auto", "sampler", "recompute"] = _knob(
         "auto", "Where the log-probabilities of the sampling policy come from."

@@ -15,15 +15,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
     __version__,
 )
-from transformers.cache_utils import DynamicLayer
 
-from codexhf.ppo.model import base_model, position_ids
+from codexhf.ppo.model import base_model
 
 
 @dataclass
@@ -57,77 +55,6 @@ class Engine(Protocol):
         temperature: float,
     ) -> Generation:
         """Answer left-padded prompts (B, P); temperature 0 is greedy."""
-
-
-class NativeEngine:
-    """A decoding loop of our own: preallocated key-value cache, ended rows leave the batch.
-
-    Its cost is the sum of the answers' lengths rather than rows times the longest. With
-    `drop_ended=False` it draws the same random numbers as `model.generate` does.
-    """
-
-    def __init__(self, sampling: Sampling, drop_ended: bool = True):
-        self.sampling, self.drop_ended = sampling, drop_ended
-
-    @torch.no_grad()
-    def generate(self, policy, prompt_ids, prompt_mask, *, seed, temperature) -> Generation:
-        """See `Engine.generate`."""
-        generator = torch.Generator(prompt_ids.device).manual_seed(seed)
-        # one random number per row is much faster on a CPU; on a GPU cumsum is not deterministic
-        invert = self.drop_ended and prompt_ids.device.type == "cpu"
-        parts = [
-            self._decode(
-                policy, prompt_ids[rows], prompt_mask[rows], generator, temperature, invert
-            )
-            for rows in row_chunks(prompt_ids.size(0), self.sampling.chunk)
-        ]
-        return join(parts)
-
-    def _decode(
-        self, policy, prompt_ids, prompt_mask, generator, temperature, invert
-    ) -> Generation:
-        """Answer one chunk of prompts."""
-        count, width = prompt_ids.size(0), self.sampling.max_tokens
-        device = prompt_ids.device
-        responses = torch.zeros(count, width, dtype=torch.long, device=device)
-        logprobs = torch.zeros(count, width, dtype=torch.float32, device=device)
-        lengths = torch.full((count,), width, dtype=torch.long, device=device)
-        stops = torch.tensor(self.sampling.stop_ids, dtype=torch.long, device=device)
-        cache = preallocated_cache(base_model(policy), prompt_ids.size(1) + width)
-        rows = torch.arange(count, device=device)  # rows still in the batch
-        mask = torch.cat([prompt_mask, prompt_mask.new_ones(count, width)], 1)
-        positions = position_ids(prompt_mask)
-        inputs, seen = prompt_ids, prompt_ids.size(1)
-        ended = torch.zeros(count, dtype=torch.bool, device=device)  # of the rows in the batch
-        for step in range(width):
-            logits = policy(
-                input_ids=inputs,
-                attention_mask=mask[:, :seen],
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-            tokens, picked = sample(logits, temperature, generator, invert)
-            live = rows[~ended]
-            responses[live, step], logprobs[live, step] = tokens[~ended], picked[~ended]
-            if len(stops):
-                stopped = torch.isin(tokens, stops) & ~ended
-                lengths[rows[stopped]] = step + 1
-                ended = ended | stopped
-                if bool(ended.all()):
-                    break
-            if step + 1 == width:
-                break
-            if self.drop_ended and ended.sum() * 4 >= len(ended):
-                keep = (~ended).nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
-                rows, mask, tokens, ended = rows[keep], mask[keep], tokens[keep], ended[keep]
-                positions = positions[keep]
-            inputs, seen = tokens[:, None], seen + 1
-            positions = positions[:, -1:] + 1
-        used = int(lengths.max())
-        return Generation(responses[:, :used], lengths, logprobs[:, :used])
 
 
 class HFEngine:
@@ -256,10 +183,12 @@ def from_lists(tokens: list[list[int]], logprobs: list[list[float]], device) -> 
     return Generation(responses, lengths, picked)
 
 
-def make_engine(name: str, sampling: Sampling) -> Engine:
+def make_engine(name: str, sampling: Sampling, cuda_graphs: bool = True) -> Engine:
     """Return the engine of that name, or say what is missing for it."""
     if name == "native":
-        return NativeEngine(sampling)
+        from codexhf.ppo.native_engine import NativeEngine
+
+        return NativeEngine(sampling, fixed_shapes=None if cuda_graphs else False)
     if name == "hf":
         return HFEngine(sampling)
     if name == "continuous_batching":
@@ -272,33 +201,6 @@ def make_engine(name: str, sampling: Sampling) -> Engine:
     from codexhf.ppo.vllm_engine import VLLMEngine
 
     return VLLMEngine(sampling)
-
-
-def sample(
-    logits: Tensor, temperature: float, generator: torch.Generator, invert: bool
-) -> tuple[Tensor, Tensor]:
-    """Draw one token per row of `logits` (B, V); return ids (B,) and log-probabilities (B,).
-
-    `invert` looks one uniform number per row up in the distribution function, instead of drawing
-    one number per token of the vocabulary as `torch.multinomial` does.
-    """
-    scores = logits.float()
-    if temperature not in (0, 1):
-        scores = scores / temperature
-    logprobs = torch.log_softmax(scores, -1)
-    if temperature == 0:
-        tokens = scores.argmax(-1)
-    elif invert:
-        below = logprobs.exp().cumsum(-1, dtype=torch.float64)
-        drawn = torch.rand(
-            len(below), 1, dtype=torch.float64, device=below.device, generator=generator
-        )
-        # right: a token of probability 0 is never the first one above the number
-        tokens = torch.searchsorted(below, drawn * below[:, -1:], right=True).squeeze(1)
-        tokens = tokens.clamp(max=logits.size(-1) - 1)
-    else:
-        tokens = torch.multinomial(torch.softmax(scores, -1), 1, generator=generator).squeeze(1)
-    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(1)
 
 
 def ended_by_stop(responses: Tensor, logprobs: Tensor, stop_ids: tuple[int, ...]) -> Generation:
@@ -334,64 +236,6 @@ def join(parts: list[Generation]) -> Generation:
         torch.cat([part.lengths for part in parts]),
         torch.cat([widen(part.logprobs) for part in parts]),
     )
-
-
-class _PreallocatedLayer(DynamicLayer):
-    """A cache layer that writes into a buffer of the final length instead of concatenating."""
-
-    def __init__(self, max_tokens: int):
-        super().__init__()
-        self.max_tokens, self.seen = max_tokens, 0
-
-    def lazy_initialization(self, key_states, value_states=None) -> None:
-        """Allocate the buffers for the batch and head sizes of the first keys."""
-        values = key_states if value_states is None else value_states
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.buffers = [self._buffer(key_states), self._buffer(values)]
-        self.is_initialized = True
-
-    def _buffer(self, states: Tensor) -> Tensor:
-        batch, heads, _, size = states.shape
-        return states.new_empty(batch, heads, self.max_tokens, size)
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        """Write new keys and values (B, heads, n, size); return views of all so far."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.seen + key_states.size(-2)
-        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, self.seen : end] = states
-        self.seen = end
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int:
-        """Return the tokens written so far."""
-        return self.seen
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only these rows."""
-        if self.seen:
-            kept = [self._buffer(buffer[: len(indices)]) for buffer in self.buffers]
-            for new, old in zip(kept, self.buffers, strict=True):
-                new[:, :, : self.seen] = old[indices, :, : self.seen]
-            self.buffers = kept
-
-
-def preallocated_cache(model: nn.Module, max_tokens: int) -> DynamicCache:
-    """Return a cache for `model` whose full-attention layers never copy themselves."""
-    cache = DynamicCache(config=model.config)
-    cache.layers = [
-        _PreallocatedLayer(max_tokens) if type(layer) is DynamicLayer else layer
-        for layer in cache.layers
-    ]
-    unfit = sorted({type(x).__name__ for x in cache.layers if not isinstance(x, DynamicLayer)})
-    if unfit or not cache.layers:
-        raise ValueError(
-            f"rollout_engine 'native': got cache layers {unfit} from {type(model).__name__}, "
-            "expected attention layers. Use rollout_engine='hf'."
-        )
-    return cache
 
 
 class _SampledLogprobs(LogitsProcessor):

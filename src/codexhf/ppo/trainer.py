@@ -209,7 +209,7 @@ class PPOTrainer(Trainer):
             stop_ids=self.stop_ids,
             chunk=args.local_rollout_forward_batch_size,
         )
-        self.engine = make_engine(args.rollout_engine, sampling)
+        self.engine = make_engine(args.rollout_engine, sampling, args.cuda_graphs)
         config = self.model.config.get_text_config()
         limit = getattr(config, "max_position_embeddings", None)
         self.encoder = PromptEncoder(tokenizer, args.response_length, limit)
