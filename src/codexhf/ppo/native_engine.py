@@ -31,9 +31,8 @@ class NativeEngine:
     Its cost is the sum of the answers' lengths rather than rows times the longest. With
     `drop_ended=False` it draws the same random numbers as `model.generate` does.
 
-    `fixed_shapes` None means where there is a GPU and the policy allows it (`can_be_fixed`); the
-    first step is then computed both ways, and the loop stays with the plain one, with a warning,
-    if they disagree.
+    `fixed_shapes` None means on a GPU, unless the policy has an `obstacle`. The first step is then
+    computed both ways; if they disagree the engine warns and stays with the plain loop.
     """
 
     def __init__(
@@ -98,9 +97,20 @@ class NativeEngine:
 
     def _fixes(self, reader: "_Reader") -> bool:
         """Return whether to hold the shapes of a step fixed."""
-        if self.fixed_shapes is None:
-            return reader.mask.is_cuda and can_be_fixed(reader.policy, reader.cache)
-        return self.fixed_shapes
+        if self.fixed_shapes is None and reader.mask.is_cuda:
+            problem = obstacle(reader.policy, reader.cache)
+            if problem is not None:
+                self._stay_plain(reader, problem)
+        return reader.mask.is_cuda if self.fixed_shapes is None else self.fixed_shapes
+
+    def _stay_plain(self, reader: "_Reader", problem: str) -> None:
+        """Give up steps of fixed shape and say so."""
+        self.fixed_shapes = False
+        warnings.warn(
+            f"{type(base_model(reader.policy)).__name__} does not decode with fixed shapes "
+            f"({problem}). It decodes without a CUDA graph, which is slower.",
+            stacklevel=4,
+        )
 
     def _pays(self, gone: int, rows: int, steps: int, fixed: bool) -> bool:
         """Return whether to go on without the ended rows, which copies the cache."""
@@ -116,15 +126,10 @@ class NativeEngine:
             error = reader.repeat_fixed(tokens, logits)
             problem = None if error <= SAME_LOGITS else f"its logits differ by {error:.0%}"
         except Exception as wrong:  # whatever a model of somebody else's may raise
-            problem = f"{type(wrong).__name__}: {str(wrong).splitlines()[0]}"
+            problem = f"{type(wrong).__name__}: {wrong}".split("\n")[0]
         if problem is None:
             return logits, True
-        warnings.warn(
-            f"{type(base_model(reader.policy)).__name__} does not decode with fixed shapes "
-            f"({problem}). It decodes without a CUDA graph from now on, which is slower.",
-            stacklevel=2,
-        )
-        self.fixed_shapes = False
+        self._stay_plain(reader, problem)
         return reader.read_again(tokens), False
 
 
@@ -205,11 +210,19 @@ class _FixedStep:
             return self.logits
         logits = self._advance()
         if self.tokens.is_cuda:
-            self.graph = torch.cuda.CUDAGraph()
-            # thread_local: NCCL's watchdog and data loaders go on meanwhile
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-                self.logits = self._advance()
+            self._record()
         return logits
+
+    def _record(self) -> None:
+        """Record what the GPU does for one step, without doing it."""
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            # thread_local: NCCL's watchdog and data loaders go on meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.logits = self._advance()
+        finally:
+            torch.cuda.set_stream(stream)  # after an error torch.cuda.graph stays on its own
+        self.graph = graph
 
     def _advance(self) -> Tensor:
         """Read the tokens and move on by one column."""
@@ -241,14 +254,20 @@ def forward(
     ).logits[:, -1]
 
 
-def can_be_fixed(policy: nn.Module, cache: DynamicCache) -> bool:
-    """Return whether a step of fixed shape can be tried: plain layers, sdpa, and no hooks.
-
-    A recorded step would call a hook once, while recording, and never again.
-    """
+def obstacle(policy: nn.Module, cache: DynamicCache) -> str | None:
+    """Return why a step of fixed shape cannot be recorded, or None if it can be tried."""
     plain = all(isinstance(layer, _PreallocatedLayer) for layer in cache.layers)
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in policy.modules())
-    return plain and not hooked and base_model(policy).config._attn_implementation == "sdpa"
+    if not plain:
+        return "its cache has layers with a sliding window"
+    attention = base_model(policy).config._attn_implementation
+    if attention != "sdpa":
+        return f"its attn_implementation is {attention!r} and not 'sdpa'"
+    modules = list(policy.modules())
+    # those of enable_input_require_grads, which gradient checkpointing calls, may be left out
+    harmless = {hook.id for m in modules for hook in getattr(m, "_require_grads_hooks", ())}
+    if any(m._forward_pre_hooks or set(m._forward_hooks) - harmless for m in modules):
+        return "its modules have hooks, which a recorded step would not call"
+    return None
 
 
 def sample(
