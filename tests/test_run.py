@@ -102,6 +102,18 @@ def test_a_crashed_stage_resumes_to_the_same_weights(tokenizer, tmp_path, capsys
     assert weights_hash(tmp_path / "cut") == weights_hash(tmp_path / "whole")
 
 
+def test_seconds_of_training_add_up_over_starts(tokenizer, tmp_path):
+    with pytest.raises(RuntimeError, match="crash"):
+        train(tokenizer, tmp_path / "m", StopAt(5))
+    manifest = tmp_path / "m/checkpoint-4/manifest.json"
+    written = json.loads(manifest.read_text())
+    assert 0 < written["train_s"] < 100
+    manifest.write_text(json.dumps({**written, "train_s": 1000.0}))
+    with pytest.raises(RuntimeError, match="crash"):
+        train(tokenizer, tmp_path / "m", StopAt(7))
+    assert 1000 < train(tokenizer, tmp_path / "m")["wall_s"]["train_s"] < 1100
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "no manifest"])
 def test_a_broken_checkpoint_is_set_aside_and_an_older_one_used(
     tokenizer, tmp_path, capsys, damage

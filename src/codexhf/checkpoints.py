@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -51,13 +52,16 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def commit(folder: Path) -> None:
-    """Make a checkpoint count: flush every file, then write its manifest."""
+def commit(folder: Path, train_s: float) -> None:
+    """Make a checkpoint count: flush every file, then write its manifest.
+
+    `train_s` is how long training took to get here, earlier starts included.
+    """
     files = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         _fsync(file)
         files[str(file.relative_to(folder))] = file_facts(file)
-    write_json(folder / MANIFEST, {"files": files})
+    write_json(folder / MANIFEST, {"files": files, "train_s": round(train_s, 2)})
     _fsync(folder.parent)
 
 
@@ -101,16 +105,26 @@ def last_good(output_dir: Path) -> Path | None:
 class CommitCheckpoints(TrainerCallback):
     """Commit each checkpoint after it is written, then rotate; refuse to start one without room."""
 
-    def __init__(self, keep: int):
+    def __init__(self, keep: int, resumed_from: Path | None = None):
         self.keep = max(keep, 1)
         self.last_size = 0
+        self.before_s = 0.0  # of training, in earlier starts
+        if resumed_from is not None:
+            text = (resumed_from / MANIFEST).read_text(encoding="utf-8")
+            self.before_s = json.loads(text).get("train_s", 0.0)
+        self.start = time.monotonic()
+
+    @property
+    def train_s(self) -> float:
+        """Seconds of training, without what was lost between a checkpoint and a kill."""
+        return self.before_s + time.monotonic() - self.start
 
     def on_save(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
         output_dir = Path(args.output_dir)
         folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        commit(folder)
+        commit(folder, self.train_s)
         best = state.best_model_checkpoint and Path(state.best_model_checkpoint).resolve()
         for _, old in step_folders(output_dir)[self.keep :]:
             if old.resolve() != best:

@@ -108,15 +108,15 @@ def run_stage(
         if begun.finished is not None:
             return begun.finished
         stop = StopOnSignal()
-        trainer.add_callback(CommitCheckpoints(training.save_total_limit or 2))
+        commits = CommitCheckpoints(training.save_total_limit or 2, begun.checkpoint)
+        trainer.add_callback(commits)
         trainer.add_callback(StopOnNaN())
         trainer.add_callback(stop)
         trainer.args.save_total_limit = None  # rotation is CommitCheckpoints', after the commit
         if begun.checkpoint is not None:
             _say(f"resuming from {begun.checkpoint}")
-        start = time.monotonic()
         trainer.train(resume_from_checkpoint=begun.checkpoint and str(begun.checkpoint))
-        wall = {"train_s": round(time.monotonic() - start, 2)}
+        wall = {"train_s": round(commits.train_s, 2)}
         state = trainer.state
         if stop.received is not None and state.global_step < state.max_steps:
             _say(f"stopped at step {state.global_step} of {state.max_steps}; start again to resume")
