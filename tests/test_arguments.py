@@ -136,6 +136,14 @@ def test_parse_names_what_the_library_refuses_beside_a_misspelt_flag(capsys, lin
     assert "num_mini_batches: got 0, expected at least 1" in text
 
 
+def test_parse_names_missing_paths_beside_what_the_library_refuses(capsys, lineage):
+    argv = ["--kl_coef", "-1", "--model", "nope/", "--reward_model", "runs/none", "--seed", "3"]
+    text = refusal(capsys, STAGES["ppo"], ROOT / "recipes/ppo.py", argv)
+    assert "kl_coef: got -1.0, expected 0 or more" in text
+    assert "model: got 'nope/', which is no folder" in text
+    assert "reward_model: got 'runs/none', which is no folder" in text
+
+
 def test_evaluation_refuses_a_negative_number_of_documents(capsys, lineage):
     argv = ["--max_documents", "-3", "--samples_in_report", "-1"]
     text = refusal(capsys, STAGES["evaluation"], ROOT / "recipes/evaluation.py", argv)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from trl import TrlParser
 
 from codexhf.execution import UNSAFE_PHRASE
@@ -383,7 +385,13 @@ def check_weights(name, weights, cards) -> list[str]:
 
 def is_hub_id(name: str) -> bool:
     """`org/name` with no such folder here; anything else is taken as a path."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "runs")) and " " not in name
+    if "/" not in name or name.startswith((".", "/", "runs")):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def check_folder(name, path, file) -> list[str]:
@@ -529,9 +537,9 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
     except (ValueError, TypeError, OSError) as error:
         if not problems or "are required" not in str(error):  # that may be what was taken out
             problems.append(" ".join(str(error).split()))
-    else:
-        for instance in instances:
-            problems += _instance_problems(instance)
+        instances = _fill_stage(types, values, argv)
+    for instance in instances:
+        problems += _instance_problems(instance)
     if problems:
         refuse(problems, f"{Path(recipe).name} with {config}")
     return instances
@@ -612,17 +620,25 @@ def _expected(message, action) -> str:
     return f"expected {kind}"
 
 
-def _take_out_wrong_flags(parser, argv: list[str]) -> list[str]:
-    """Leave in `argv` what can be used; return what is wrong with the rest."""
-    options, out, group = _options(parser), [], []
-    spelled = {s: a for a in options.values() for s in a.option_strings}
-    groups = []
+def _spelled(parser) -> dict[str, argparse.Action]:
+    return {s: action for action in _options(parser).values() for s in action.option_strings}
+
+
+def _flag_groups(argv: list[str]) -> list[list[str]]:
+    """Each flag with the words that follow it."""
+    groups: list[list[str]] = []
     for word in argv:
         if word.startswith("--") or not groups:
-            group = [word]
-            groups.append(group)
+            groups.append([word])
         else:
-            group.append(word)
+            groups[-1].append(word)
+    return groups
+
+
+def _take_out_wrong_flags(parser, argv: list[str]) -> list[str]:
+    """Leave in `argv` what can be used; return what is wrong with the rest."""
+    spelled, out = _spelled(parser), []
+    groups = _flag_groups(argv)
     argv.clear()
     for flag, *rest in groups:
         name, _, inline = flag.partition("=")
@@ -659,6 +675,19 @@ def _fill(parser, values, argv):
         action.required = False
     # the parser returns what is in no dataclass (--config) as one more namespace
     return parser.parse_args_into_dataclasses(args=argv)[: len(parser.dataclass_types)]
+
+
+def _fill_stage(types, values, argv) -> tuple:
+    """The stage's own arguments alone, if they can be filled: where the library refuses its own."""
+    stages = [kind for kind in types if issubclass(kind, StageArguments)]
+    parser = _Parser(stages, allow_abbrev=False)
+    options, spelled = _options(parser), _spelled(parser)
+    known = {key: value for key, value in values.items() if key in options}
+    groups = [group for group in _flag_groups(argv) if group[0].partition("=")[0] in spelled]
+    try:
+        return _fill(parser, known, [word for group in groups for word in group])
+    except (ValueError, TypeError, OSError):
+        return ()
 
 
 def _instance_problems(instance) -> list[str]:

@@ -110,9 +110,9 @@ def time_blocks(runs: Runs) -> list[Block]:
     rows.append(["together", *(Num(s, 1) for s in sums), Num(whole, 1), None, Num(top, 2)])
     columns = ["Stage", "Train, s", "Evaluate, s", "Work, s", "Total, s", "Steps", "Memory, GiB"]
     text = (
-        f"Together {duration(whole)}. The training of a stage that was resumed counts all its starts, "
-        "without what a kill lost; memory is the main process's peak in the last one, and that of "
-        "all stages the highest of theirs."
+        f"Together {duration(whole)}. The training of a stage that was resumed counts all its "
+        "starts, without what a kill lost; memory is the main process's peak in the last one, and "
+        "that of all stages the highest of theirs."
     )
     return [Table(columns, rows), Paragraph(text, "note")]
 
