@@ -10,7 +10,7 @@ Writes  runs/m2: policy, value_model/, tokenizer, README.md, manifest.json (last
 from codexhf.arguments import PPOArguments, parse
 from codexhf.data import load_demonstrations, load_problems
 from codexhf.execution import check_isolation
-from codexhf.models import load_tokenizer, room_for, within_context
+from codexhf.models import load_tokenizer, merge_adapters, room_for, within_context
 from codexhf.ppo import PPOConfig
 from codexhf.ppo.stage import new_trainer
 from codexhf.run import launch, run_stage
@@ -48,6 +48,7 @@ def main(argv=None):
         training,
         data={"prompts": prompts, "demonstrations": demonstrations, "problems": problems},
         parents={"m1": stage.model, "rm": stage.reward_model},
+        finish=merge_adapters,
     )
 
 

@@ -289,9 +289,15 @@ def lora_config(stage) -> LoraConfig | None:
 
 
 def merge_adapters(trainer) -> dict:
-    """Fold trained LoRA adapters into the weights, so that later stages load a plain model."""
+    """Fold trained LoRA adapters into the weights, so that later stages load a plain model.
+
+    Of PPO's trainer that is the policy, which it holds beside the critic.
+    """
     if isinstance(trainer.model, PeftModel):
         trainer.model = trainer.model.merge_and_unload()
-        trainer.model_wrapped = trainer.model
-        return {"adapters_merged": True}
-    return {}
+    elif isinstance(getattr(trainer.model, "policy", None), PeftModel):
+        trainer.model.policy = trainer.model.policy.merge_and_unload()
+    else:
+        return {}
+    trainer.model_wrapped = trainer.model
+    return {"adapters_merged": True}

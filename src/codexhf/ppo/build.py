@@ -4,15 +4,17 @@ import copy
 from typing import Any
 
 from torch import nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_peft_available
 
 from codexhf.ppo.config import PPOConfig
-from codexhf.ppo.model import check_scalar_head, critic_from_policy, load_model
+from codexhf.ppo.model import (
+    base_model,
+    check_scalar_head,
+    critic_from_policy,
+    is_name,
+    load_classifier,
+)
 from codexhf.ppo.rollout import IdReward
 from codexhf.ppo.schedule import Schedule
 from codexhf.rewards import ModelReward, RewardSum, combine
@@ -63,6 +65,11 @@ def check_arguments(args, processing_class, model, ref_model, train_dataset, sft
     if not isinstance(args, PPOConfig):
         problems.append(f"args: got {type(args).__name__}, expected codexhf.ppo.PPOConfig")
         raise ValueError("PPOTrainer:\n- " + problems[0])
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        problems.append(
+            f"processing_class: got {type(processing_class).__name__}, expected a tokenizer"
+        )
+        raise ValueError("PPOTrainer:\n- " + problems[0])
     if train_dataset is None or not hasattr(train_dataset, "__len__"):
         problems.append(
             f"train_dataset: got {type(train_dataset).__name__}, expected a data set with a "
@@ -100,11 +107,6 @@ def check_arguments(args, processing_class, model, ref_model, train_dataset, sft
         problems.append(
             "sft_dataset: got one that alpha_sft=0 would ignore, expected None. Set alpha_sft"
         )
-    if args.importance_cap is not None and args.old_logprobs == "sampler":
-        problems.append(
-            "importance_cap: got a cap with old_logprobs='sampler', expected 'recompute': without "
-            "it there is nothing to weigh"
-        )
     if problems:
         raise ValueError("PPOTrainer:\n" + "\n".join(f"- {problem}." for problem in problems))
 
@@ -127,7 +129,41 @@ def with_adapter(policy: nn.Module, peft_config: Any) -> nn.Module:
     return get_peft_model(policy, peft_config)
 
 
-def make_rewards(args, reward_model, reward_funcs, weights, tokenizers):
+def check_policy(policy: nn.Module, args: PPOConfig) -> None:
+    """Refuse a policy that training could not change; make the adapter to be trained active.
+
+    Raises:
+        ValueError: no trainable parameter, or adapter names without such adapters.
+    """
+    adapted = not isinstance(policy, PreTrainedModel)
+    for name in ("model_adapter_name", "ref_adapter_name"):
+        wanted, known = getattr(args, name), sorted(policy.peft_config) if adapted else []
+        if wanted is not None and wanted not in known:
+            raise ValueError(f"{name}: got {wanted!r}, expected one of the adapters {known}.")
+    if args.model_adapter_name is not None:
+        policy.set_adapter(args.model_adapter_name)
+    if not any(parameter.requires_grad for parameter in policy.parameters()):
+        raise ValueError(
+            "model: got a policy without a trainable parameter, expected some. An adapter is "
+            "loaded for training with PeftModel.from_pretrained(model, path, is_trainable=True)."
+        )
+
+
+def check_vocabularies(policy, critic, rewards: RewardSum, tokenizer) -> None:
+    """Refuse a critic or reward model that cannot embed what the policy's tokenizer makes."""
+    readers = {r.__name__: r.model for r in rewards.rewards if isinstance(r, IdReward)}
+    wanted = min(len(tokenizer), base_model(policy).get_input_embeddings().num_embeddings)
+    for name, model in {"value_model": critic, **readers}.items():
+        found = model.get_input_embeddings().num_embeddings
+        if found < wanted:
+            raise ValueError(
+                f"{name}: got {found} embeddings, expected at least the policy's {wanted}, whose "
+                "token ids it reads. Give a reward model's own tokenizer as "
+                "reward_processing_class; leave value_model out."
+            )
+
+
+def make_rewards(args, reward_model, reward_funcs, weights, tokenizers, processing_class):
     """Return the reward models that the trainer must place, and the sum of all rewards."""
     if isinstance(reward_funcs, RewardSum):
         if reward_model is not None or weights is not None:
@@ -148,7 +184,9 @@ def make_rewards(args, reward_model, reward_funcs, weights, tokenizers):
     placed, rewards = [], []
     for number, (model, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
         name = "reward_model" if len(models) == 1 else f"reward_model_{number + 1}"
-        model = load_model(model, AutoModelForSequenceClassification, **_one_label(model))
+        if is_name(model) and tokenizer is None:
+            tokenizer = _own_tokenizer(model, processing_class)
+        model = load_classifier(model, name)
         if not isinstance(model, nn.Module):
             rewards.append(model)  # a callable under the contract already
             placed += [model.model] if isinstance(model, ModelReward) else []
@@ -158,8 +196,9 @@ def make_rewards(args, reward_model, reward_funcs, weights, tokenizers):
             rewards.append(IdReward(model, name, args.normalize_reward_model))
             continue
         check_scalar_head(model, name)
-        known = args.normalize_reward_model and hasattr(model.config, "score_std")
-        norm = {"mean": model.config.score_mean, "std": model.config.score_std} if known else {}
+        mean = getattr(model.config, "score_mean", 0.0)
+        std = getattr(model.config, "score_std", 1.0)
+        norm = {"mean": mean, "std": std} if args.normalize_reward_model else {}
         rewards.append(ModelReward(model, tokenizer, name=name, **norm))
     funcs = list(reward_funcs or [])
     if not rewards and not funcs:
@@ -175,22 +214,36 @@ def make_rewards(args, reward_model, reward_funcs, weights, tokenizers):
     return placed, combine([*rewards, *funcs], weights)
 
 
-def _one_label(model: Any) -> dict[str, int]:
-    """Return the extra argument for loading a reward model by name."""
-    return {"num_labels": 1} if isinstance(model, str) else {}
+def _own_tokenizer(path: Any, processing_class: Any) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer of a reward model given by name; None if it reads the policy's ids."""
+    try:
+        own = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError):  # it has none
+        return None
+    same = own.get_vocab().items() <= processing_class.get_vocab().items()
+    return None if same else own
 
 
-def make_critic(value_model: Any, policy: nn.Module, rewards: RewardSum) -> PreTrainedModel:
-    """Return the critic: the given one, the reward model's copy, or one on the policy's trunk."""
-    critic = load_model(value_model, AutoModelForSequenceClassification, **_one_label(value_model))
+def make_critic(value_model: Any, policy: nn.Module, rewards: RewardSum, seed: int):
+    """Return the critic: the given one, the reward model's copy, or one on the policy's trunk.
+
+    A given one keeps what its owner froze. `seed` draws a head where a named checkpoint has none.
+    """
+    critic = load_classifier(value_model, "value_model", head_seed=seed)
     if critic is None:
         # only a reward model that reads the policy's ids has the policy's vocabulary
         readers = [r.model for r in rewards.rewards if isinstance(r, IdReward)]
         critic = copy.deepcopy(readers[0]) if readers else critic_from_policy(policy)
+        critic.requires_grad_(True)
     check_scalar_head(critic, "value_model")
-    if any(critic is reward.model for reward in rewards.rewards if isinstance(reward, IdReward)):
+    if any(critic is r.model for r in rewards.rewards if isinstance(r, IdReward | ModelReward)):
         raise ValueError(
             "value_model: got the same object as reward_model, expected another one: the critic is "
             "trained. Pass None: the trainer then copies the reward model."
         )
-    return critic.requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in critic.parameters()):
+        raise ValueError(
+            "value_model: got a model without a trainable parameter, expected some. Call "
+            "value_model.requires_grad_(True)."
+        )
+    return critic

@@ -281,6 +281,8 @@ class PPOConfig(TrainingArguments):
 
         for name in ("response_length", "num_ppo_epochs", "num_mini_batches", "kl_horizon"):
             require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("local_rollout_forward_batch_size", "sft_max_length"):
             require(name, getattr(self, name) >= 1, "at least 1")
         require("temperature", self.temperature > 0, "more than 0 (the policy must be sampled)")
@@ -333,6 +335,16 @@ class PPOConfig(TrainingArguments):
             found.append("kl_target: a kl_coef of 0 cannot adapt, start from a positive one")
         if self.alpha_sft == 0 and self.beta_rlhf == 0:
             found.append("alpha_sft and beta_rlhf: both are 0, nothing would be trained")
+        if self.fp16 and self.early_stop_kl is not None:
+            found.append(
+                "early_stop_kl: got it with fp16, expected bf16 or float32: a skipped update gives "
+                "fp16's loss scaler no gradients to look at"
+            )
+        if self.log_grad_norms and (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            found.append(
+                "log_grad_norms: got True with use_reentrant, expected False: reentrant "
+                "checkpointing cannot give the gradients of one term"
+            )
         if self.auto_find_batch_size:
             found.append("auto_find_batch_size: got True, expected False. Choose the batch sizes")
         return found

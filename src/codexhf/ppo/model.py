@@ -14,7 +14,11 @@ from typing import Any, NamedTuple
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from codexhf.ppo.objective import linear_logprobs, logits_logprobs
 
@@ -43,13 +47,20 @@ class PolicyAndCritic(nn.Module):
 
     main_input_name = "input_ids"
 
-    def __init__(self, policy: nn.Module, value_model: nn.Module, kept_logits_mb: int = 256):
+    def __init__(
+        self,
+        policy: nn.Module,
+        value_model: nn.Module,
+        kept_logits_mb: int = 256,
+        reference: nn.Module | None = None,
+    ):
         super().__init__()
         self.policy, self.value_model = policy, value_model
         self.config = policy.config
         self._kept_bytes = kept_logits_mb * 2**20
         # set once here: a FSDP or ZeRO wrapper may hide the modules later
         self._head_is_linear = has_linear_head(policy)
+        self._reference_head_is_linear = reference is None or has_linear_head(reference)
 
     @property
     def device(self) -> torch.device:
@@ -154,7 +165,10 @@ class PolicyAndCritic(nn.Module):
 
         `policy` is a parameter because the reference is scored in the same way.
         """
-        if not self._head_is_linear:
+        linear = self._head_is_linear
+        if policy is not self.policy:
+            linear = self._reference_head_is_linear
+        if not linear:
             logits = policy(
                 input_ids=input_ids, use_cache=False, **_position(attention_mask)
             ).logits[at]
@@ -251,7 +265,7 @@ def disable_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
+            if ("dropout" in name or "layerdrop" in name) and isinstance(value, float):
                 setattr(module, name, 0.0)
     for config in {
         id(m.config): m.config for m in model.modules() if hasattr(m, "config")
@@ -261,8 +275,20 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(config, name, 0.0)
 
 
+def shortest_context(models: list[Any]) -> int | None:
+    """Return the positions of the model that has the fewest; None where none has a limit."""
+    configs = [model.config.get_text_config() for model in models]
+    limits = [getattr(config, "max_position_embeddings", None) for config in configs]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def check_scalar_head(model: nn.Module, what: str) -> None:
-    """Refuse a reward model or critic without a one-output `score` head."""
+    """Refuse a reward model or critic without a one-output `score` head, or with an adapter."""
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"{what}: got {type(model).__name__}, expected a transformers model. If it has an "
+            "adapter, merge it first: model.merge_and_unload()."
+        )
     head = getattr(model, "score", None)
     outputs = getattr(head, "out_features", None)
     if outputs != 1:
@@ -284,25 +310,60 @@ def critic_from_policy(policy: nn.Module) -> PreTrainedModel:
     critic = AutoModelForSequenceClassification.from_config(config)
     critic = critic.to(device=model.device, dtype=model.dtype)
     trunk = getattr(model, model.base_model_prefix)
-    weights = {name.replace("base_layer.", ""): w for name, w in trunk.state_dict().items()}
+    weights = {
+        name.replace("base_layer.", "").replace("original_module.", ""): w
+        for name, w in trunk.state_dict().items()
+    }
     wanted = getattr(critic, critic.base_model_prefix)
     wanted.load_state_dict({name: weights[name] for name in wanted.state_dict()})
-    std = (critic.score.in_features + 1) ** -0.5
-    with torch.no_grad():
-        critic.score.weight.normal_(0.0, std, generator=_generator(critic.device))
+    _draw_head(critic, seed=0)
     return critic
 
 
-def _generator(device: torch.device) -> torch.Generator:
-    """Return a generator of fixed seed: a new critic is the same in every run."""
-    return torch.Generator(device).manual_seed(0)
+def _draw_head(critic: PreTrainedModel, seed: int) -> None:
+    std = (critic.score.in_features + 1) ** -0.5
+    generator = torch.Generator(critic.device).manual_seed(seed)
+    with torch.no_grad():
+        critic.score.weight.normal_(0.0, std, generator=generator)
 
 
-def load_model(model: Any, auto_class: type, **kwargs: Any) -> Any:
-    """Return `model`, loaded with `auto_class` if it is a name or a path."""
-    if isinstance(model, (str, os.PathLike)):
-        return auto_class.from_pretrained(model, **kwargs)
+def is_name(model: Any) -> bool:
+    """Return whether a model is given by its name or path."""
+    return isinstance(model, (str, os.PathLike))
+
+
+def load_policy(model: Any) -> Any:
+    """Return `model`, loaded in float32 if it is a name or a path.
+
+    In the dtype of a bfloat16 checkpoint small updates would be rounded away; `bf16` computes in
+    it without that.
+    """
+    if is_name(model):
+        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     return model
+
+
+def load_classifier(model: Any, what: str, head_seed: int | None = None) -> Any:
+    """Return `model`, loaded in float32 with one output if it is a name or a path.
+
+    Raises:
+        ValueError: the checkpoint has no head and `head_seed`, from which one would be drawn, is
+            None.
+    """
+    if not is_name(model):
+        return model
+    loaded, info = AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=1, dtype=torch.float32, output_loading_info=True
+    )
+    if any("score" in name or "classifier" in name for name in info["missing_keys"]):
+        if head_seed is None:
+            raise ValueError(
+                f"{what}: got {str(model)!r}, whose score head is missing, expected a trained "
+                "reward model."
+            )
+        check_scalar_head(loaded, what)
+        _draw_head(loaded, head_seed)
+    return loaded
 
 
 @contextmanager
@@ -325,7 +386,9 @@ def load_weights(module: nn.Module, folder: Path) -> None:
         ValueError: the folder lacks weights that the model needs, or has others.
     """
     if not isinstance(module, PreTrainedModel):
-        module.load_adapter(str(folder), module.active_adapter, is_trainable=True)
+        named = folder / module.active_adapter  # where PEFT puts all but the one called default
+        where = named if named.is_dir() else folder
+        module.load_adapter(str(where), module.active_adapter, is_trainable=True)
         return
     files = sorted(folder.glob("model*.safetensors"))
     weights: dict[str, Tensor] = {}

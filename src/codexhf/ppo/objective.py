@@ -203,6 +203,10 @@ def truncated_importance_weights(logprobs: Tensor, sampling_logprobs: Tensor, ca
     return (logprobs - sampling_logprobs).detach().exp().clamp(max=cap)
 
 
+MAX_KL_ERROR = 0.2
+"""Relative distance from the target beyond which AdaptiveKL does not react more strongly."""
+
+
 @dataclass
 class AdaptiveKL:
     """Proportional controller that keeps the KL per response near a target.
@@ -214,9 +218,17 @@ class AdaptiveKL:
     target: float
     horizon: int
 
+    def check(self, episodes: int) -> None:
+        """Refuse a horizon so short that one rollout could turn the coefficient's sign."""
+        if MAX_KL_ERROR * episodes >= self.horizon:
+            raise ValueError(
+                f"kl_horizon: got {self.horizon} episodes with {episodes} in a rollout, expected "
+                f"more than {MAX_KL_ERROR * episodes:g}: the coefficient would fall below 0."
+            )
+
     def update(self, kl: float, episodes: int) -> None:
         """Move the coefficient after a rollout of `episodes` with mean KL `kl`."""
-        error = min(max(kl / self.target - 1.0, -0.2), 0.2)
+        error = min(max(kl / self.target - 1.0, -MAX_KL_ERROR), MAX_KL_ERROR)
         self.coef *= 1.0 + error * episodes / self.horizon
 
 
@@ -256,8 +268,9 @@ class _LinearLogprobs(torch.autograd.Function):
             logits = _scaled_logits(hidden[rows], weight, bias, temperature, dtype)
             logp, probs = _log_softmax(logits)
             logprobs[rows] = logp.gather(-1, targets[rows, None]).squeeze(-1)
-            # einsum: the product (n, V) is never written
-            entropy[rows] = -torch.einsum("nv,nv->n", probs, logp)
+            # einsum: the product (n, V) is never written; autocast would round it to bfloat16
+            with torch.autocast(hidden.device.type, enabled=False):
+                entropy[rows] = -torch.einsum("nv,nv->n", probs, logp)
             if kept is not None:
                 kept[rows] = logp
         ctx.save_for_backward(hidden, weight, bias, targets, entropy, kept)

@@ -144,9 +144,18 @@ class Rollout(Sequences):
 class PromptEncoder:
     """Turns data set rows into token ids: `input_ids`, text, or messages."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, room: int, limit: int | None):
-        """`room` tokens are kept free for the answer within the `limit` of the model."""
-        self.tokenizer, self.room, self.limit = tokenizer, room, limit
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        room: int,
+        limit: int | None,
+        pad_id: int | None = None,
+    ):
+        """Keep `room` tokens free for the answer within the `limit` of the models.
+
+        With `pad_id`, `input_ids` that begin or end with it and come without a mask are refused.
+        """
+        self.tokenizer, self.room, self.limit, self.pad_id = tokenizer, room, limit, pad_id
 
     def ids(self, row: Mapping[str, Any], number: int | None = None) -> list[int]:
         """Return the prompt of a row as token ids.
@@ -155,7 +164,7 @@ class PromptEncoder:
             ValueError: no prompt in the row, an empty one, or one that leaves no room.
         """
         if row.get("input_ids") is not None:
-            ids = list(row["input_ids"])
+            ids = self._without_padding(row, number)
         elif row.get("prompt") is not None:
             ids = self.encode_prompt(row["prompt"])
         else:
@@ -170,6 +179,18 @@ class PromptEncoder:
                 f"row {number}: got a prompt of {len(ids)} tokens, expected at most "
                 f"{self.limit - self.room}: the policy has {self.limit} positions and "
                 f"response_length is {self.room}. Drop long prompts or lower response_length."
+            )
+        return ids
+
+    def _without_padding(self, row: Mapping[str, Any], number: int | None) -> list[int]:
+        """Return the real tokens of a tokenised prompt, as its attention_mask tells them."""
+        ids, mask = list(row["input_ids"]), row.get("attention_mask")
+        if mask is not None:
+            return [token for token, real in zip(ids, mask, strict=True) if real]
+        if ids and self.pad_id is not None and self.pad_id in (ids[0], ids[-1]):
+            raise ValueError(
+                f"row {number}: got input_ids padded with {self.pad_id} and no attention_mask, "
+                "expected tokens of the prompt alone. Tokenise without padding, or keep the mask."
             )
         return ids
 

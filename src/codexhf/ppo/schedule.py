@@ -5,7 +5,7 @@ cannot get it wrong.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -77,6 +77,11 @@ class Schedule:
                 "processes). Give more prompts or make the batch smaller."
             )
         episodes = args.total_episodes or int(args.num_train_epochs * dataset_rows)
+        if episodes < 1:
+            raise ValueError(
+                f"num_train_epochs: got {args.num_train_epochs} of {dataset_rows} prompts, "
+                "expected at least one answer in all. Raise it, or set total_episodes."
+            )
         return cls(
             rollout_rows=rows,
             micro_rows=micro,
@@ -114,6 +119,10 @@ class Schedule:
     def episodes_per_rollout(self) -> int:
         """Answers per rollout over all processes."""
         return self.rollout_rows * self.world_size
+
+    def identity(self) -> dict[str, int]:
+        """Return what a run must have in common with the one that it resumes."""
+        return {k: v for k, v in asdict(self).items() if k not in ("rollouts", "micros")}
 
     def at(self, micro_step: int) -> Position:
         """Return where the micro batch number `micro_step` of a run lies."""

@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -19,16 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
 )
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import EvalLoopOutput, set_seed
 
+from codexhf.checkpoints import step_folders
 from codexhf.ppo.build import (
     check_arguments,
+    check_policy,
+    check_vocabularies,
     make_critic,
     make_rewards,
     stop_ids,
@@ -43,9 +47,10 @@ from codexhf.ppo.model import (
     base_model,
     disable_dropout,
     evaluating,
-    load_model,
+    load_policy,
     load_weights,
     parts_of,
+    shortest_context,
 )
 from codexhf.ppo.objective import (
     AdaptiveKL,
@@ -58,6 +63,7 @@ from codexhf.ppo.objective import (
 from codexhf.ppo.rollout import (
     NOT_REWARD_COLUMNS,
     Answers,
+    IdReward,
     MicroBatch,
     PromptEncoder,
     Rollout,
@@ -147,15 +153,22 @@ class PPOTrainer(Trainer):
         eval_reward_funcs: Sequence[Any] | None = None,
     ) -> None:
         check_arguments(args, processing_class, model, ref_model, train_dataset, sft_dataset)
-        policy = load_model(model, AutoModelForCausalLM)
-        policy = with_adapter(policy, peft_config)
-        ref_model = load_model(ref_model, AutoModelForCausalLM)
+        set_seed(args.seed)  # new adapters are drawn below, before Trainer does this again
+        policy = with_adapter(load_policy(model), peft_config)
+        check_policy(policy, args)
+        ref_model = load_policy(ref_model)
         if ref_model is None and isinstance(policy, PreTrainedModel):
             ref_model = copy.deepcopy(policy)
         self._reward_models, rewards = make_rewards(
-            args, reward_model, reward_funcs, reward_weights, reward_processing_class
+            args,
+            reward_model,
+            reward_funcs,
+            reward_weights,
+            reward_processing_class,
+            processing_class,
         )
-        critic = make_critic(value_model, policy, rewards)
+        critic = make_critic(value_model, policy, rewards, args.seed)
+        check_vocabularies(policy, critic, rewards, processing_class)
         for frozen in (ref_model, *self._reward_models):
             if frozen is not None:
                 frozen.requires_grad_(False).eval()
@@ -165,7 +178,7 @@ class PPOTrainer(Trainer):
 
         self.user_args = args
         self.schedule = Schedule.of(args, len(train_dataset))
-        wrapper = PolicyAndCritic(policy, critic, args.kept_logits_mb)
+        wrapper = PolicyAndCritic(policy, critic, args.kept_logits_mb, ref_model)
         super().__init__(
             model=wrapper,
             args=trainer_args(args, self.schedule),
@@ -180,6 +193,17 @@ class PPOTrainer(Trainer):
             raise ValueError(
                 "accelerate: got FSDP, expected DDP, ZeRO or one process. Sampling from sharded "
                 "layers is not built yet; use DDP, LoRA or ZeRO."
+            )
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"got {self.args.n_gpu} GPUs in one process, expected one process for each: "
+                "Trainer would split batches that do not belong apart. Use accelerate launch, or "
+                "set CUDA_VISIBLE_DEVICES to one of them."
+            )
+        if args.importance_cap is not None and not self._recompute():
+            raise ValueError(
+                "importance_cap: got a cap where the engine's log-probabilities are taken as they "
+                "are, expected old_logprobs='recompute': without it there is nothing to weigh."
             )
         self._custom_collator = data_collator
         self.model_accepts_loss_kwargs = False  # Trainer divides by the micro batches
@@ -210,9 +234,13 @@ class PPOTrainer(Trainer):
             chunk=args.local_rollout_forward_batch_size,
         )
         self.engine = make_engine(args.rollout_engine, sampling, args.cuda_graphs)
-        config = self.model.config.get_text_config()
-        limit = getattr(config, "max_position_embeddings", None)
-        self.encoder = PromptEncoder(tokenizer, args.response_length, limit)
+        readers = [r.model for r in rewards.rewards if isinstance(r, IdReward)]
+        limit = shortest_context([self.model, self.model.value_model, *readers])
+        pads = args.masks_from == "lengths" and self.pad_id != tokenizer.eos_token_id
+        self.encoder = PromptEncoder(
+            tokenizer, args.response_length, limit, self.pad_id if pads else None
+        )
+        self._sft_limit = min(args.sft_max_length, limit or args.sft_max_length)
         chunk = args.local_rollout_forward_batch_size
         self.scorer = Scorer(rewards, self.encoder, chunk, args.trim_padding)
         self.eval_scorer = self.scorer
@@ -228,6 +256,8 @@ class PPOTrainer(Trainer):
         every = max(1, self.schedule.rollouts // many) if many else self.schedule.rollouts
         self._sample_at = range(0, self.schedule.rollouts, every)[:many]
         self.kl = AdaptiveKL(args.kl_coef, args.kl_target or 1.0, args.kl_horizon)
+        if args.kl_target is not None:
+            self.kl.check(self.schedule.episodes_per_rollout)
         self.figures = Figures()
         self._demonstrations: dict[int, tuple[list[int], int]] = {}
         self._sft_seen: dict[str, Tensor] | None = None
@@ -265,16 +295,25 @@ class PPOTrainer(Trainer):
         ]
 
     def _check_prompts(self) -> None:
-        """Encode the first prompts, so that unfit ones are found before training."""
-        for number in range(min(len(self.train_dataset), CHECKED_PROMPTS)):
-            self.encoder.ids(self.train_dataset[number], number)
+        """Encode the first rows of each data set, so that unfit ones are found before training."""
+        for dataset in (self.train_dataset, *(d for _, d in self._eval_pairs())):
+            for number in range(min(len(dataset), CHECKED_PROMPTS)):
+                self.encoder.ids(dataset[number], number)
+        for number in range(min(len(self.sft_dataset or ()), CHECKED_PROMPTS)):
+            ids, start = self.encoder.encode_demonstration(self.sft_dataset[number], number)
+            if start >= min(len(ids), self._sft_limit):
+                raise ValueError(
+                    f"sft_dataset row {number}: got a prompt of {start} tokens and nothing to "
+                    f"learn within {self._sft_limit}, expected room for an answer. Raise "
+                    "sft_max_length, where the policy's context allows it, or drop such rows."
+                )
 
     def train(self, resume_from_checkpoint=None, *args: Any, **kwargs: Any) -> Any:
         """Train, from the beginning or from a checkpoint; see `Trainer.train`."""
         self._restart()
-        self.kl.coef = self.args.kl_coef
+        self.kl.coef, self._first_step = self.args.kl_coef, 0
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_checkpoint(Path(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise ValueError(
                     f"resume_from_checkpoint: got True, but {self.args.output_dir} has no "
@@ -419,7 +458,7 @@ class PPOTrainer(Trainer):
                 row = self.sft_dataset[number]
                 self._demonstrations[number] = self.encoder.encode_demonstration(row, number)
         picked = [self._demonstrations[number] for number in numbers]
-        return demonstration_batch(picked, self.args.sft_max_length, self.args.device)
+        return demonstration_batch(picked, self._sft_limit, self.args.device)
 
     # ------------------------------------------------------------------------------ rollout
 
@@ -497,6 +536,12 @@ class PPOTrainer(Trainer):
         tokens = torch.as_tensor(batch["input_ids"]).to(self.args.device)
         if "attention_mask" in batch:
             mask = torch.as_tensor(batch["attention_mask"]).to(self.args.device).bool()
+        elif self.pad_id in (None, self.processing_class.eos_token_id):
+            raise ValueError(
+                f"data_collator: got no attention_mask with pad_token_id {self.pad_id}, which does "
+                "not tell padding from the end token. Return attention_mask, or pass "
+                "data_collator=None."
+            )
         else:
             mask = tokens != self.pad_id
         if not bool(mask[:, -1].all()):
@@ -569,11 +614,12 @@ class PPOTrainer(Trainer):
             with policy.disable_adapter():
                 yield policy
             return
+        trained = policy.active_adapter
         policy.set_adapter(self.args.ref_adapter_name)
         try:
             yield policy
         finally:
-            policy.set_adapter(self.args.model_adapter_name or "default")
+            policy.set_adapter(trained)
 
     def _adapt_kl(self, kl: Tensor) -> None:
         """Move the KL coefficient towards its target, alike on every process."""
@@ -742,7 +788,10 @@ class PPOTrainer(Trainer):
             logs["episode"] = rollouts * self.schedule.episodes_per_rollout
             logs["lr"] = logs["learning_rate"]
             if start_time is not None:
-                logs["eps"] = round(logs["episode"] / max(time.time() - start_time, 1e-9), 3)
+                rows = self.schedule.rollout_rows * self.schedule.world_size
+                steps = self.state.global_step - self._first_step  # of this start
+                episodes = rows * steps / self.schedule.updates_per_rollout
+                logs["eps"] = round(episodes / max(time.time() - start_time, 1e-9), 3)
         super().log(logs, start_time)
 
     # ------------------------------------------------------------------------------ evaluation
@@ -789,10 +838,11 @@ class PPOTrainer(Trainer):
                 seed = self.schedule.rollout_seed(EVALUATION + number, self.args.process_index)
                 figures = self._evaluate_rows([row for _, row in batch], seed, temperature)
                 for name, values in figures.items():
+                    figure = sums[name]  # also without a value: every process has the same names
                     for (row_number, _), value in zip(batch, values, strict=True):
                         if row_number is not None and value is not None:
-                            sums[name][0] += value
-                            sums[name][1] += 1
+                            figure[0] += value
+                            figure[1] += 1
         names = sorted(sums)
         table = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.args.device)
         table = self._total(table).cpu()
@@ -885,8 +935,7 @@ class PPOTrainer(Trainer):
             "kl_coef": self.kl.coef,
             "stopped": self._stopped,
             "open_rollout": open_rollout,
-            "world_size": self.args.world_size,
-            "schedule": [self.schedule.rollout_rows, self.schedule.micro_rows],
+            "schedule": self.schedule.identity(),
         }
         if open_rollout:
             file = folder / ROLLOUT_FILE.format(rank=rank)
@@ -912,16 +961,14 @@ class PPOTrainer(Trainer):
                 "of processes that wrote it."
             )
         state = json.loads(file.read_text())
-        now = {
-            "world_size": self.args.world_size,
-            "schedule": [self.schedule.rollout_rows, self.schedule.micro_rows],
-        }
-        changed = {k: (state[k], v) for k, v in now.items() if state[k] != v}
+        then, now = state["schedule"], self.schedule.identity()
+        changed = {k: (then.get(k), v) for k, v in now.items() if then.get(k) != v}
         if changed:
             raise ValueError(
-                f"resume_from_checkpoint: got {folder} written with other batches, expected the "
-                f"same (then, now): {changed}. Resume with the settings that wrote it."
+                f"resume_from_checkpoint: got {folder} written with another schedule, expected the "
+                f"same (then, now): {changed}. Resume with the settings and data that wrote it."
             )
+        self._first_step = self.state.global_step
         self._restart(self.state.global_step * self.schedule.micros)
         self.kl.coef, self._stopped = state["kl_coef"], state["stopped"]
         if state["open_rollout"]:
@@ -941,6 +988,18 @@ class PPOTrainer(Trainer):
             super()._load_best_model()
             return
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def last_checkpoint(output_dir: Path) -> str | None:
+    """Return the newest checkpoint that was written to its end, or None."""
+    for _, folder in step_folders(output_dir):
+        try:
+            json.loads((folder / TRAINER_STATE_NAME).read_text())  # what Trainer writes last
+        except (OSError, ValueError):
+            warnings.warn(f"{folder} was not written to its end and is passed over", stacklevel=3)
+        else:
+            return str(folder)
+    return None
 
 
 def _tick(items: list[int]) -> dict[str, Tensor]:
