@@ -507,7 +507,11 @@ def test_combine_refuses_what_does_not_match(chosen, weights, message):
         ([0.0], "'level': got 1 values for 2 completions"),
         ([0.0, float("nan")], "'level', row 1: got nan"),
         ([float("inf"), 0.0], "'level', row 0: got inf"),
+        ([0.0, 1e300], "'level', row 1: got 1e\\+300, expected a number that is finite in float32"),
+        ([0.0, -(10**400)], "'level', row 1: got -1000"),
+        ([torch.zeros(2), 0.0], "'level', row 0: got tensor"),
         (["high", 0.0], "'level', row 0: got 'high'"),
+        (["1.0", 0.0], "'level', row 0: got '1.0'"),
         ([None, 0.0], r"row 0: none of the rewards \['level'\] applies"),
     ],
 )
@@ -517,6 +521,48 @@ def test_reward_sum_refuses_values(values, message):
 
     with pytest.raises(RewardError, match=message):
         RewardSum([level_reward])(["", ""], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("values", "got"),
+    [
+        (None, "got None"),
+        (1.0, "got float '1.0'"),
+        ({"a": 1.0, "b": 0.0}, "got dict"),
+        ("10", "got str"),
+        ((value for value in [1.0, 0.0]), "got generator"),
+        (torch.tensor(1.0), r"got a Tensor of shape \(\)"),
+        (torch.zeros(2, 1), r"got a Tensor of shape \(2, 1\)"),
+        (torch.zeros(2, 1).numpy(), r"got a ndarray of shape \(2, 1\)"),
+    ],
+)
+def test_reward_sum_refuses_what_is_no_list(values, got):
+    def level_reward(prompts, completions, **columns):
+        return values
+
+    message = f"'level': {got}.*, expected a list of float or None, one per completion"
+    with pytest.raises(RewardError, match=message):
+        RewardSum([level_reward])(["", ""], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "values", [[2, 1.0], (2, 1), torch.tensor([2.0, 1.0]), torch.tensor([2, 1]).numpy()]
+)
+def test_reward_sum_takes_lists_tuples_arrays_and_tensors(values):
+    def level_reward(prompts, completions, **columns):
+        return values
+
+    scored = RewardSum([level_reward])(["", ""], ["a", "b"])
+    assert scored.parts == {"level": [2.0, 1.0]}
+    assert all(type(value) is float for value in scored.parts["level"])
+
+
+def test_reward_sum_refuses_a_sum_beyond_float32():
+    def level_reward(prompts, completions, **columns):
+        return [0.0, 1e38]
+
+    with pytest.raises(RewardError, match=r"row 1: got the weighted rewards \[1e\+39, 2.0\]"):
+        RewardSum([level_reward, even_reward], [10.0, 2.0])(["", ""], ["ab", "ab"])
 
 
 def test_reward_sum_names_the_function_and_row_that_raise():

@@ -33,6 +33,9 @@ _FENCED_BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 
+# Scores, advantages and losses are float32: what is larger would be infinite there, then NaN.
+_FLOAT32_MAX = torch.finfo(torch.float32).max
+
 
 class RewardError(RuntimeError):
     """A reward could not be computed; the message names the reward and the row."""
@@ -415,7 +418,12 @@ class RewardSum:
                     f"row {row}: none of the rewards {self.names} applies to it (all None), so it "
                     "has no reward. Give the row what they need, or add one that always applies."
                 )
-            total.append(math.fsum(weighted))
+            total.append(_number(math.fsum(weighted)))
+            if math.isnan(total[-1]):
+                raise RewardError(
+                    f"row {row}: got the weighted rewards {weighted}, expected a sum that is "
+                    "finite in float32. Lower reward_weights, or bound the rewards."
+                )
         return Scored(total, parts)
 
 
@@ -525,7 +533,7 @@ def _call(
 
 def _checked(name: str, values: Any, completions: Sequence[str]) -> list[float | None]:
     """Return the values of a reward as finite floats or None, one per completion."""
-    values = list(values)
+    values = _listed(name, values)
     if len(values) != len(completions):
         raise RewardError(
             f"reward {name!r}: got {len(values)} values for {len(completions)} completions, "
@@ -533,17 +541,41 @@ def _checked(name: str, values: Any, completions: Sequence[str]) -> list[float |
         )
     checked: list[float | None] = []
     for row, value in enumerate(values):
-        try:
-            number = None if value is None else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if number is not None and not math.isfinite(number):
+        number = None if value is None else _number(value)
+        if number is not None and math.isnan(number):
             raise RewardError(
-                f"reward {name!r}, row {row}: got {value!r}, expected a finite number or None, "
-                f"on the completion {_excerpt(completions[row])}."
+                f"reward {name!r}, row {row}: got {value!r}, expected a number that is finite in "
+                f"float32, or None, on the completion {_excerpt(completions[row])}. Bound what "
+                "the reward returns."
             )
         checked.append(number)
     return checked
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    """Return what a reward gave as a list, or refuse what holds no value per completion."""
+    if isinstance(values, Sequence) and not isinstance(values, str | bytes):
+        return list(values)
+    # Arrays and tensors of every library have both, and scalars and tables of them a shape.
+    if hasattr(values, "tolist") and hasattr(values, "shape"):
+        if len(values.shape) == 1:
+            return values.tolist()
+        got = f"a {type(values).__name__} of shape {tuple(values.shape)}"
+    else:
+        got = "None" if values is None else f"{type(values).__name__} {_excerpt(repr(values))}"
+    raise RewardError(
+        f"reward {name!r}: got {got}, expected a list of float or None, one per completion. "
+        "Return a list, or a tensor or array of one dimension."
+    )
+
+
+def _number(value: Any) -> float:
+    """Return a value as a float; nan where it is no number or not finite in float32."""
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last for tensors of many
+        number = math.nan
+    return number if abs(number) <= _FLOAT32_MAX else math.nan
 
 
 def _excerpt(text: str) -> str:
