@@ -454,6 +454,24 @@ def test_combine_weighs_one_each_by_default():
     assert combine([length_reward, even_reward])([""], ["ab"]).total == [3.0]
 
 
+@pytest.mark.parametrize("single", ["parses", parses_reward])
+def test_combine_takes_a_single_name_or_function_as_a_list_of_one(single):
+    assert combine(single, [2.0])([""], ["x=1"]).total == [2.0]
+
+
+def test_reward_sum_takes_a_single_function_as_a_list_of_one():
+    assert RewardSum(length_reward)([""], ["abc"]).total == [3.0]
+
+
+@pytest.mark.parametrize(
+    "weights", [(2, 3), torch.tensor([2.0, 3.0]).numpy(), [*torch.tensor([2.0, 3.0]).numpy()]]
+)
+def test_combine_takes_weights_of_every_kind_of_number(weights):
+    total = combine([length_reward, even_reward], weights)
+    assert total([""], ["ab"]).total == [7.0]
+    assert all(type(weight) is float for weight in total.weights)
+
+
 def test_combine_passes_columns_and_accepts_arrays():
     for level in ([1, True], torch.tensor([1.0, 1.0]), torch.ones(2).numpy()):
         assert combine([level_reward])(["", ""], ["", ""], level=level).total == [1.0, 1.0]
@@ -492,6 +510,14 @@ def test_combine_sets_the_timeout_or_refuses_it(fake_sandbox):
         ([length_reward], [1.0, 2.0], r"got 2 for the 1 rewards \['length'\]"),
         ([length_reward], [float("nan")], "expected finite numbers"),
         ([length_reward], ["1"], "expected finite numbers"),
+        ([length_reward], [1e300], "expected finite numbers"),
+        ([length_reward], [None], "expected finite numbers"),
+        ([length_reward], 1.0, "got 1.0, expected a list of numbers"),
+        ([length_reward], "1", "got '1', expected a list of numbers"),
+        ([length_reward], {"length": 1.0}, "got {'length': 1.0}, expected a list of numbers"),
+        ([length_reward], torch.tensor(1.0), "expected a list of numbers"),
+        (None, None, "got none, expected at least one"),
+        (3, None, "got 3, expected names or functions"),
         ([length_reward, length_reward], None, "got 'length' twice"),
         ([lambda prompts, completions: [0.0]], None, r"Add \*\*columns"),
     ],

@@ -325,14 +325,18 @@ class RewardSum:
     applies is refused, since 0.0 would be an opinion that nobody has.
 
     Args:
-        rewards: callables under the contract of this module; `__name__` without a final
-            "_reward" is the name.
+        rewards: callables under the contract of this module, or one of them; `__name__` without a
+            final "_reward" is the name.
         weights: one per reward, finite; None weighs all of them 1.
     """
 
-    def __init__(self, rewards: Sequence[Reward], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, rewards: Reward | Sequence[Reward], weights: Sequence[float] | None = None
+    ) -> None:
+        rewards = as_list(rewards)
         names = [_name_of(reward) for reward in rewards]
-        weights = [1.0] * len(rewards) if weights is None else list(weights)
+        given = [1.0] * len(rewards) if weights is None else _weight_list(weights)
+        weights = [_number(weight) for weight in given]
         problems = []
         if not rewards:
             problems.append("rewards: got none, expected at least one.")
@@ -341,8 +345,11 @@ class RewardSum:
                 f"reward_weights: got {len(weights)} for the {len(rewards)} rewards {names}, "
                 "expected one each. Give as many, in the same order, or none at all."
             )
-        if not all(isinstance(weight, int | float) and math.isfinite(weight) for weight in weights):
-            problems.append(f"reward_weights: got {weights}, expected finite numbers.")
+        if any(map(math.isnan, weights)):
+            problems.append(
+                f"reward_weights: got {given}, expected finite numbers. "
+                "Give one number for each reward."
+            )
         problems += [
             f"rewards: got {name!r} twice, expected each name once. Rename one (`__name__`, "
             "or ModelReward's `name`)."
@@ -358,7 +365,7 @@ class RewardSum:
         if problems:
             raise ValueError("\n".join(problems))
         self.names = names
-        self.rewards = list(rewards)
+        self.rewards = rewards
         self.weights = weights
 
     def check_columns(self, available: Iterable[str]) -> None:
@@ -428,7 +435,7 @@ class RewardSum:
 
 
 def combine(
-    rewards: Sequence[str | Reward],
+    rewards: str | Reward | Sequence[str | Reward],
     weights: Sequence[float] | None = None,
     *,
     reward_model: Reward | None = None,
@@ -438,7 +445,8 @@ def combine(
     """Build the weighted sum that `rewards:` and `reward_weights:` of a recipe name.
 
     Args:
-        rewards: names from REWARDS, "reward_model" for the learned one, or callables.
+        rewards: names from REWARDS, "reward_model" for the learned one, or callables; a single one
+            is a list of one.
         weights: one per reward; None weighs all of them 1.
         reward_model: what "reward_model" stands for, usually a ModelReward.
         safety_rules: path of the rule pack that "safety" reads; None keeps codexhf's own.
@@ -447,6 +455,7 @@ def combine(
     Raises:
         ValueError: all problems with names, weights and settings at once.
     """
+    rewards = as_list(rewards)
     table: dict[str, Reward] = dict(REWARDS)
     if reward_model is not None:
         table[REWARD_MODEL] = reward_model
@@ -457,7 +466,7 @@ def combine(
     ):
         if value is not None and not any(reader in rewards for reader in readers):
             problems.append(
-                f"{setting}: got {value!r}, but none of the rewards {list(rewards)} reads it. "
+                f"{setting}: got {value!r}, but none of the rewards {rewards} reads it. "
                 f"Add {' or '.join(readers)} to them, or remove {setting}."
             )
     try:
@@ -489,6 +498,32 @@ def combine(
     if problems:
         raise ValueError("\n".join(problems))
     return RewardSum(chosen, weights)
+
+
+def as_list(rewards: str | Reward | Iterable[str | Reward] | None) -> list[str | Reward]:
+    """Return rewards as a list: a single name or callable is a list of one, None an empty one."""
+    if rewards is None:
+        return []
+    if isinstance(rewards, str) or callable(rewards):
+        return [rewards]
+    if not isinstance(rewards, Iterable):
+        raise ValueError(
+            f"rewards: got {rewards!r}, expected names or functions. "
+            f"Names are {', '.join(sorted(REWARDS))}."
+        )
+    return list(rewards)
+
+
+def _weight_list(weights: Any) -> list[Any]:
+    """Return reward weights as a list, or refuse what is none."""
+    if isinstance(weights, Sequence) and not isinstance(weights, str | bytes):
+        return list(weights)
+    if hasattr(weights, "tolist") and getattr(weights, "ndim", 0) == 1:
+        return weights.tolist()
+    raise ValueError(
+        f"reward_weights: got {weights!r}, expected a list of numbers, one for each reward. "
+        "Put a single weight into a list, or leave them out: all then weigh 1."
+    )
 
 
 def _name_of(reward: Reward) -> str:
