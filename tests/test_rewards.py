@@ -587,8 +587,8 @@ def test_reward_sum_refuses_a_sum_beyond_float32():
     def level_reward(prompts, completions, **columns):
         return [0.0, 1e38]
 
-    with pytest.raises(RewardError, match=r"row 1: got the weighted rewards \[1e\+39, 2.0\]"):
-        RewardSum([level_reward, even_reward], [10.0, 2.0])(["", ""], ["ab", "ab"])
+    with pytest.raises(RewardError, match=r"row 1: got .* \[1e\+39, 2.0\].*prompt is 'p1'"):
+        RewardSum([level_reward, even_reward], [10.0, 2.0])(["p0", "p1"], ["ab", "ab"])
 
 
 def test_reward_sum_names_the_function_and_row_that_raise():
@@ -598,6 +598,42 @@ def test_reward_sum_names_the_function_and_row_that_raise():
     with pytest.raises(RewardError, match="'fragile', row 1: raised ZeroDivisionError") as error:
         RewardSum([length_reward, fragile_reward])(["", "", ""], ["a", "", ""])
     assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
+TALK = [
+    {"role": "user", "content": "first"},
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "last"},
+]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown"),
+    [
+        ("ask", "prompt 'ask'"),
+        ("p" * 61, f"prompt '{'p' * 60}…'"),
+        (TALK, "prompt 'last'"),
+        ([*TALK, {"role": "assistant", "content": "def"}], "prompt 'last'"),
+        ([{"role": "system", "content": "be"}], "prompt \"\\[{'role': 'system'"),
+        (None, "prompt 'None'"),
+    ],
+)
+def test_errors_show_the_prompt_of_the_row(prompt, shown, fake_sandbox):
+    def raising_reward(prompts, completions, **columns):
+        return [1 / len(completion) for completion in completions]
+
+    def wrong_reward(prompts, completions, **columns):
+        return ["high" if not completion else 0.0 for completion in completions]
+
+    for reward in (raising_reward, wrong_reward):
+        with pytest.raises(RewardError, match=f"row 1.*{shown}"):
+            RewardSum(reward)(["other", prompt], ["a", ""])
+    with pytest.raises(RewardError, match=f"row 1: none of.*{shown.replace('pt ', 'pt is ')}"):
+        RewardSum(even_reward)(["other", prompt], ["ab", "a"])
+    with pytest.raises(RewardError, match=f"row 1.*{shown}"):
+        unit_tests_reward(
+            ["other", prompt], ["pass", "sandbox_error"], [CASES] * 2, entry_point=["f", "f"]
+        )
 
 
 def test_reward_sum_says_when_no_single_row_raises():

@@ -95,9 +95,10 @@ class UnitTestsReward:
         for row, result in zip(rows, results, strict=True):
             if result.verdict == "sandbox_error":
                 raise RewardError(
-                    f"reward {self.__name__!r}, row {row}: got no verdict on the answer for entry "
-                    f"point {entry_point[row]!r}: {result.detail}. The run stops instead of "
-                    "learning from it; mend the row's tests or the sandbox, then resume."
+                    f"reward {self.__name__!r}, row {row}: got no verdict on the answer to the "
+                    f"prompt {_prompt_excerpt(prompts[row])} for entry point {entry_point[row]!r}: "
+                    f"{result.detail}. The run stops instead of learning from it; mend the row's "
+                    "tests or the sandbox, then resume."
                 )
             passed = result.verdict == "pass"
             if self.partial and not passed:
@@ -410,7 +411,9 @@ class RewardSum:
                     "expected one each. Repeat the row's value for each of its completions."
                 )
         parts = {
-            name: _checked(name, _call(name, reward, prompts, completions, columns), completions)
+            name: _checked(
+                name, _call(name, reward, prompts, completions, columns), prompts, completions
+            )
             for name, reward in zip(self.names, self.rewards, strict=True)
         }
         total = []
@@ -423,13 +426,15 @@ class RewardSum:
             if not weighted:
                 raise RewardError(
                     f"row {row}: none of the rewards {self.names} applies to it (all None), so it "
-                    "has no reward. Give the row what they need, or add one that always applies."
+                    "has no reward. Give the row what they need, or add one that always applies. "
+                    f"Its prompt is {_prompt_excerpt(prompts[row])}."
                 )
             total.append(_number(math.fsum(weighted)))
             if math.isnan(total[-1]):
                 raise RewardError(
                     f"row {row}: got the weighted rewards {weighted}, expected a sum that is "
-                    "finite in float32. Lower reward_weights, or bound the rewards."
+                    "finite in float32. Lower reward_weights, or bound the rewards. "
+                    f"The prompt is {_prompt_excerpt(prompts[row])}."
                 )
         return Scored(total, parts)
 
@@ -557,8 +562,9 @@ def _call(
             except Exception as row_error:
                 raise RewardError(
                     f"reward {name!r}, row {row}: raised {type(row_error).__name__}: {row_error} "
-                    f"on the completion {_excerpt(completion)}. A reward must score whatever a "
-                    "model writes: catch this case in it."
+                    f"on the completion {_excerpt(completion)} to the prompt "
+                    f"{_prompt_excerpt(prompt)}. A reward must score whatever a model writes: "
+                    "catch this case in it."
                 ) from row_error
         raise RewardError(
             f"reward {name!r}: raised {type(error).__name__}: {error} on a batch of "
@@ -566,7 +572,9 @@ def _call(
         ) from error
 
 
-def _checked(name: str, values: Any, completions: Sequence[str]) -> list[float | None]:
+def _checked(
+    name: str, values: Any, prompts: Sequence[Prompt], completions: Sequence[str]
+) -> list[float | None]:
     """Return the values of a reward as finite floats or None, one per completion."""
     values = _listed(name, values)
     if len(values) != len(completions):
@@ -580,8 +588,8 @@ def _checked(name: str, values: Any, completions: Sequence[str]) -> list[float |
         if number is not None and math.isnan(number):
             raise RewardError(
                 f"reward {name!r}, row {row}: got {value!r}, expected a number that is finite in "
-                f"float32, or None, on the completion {_excerpt(completions[row])}. Bound what "
-                "the reward returns."
+                f"float32, or None, on the completion {_excerpt(completions[row])} to the prompt "
+                f"{_prompt_excerpt(prompts[row])}. Bound what the reward returns."
             )
         checked.append(number)
     return checked
@@ -613,9 +621,23 @@ def _number(value: Any) -> float:
     return number if abs(number) <= _FLOAT32_MAX else math.nan
 
 
-def _excerpt(text: str) -> str:
+def _prompt_excerpt(prompt: Prompt) -> str:
+    """Return the beginning of a prompt, or of its last question, to find the row in a data set.
+
+    A batch is shuffled, so that the number of a row in it finds nothing.
+    """
+    if isinstance(prompt, str):
+        return _excerpt(prompt, 60)
+    try:
+        asked = [message["content"] for message in prompt if message["role"] == "user"]
+        return _excerpt(str(asked[-1]), 60)
+    except (TypeError, KeyError, IndexError):  # no conversation; an error is being told already
+        return _excerpt(str(prompt), 60)
+
+
+def _excerpt(text: str, length: int = 80) -> str:
     """Return the beginning of a text for an error message."""
-    return repr(text if len(text) <= 80 else text[:80] + "…")
+    return repr(text if len(text) <= length else text[:length] + "…")
 
 
 REWARDS: dict[str, Reward] = {
