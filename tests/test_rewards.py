@@ -669,6 +669,15 @@ def test_reward_sum_checks_columns_before_training():
     assert "['level']" in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["prompts", "completions", "self"])
+def test_reward_sum_refuses_columns_under_the_names_of_the_contract(name):
+    total = combine(["parses", "safety"])
+    with pytest.raises(ValueError, match=f"got a column '{name}'.*rename_column"):
+        total.check_columns(["prompt", name])
+    with pytest.raises(ValueError, match=f"got a column '{name}'.*rename_column"):
+        total([""], ["x"], **{name: ["y"]})
+
+
 def test_reward_sum_takes_an_empty_batch():
     assert combine(["parses", length_reward])([], []).total == []
 

@@ -36,6 +36,9 @@ _FENCED_BLOCK = re.compile(
 # Scores, advantages and losses are float32: what is larger would be infinite there, then NaN.
 _FLOAT32_MAX = torch.finfo(torch.float32).max
 
+# Parameters of every reward; `self` is one where the reward is an object.
+_OWN_NAMES = ("prompts", "completions", "self")
+
 
 class RewardError(RuntimeError):
     """A reward could not be computed; the message names the reward and the row."""
@@ -372,11 +375,11 @@ class RewardSum:
     def check_columns(self, available: Iterable[str]) -> None:
         """Raise ValueError unless every column that a reward needs is among `available`.
 
-        A trainer calls this at construction, so that a missing column is no surprise of the
-        first rollout.
+        Columns under a name that the contract itself uses are refused too. A trainer calls this
+        at construction, so that neither is a surprise of the first rollout.
         """
-        available = sorted({*available} - {"prompts", "completions"})
-        problems = []
+        available = sorted(available)
+        problems = _name_problems(available)
         for name, reward in zip(self.names, self.rewards, strict=True):
             needed = [
                 parameter.name
@@ -395,15 +398,18 @@ class RewardSum:
             raise ValueError("\n".join(problems))
 
     def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Sequence[Any]
+        self, prompts: Sequence[Prompt], completions: Sequence[str], /, **columns: Sequence[Any]
     ) -> Scored:
         """Return the total and the parts for a batch.
 
         Raises:
-            ValueError: prompts or a column are not as many as the completions.
+            ValueError: prompts or a column are not as many as the completions, or a column has a
+                name that the contract itself uses.
             RewardError: a reward raised, gave the wrong number of values or a value that is no
                 finite number, or no reward applies to a row; the message names reward and row.
         """
+        if problems := _name_problems(columns):
+            raise ValueError("\n".join(problems))
         for what, column in {"prompts": prompts, **columns}.items():
             if len(column) != len(completions):
                 raise ValueError(
@@ -529,6 +535,16 @@ def _weight_list(weights: Any) -> list[Any]:
         f"reward_weights: got {weights!r}, expected a list of numbers, one for each reward. "
         "Put a single weight into a list, or leave them out: all then weigh 1."
     )
+
+
+def _name_problems(columns: Iterable[str]) -> list[str]:
+    """Return a problem for each column that could not be passed beside prompts and completions."""
+    return [
+        f"data set: got a column {name!r}, expected another name: rewards are called as "
+        f"f(prompts, completions, **columns). Rename it: dataset.rename_column({name!r}, ...)."
+        for name in _OWN_NAMES
+        if name in columns
+    ]
 
 
 def _name_of(reward: Reward) -> str:
