@@ -4,15 +4,19 @@ python -m pytest tests/test_ppo_stage.py
 """
 
 import importlib.util
+from dataclasses import fields, make_dataclass
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
+from transformers import TrainingArguments
 
 from codexhf.arguments import PPOArguments
 from codexhf.data import Data, load_problems
 from codexhf.models import load_reward_model
-from codexhf.ppo import PPOConfig, PPOTrainer
-from codexhf.ppo.stage import new_trainer
+from codexhf.ppo import PPOConfig, PPOTrainer, stage
+from codexhf.ppo.config import COMPUTED_FIELDS, TRL_VALUES
+from codexhf.ppo.stage import UNREAD_BY_TRL, WITHOUT_INFLUENCE, new_trainer
 
 HAS_TRL_PPO = importlib.util.find_spec("trl.experimental.ppo") is not None
 
@@ -59,13 +63,105 @@ def test_the_default_is_our_trainer_with_the_named_rewards(parts):
         assert any(name in key for key in logged), (name, logged)
 
 
-def test_trl_refuses_what_its_class_cannot_do(parts):
-    if not HAS_TRL_PPO:
-        with pytest.raises(ValueError, match=r"codexhf\[trl-ppo\]"):
-            parts(trainer="trl")
+# What TRL 1.12's PPOConfig adds to TrainingArguments and ours has too.
+TRL_FIELDS = {
+    *("dataset_num_proc", "sft_model_path", "reward_model_path"),
+    *("model_adapter_name", "ref_adapter_name", "total_episodes", "num_mini_batches"),
+    *("local_rollout_forward_batch_size", "num_sample_generations", "response_length"),
+    *("stop_token", "stop_token_id", "temperature", "missing_eos_penalty", "num_ppo_epochs"),
+    *("whiten_rewards", "kl_coef", "kl_estimator", "cliprange", "vf_coef", "cliprange_value"),
+    *("gamma", "lam", "ds3_gather_for_generation", *COMPUTED_FIELDS),
+}
+
+
+@pytest.fixture
+def trl_class(monkeypatch):
+    """TRL 1.12's module, or where it is not installed one with a config of the same fields."""
+    if HAS_TRL_PPO:
         return
-    with pytest.raises(ValueError, match="takes reward_model alone.*alpha_sft: got 0.5"):
-        parts({"alpha_sft": 0.5}, trainer="trl", rewards=["reward_model", "safety"])
+    inherited = {f.name for f in fields(TrainingArguments)}
+    config = make_dataclass("PPOConfig", sorted(inherited | TRL_FIELDS))
+    module = SimpleNamespace(PPOConfig=config)
+    monkeypatch.setattr(stage.importlib, "import_module", lambda name: module)
+
+
+@pytest.mark.skipif(not HAS_TRL_PPO, reason="needs trl 1.12: pip install 'codexhf[trl-ppo]'")
+def test_trl_has_the_fields_that_these_tests_assume():
+    from trl.experimental.ppo import PPOConfig as Theirs
+
+    added = {f.name for f in fields(Theirs)} - {f.name for f in fields(TrainingArguments)}
+    assert added & {f.name for f in fields(PPOConfig)} == TRL_FIELDS
+
+
+def test_fields_without_influence_are_ours_alone():
+    inherited = {f.name for f in fields(TrainingArguments)}
+    ours = {f.name for f in fields(PPOConfig)} - TRL_FIELDS - inherited
+    assert ours >= WITHOUT_INFLUENCE
+    assert inherited >= UNREAD_BY_TRL
+
+
+@pytest.mark.skipif(HAS_TRL_PPO, reason="TRL 1.12 is installed")
+def test_trl_is_named_where_it_is_missing(parts):
+    with pytest.raises(ValueError, match=r"codexhf\[trl-ppo\]"):
+        parts(trainer="trl")
+
+
+@pytest.mark.parametrize(
+    ("training", "expected"),
+    [
+        ({"alpha_sft": 0.5}, "0.0"),
+        ({"beta_rlhf": 0.5}, "1.0"),
+        ({"gamma_reg": 2.0}, "1.0"),
+        ({"kl_in": "loss", "kl_estimator": "k3"}, "'reward'"),
+        ({"kl_target": 6.0}, "None"),
+        ({"entropy_coef": -0.3}, "0.0"),
+        ({"overlong_penalty": 1.0, "overlong_buffer": 2}, "0.0"),
+        ({"score_clip": 3.0}, "None"),
+        ({"cliprange_high": 0.3}, "None"),
+        ({"dual_clip": 3.0}, "None"),
+        ({"log_ratio_clip": 20.0}, "None"),
+        ({"importance_cap": 2.0}, "None"),
+        ({"early_stop_kl": 0.1}, "None"),
+        ({"critic_learning_rate": 1e-3}, "None"),
+        ({"critic_warmup_rollouts": 1}, "0"),
+        ({"extra_stop_token_ids": [3]}, "None"),
+        ({"shuffle_dataset": False}, "True"),
+        ({"old_logprobs": "recompute"}, "'auto' or 'sampler'"),
+        ({"step_unit": "optimizer"}, "'rollout'"),
+        ({"max_grad_norm": 0.5}, "1.0 or 0.0"),
+        ({"max_steps": 3}, "-1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_trl_refuses_settings_that_its_class_would_drop(parts, trl_class, training, expected):
+    name, value = next(iter(training.items()))
+    with pytest.raises(ValueError) as error:
+        parts(training, trainer="trl")
+    assert f"    {name}: got {value!r}, expected {expected}\n" in str(error.value)
+    assert str(error.value).count("got") == 2  # trainer, and nothing but this one
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"rewards": ["reward_model", "safety"]}, "['reward_model']"),
+        ({"reward_weights": [2.0]}, "None or [1.0]"),
+        ({"reward_clip": 3.0}, "None or 5.0"),
+        ({"safety_rules": "rules.yaml"}, "None"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_trl_refuses_rewards_that_its_class_has_not(parts, trl_class, fields, expected):
+    name, value = next(iter(fields.items()))
+    with pytest.raises(ValueError) as error:
+        parts(trainer="trl", **fields)
+    assert f"    {name}: got {value!r}, expected {expected}\n" in str(error.value)
+
+
+def test_trl_refuses_everything_at_once(parts, trl_class):
+    with pytest.raises(ValueError, match="(?s)reward_weights: got.*alpha_sft: got.*kl_in: got"):
+        parts({"alpha_sft": 0.5, "kl_in": "loss", "kl_estimator": "k3"}, trainer="trl",
+              rewards=["reward_model"], reward_weights=[0.5])  # fmt: skip
 
 
 @pytest.mark.skipif(not HAS_TRL_PPO, reason="needs trl 1.12: pip install 'codexhf[trl-ppo]'")
@@ -76,3 +172,21 @@ def test_trl_trains_and_saves_a_plain_policy(parts, tmp_path):
     trainer.train()
     trainer.save_model(str(tmp_path / "m2"))
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "m2").config.vocab_size
+
+
+@pytest.mark.skipif(not HAS_TRL_PPO, reason="needs trl 1.12: pip install 'codexhf[trl-ppo]'")
+@pytest.mark.parametrize("training", [TRL_VALUES, {}], ids=["trl", "ours"])
+def test_trl_takes_its_own_values_and_what_has_no_influence(parts, training):
+    indifferent = {
+        "rollout_engine": "hf",
+        "cuda_graphs": False,
+        "kept_logits_mb": 0,
+        "log_grad_norms": False,
+        "eval_temperature": 0.0,
+        "overlong_buffer": 2,
+        "kl_horizon": 5,
+        "sft_batch_size": 2,
+        "sft_max_length": 64,
+    }
+    assert indifferent.keys() == WITHOUT_INFLUENCE
+    parts({**training, **indifferent}, trainer="trl", reward_weights=[1.0], reward_clip=None)

@@ -8,9 +8,25 @@ from datasets import Dataset
 from codexhf.arguments import REWARD_MODEL, PPOArguments
 from codexhf.data import Data, render_prompt
 from codexhf.models import load_model_reward, load_policy, load_reward_model, lora_config
-from codexhf.ppo.config import PPOConfig
+from codexhf.ppo.config import TRL_VALUES, PPOConfig
 from codexhf.ppo.trainer import PPOTrainer
 from codexhf.rewards import combine
+
+WITHOUT_INFLUENCE = {
+    "rollout_engine",
+    "cuda_graphs",
+    "kept_logits_mb",
+    "log_grad_norms",
+    "eval_temperature",  # TRL's class is not evaluated here
+    "overlong_buffer",  # of overlong_penalty
+    "kl_horizon",  # of kl_target
+    "sft_batch_size",  # of alpha_sft
+    "sft_max_length",
+}
+"""Fields of ours that TRL's class lacks and that change no number it computes."""
+
+UNREAD_BY_TRL = {"max_grad_norm", "max_steps"}
+"""Fields that TRL's config inherits and its training loop never reads."""
 
 
 def new_trainer(
@@ -67,19 +83,14 @@ def _trl_trainer(stage: PPOArguments, training: PPOConfig, tokenizer, prompts: D
             "trainer: got 'trl', but the installed TRL has no PPOTrainer (removed in 1.13). "
             "pip install 'codexhf[trl-ppo]', or leave --trainer at codexhf."
         ) from None
-    problems = []
-    if stage.rewards != [REWARD_MODEL]:
-        problems.append(f"rewards: got {stage.rewards}, but it takes {REWARD_MODEL} alone")
-    shared = {f.name for f in fields(theirs.PPOConfig)}
-    values = {}
-    for f in fields(PPOConfig):
-        value = getattr(training, f.name)
-        if f.name in shared:
-            values[f.name] = value
-        elif f.name in ("alpha_sft", "entropy_coef", "overlong_penalty") and value:
-            problems.append(f"{f.name}: got {value}, but it has no such term")
-    if problems:
-        raise ValueError("trainer trl: " + "; ".join(problems) + ". Use --trainer codexhf.")
+    known = {f.name for f in fields(theirs.PPOConfig)}
+    if problems := _beyond_trl(stage, training, known):
+        lines = "\n".join(f"    {problem}" for problem in problems)
+        raise ValueError(
+            f"trainer: got 'trl', whose class cannot do what these settings ask for:\n{lines}\n"
+            "    Set what is expected (None: leave it out of the YAML), or use --trainer codexhf."
+        )
+    values = {f.name: getattr(training, f.name) for f in fields(PPOConfig) if f.name in known}
     values |= {"save_strategy": "no", "eval_strategy": "no", "num_sample_generations": 0}
 
     class Trainer(theirs.PPOTrainer):
@@ -106,3 +117,30 @@ def _trl_trainer(stage: PPOArguments, training: PPOConfig, tokenizer, prompts: D
         train_dataset=Dataset.from_list(rows),
         peft_config=lora_config(stage),
     )
+
+
+def _beyond_trl(stage: PPOArguments, training: PPOConfig, known: set[str]) -> list[str]:
+    """Return the settings that TRL's class would drop, though they change what is computed.
+
+    A field of ours passes at its default, which asks for nothing, and at the value that TRL's
+    class computes with.
+
+    Args:
+        known: names of the fields of TRL's config.
+    """
+    wanted = [
+        (stage, "rewards", ([REWARD_MODEL],)),
+        (stage, "reward_weights", (None, [1.0])),
+        (stage, "reward_clip", (None, PPOArguments.reward_clip)),
+        (stage, "safety_rules", (None,)),
+    ]
+    wanted += [
+        (training, f.name, (f.default, *([TRL_VALUES[f.name]] if f.name in TRL_VALUES else [])))
+        for f in fields(PPOConfig)
+        if f.name in UNREAD_BY_TRL or f.name not in known | WITHOUT_INFLUENCE
+    ]
+    return [
+        f"{name}: got {getattr(source, name)!r}, expected {' or '.join(map(repr, accepted))}"
+        for source, name, accepted in wanted
+        if getattr(source, name) not in accepted
+    ]
