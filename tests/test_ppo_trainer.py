@@ -620,16 +620,30 @@ def test_evaluation_does_not_change_the_training(tmp_path, default_run):
 
 
 def test_best_model_is_the_one_with_the_best_metric(tmp_path):
+    """The metric peaks at the third of five evaluations."""
+
+    def peak(prompts, completions, **columns):
+        return [-abs(trainer.state.global_step - 12.0)] * len(completions)
+
     config = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
-    config |= {"metric_for_best_model": "eval_count_a", "load_best_model_at_end": True}
+    config |= {"metric_for_best_model": "eval_peak", "load_best_model_at_end": True}
     trainer = new_trainer(
-        tmp_path, eval_dataset=setup.prompts(16), config={**config, "total_episodes": 40}
+        tmp_path,
+        eval_dataset=setup.prompts(3),
+        eval_reward_funcs=[peak],
+        config={**config, "total_episodes": 40},
     )
     trainer.train()
-    history = [log for log in trainer.state.log_history if "eval_count_a" in log]
-    best = max(log["eval_count_a"] for log in history)
-    assert len(history) == 5 and trainer.state.best_metric == best
-    assert trainer.evaluate()["eval_count_a"] == best
+    history = [log["eval_peak"] for log in trainer.state.log_history if "eval_peak" in log]
+    assert history == [-8.0, -4.0, 0.0, -4.0, -8.0] and trainer.state.best_metric == 0.0
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-12")
+    for part, where in ((trainer.model.policy, ""), (trainer.model.value_model, "value_model")):
+        now = setup.record.snapshot(part)
+        best, last = (
+            setup.record.snapshot(type(part).from_pretrained(tmp_path / f"checkpoint-{n}" / where))
+            for n in (12, 20)
+        )
+        assert same(now, best) and not same(now, last)
 
 
 def test_sample_answers_are_printed_while_training(tmp_path, capsys):
