@@ -657,6 +657,8 @@ def test_sample_answers_are_printed_while_training(tmp_path, capsys):
 
 
 def checkpointed(tmp_path, **kwargs):
+    """A trainer that saves at every step, and stops early within the second rollout of three."""
+    lora_moves_slowly = "peft_config" in kwargs
     config = {
         "save_strategy": "steps",
         "save_steps": 1,
@@ -664,12 +666,21 @@ def checkpointed(tmp_path, **kwargs):
         "kl_target": 1.0,
         "kl_horizon": 50,
         "critic_warmup_rollouts": 1,
-        "early_stop_kl": 0.05,
+        "early_stop_kl": 5e-8 if lora_moves_slowly else 5e-5,
         "alpha_sft": 0.3,
         **kwargs.pop("config", {}),
     }
     sft = setup.demonstrations()
     return new_trainer(tmp_path, config=config, sft_dataset=sft, **kwargs)
+
+
+def stopped(folder, step: int) -> bool:
+    """Whether the updates of the rollout that a checkpoint lies in had ended at that step."""
+    return json.loads((folder / f"checkpoint-{step}" / "ppo_state_0.json").read_text())["stopped"]
+
+
+# after the second step of the second rollout, so that two more are skipped; not in the third
+EARLY_STOP = [step in (6, 7, 8) for step in range(1, 12)]
 
 
 def test_resuming_at_any_step_gives_the_same_weights(tmp_path):
@@ -678,6 +689,7 @@ def test_resuming_at_any_step_gives_the_same_weights(tmp_path):
     trainer.train()
     whole, steps = state(trainer), trainer.state.global_step
     assert steps == 12
+    assert [stopped(tmp_path, step) for step in range(1, 12)] == EARLY_STOP
     for step in range(1, steps):
         again = checkpointed(tmp_path, config={"save_strategy": "no"})
         again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
@@ -689,6 +701,7 @@ def test_resuming_at_any_step_gives_the_same_weights(tmp_path):
 def test_resuming_lora_gives_the_same_weights(tmp_path, step):
     trainer = checkpointed(tmp_path, peft_config=lora())
     trainer.train()
+    assert [stopped(tmp_path, n) for n in range(1, 12)] == EARLY_STOP
     again = checkpointed(tmp_path, peft_config=lora(), config={"save_strategy": "no"})
     again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     assert same(state(again), state(trainer))
