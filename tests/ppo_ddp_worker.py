@@ -12,6 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ppo_setup as setup  # noqa: E402
 from codexhf.ppo.engines import Generation  # noqa: E402
 
+KL_TARGET = 0.06
+"""What the KL of the adaptive case passes: below it in the third rollout, above in the fourth."""
+
 
 class Canned:
     """An engine whose answers follow from the prompts alone, so that any split gives the same."""
@@ -50,7 +53,7 @@ def build(case: str, folder: Path, **config):
         "sft_batch_size": 2,
         **config,
     }
-    kwargs = {"sft_dataset": setup.demonstrations(8)}
+    kwargs = {"sft_dataset": setup.demonstrations(8), "reward_funcs": [setup.length]}
     if case.startswith("lora"):
         from peft import LoraConfig
 
@@ -85,6 +88,32 @@ def gradients(case: str, folder: Path) -> None:
         torch.save({"gradients": caught, "logs": logs}, folder / "result.pt")
 
 
+def adaptive(case: str, folder: Path) -> None:
+    """Write the KL coefficient after every rollout, then the metrics of an evaluation."""
+    config = {"old_logprobs": "recompute", "kl_estimator": "k3"}
+    config |= {"kl_target": KL_TARGET, "kl_horizon": 10}
+    trainer = build(case, folder / "out", total_episodes=40, **config)
+    trainer.engine = Canned()
+    coefs, make_rollout = [], trainer._make_rollout
+
+    def noted(number: int):
+        rollout = make_rollout(number)
+        coefs.append(trainer.kl.coef)
+        return rollout
+
+    trainer._make_rollout = noted
+    trainer.train()
+    # 5 rows: the second of two processes answers the first row again
+    found = trainer.evaluate(setup.prompts(5))
+    timing = ("runtime", "per_second")
+    metrics = {k: v for k, v in found.items() if not any(word in k for word in timing)}
+    logged = [log["objective/kl_coef"] for log in setup.logs(trainer) if "objective/kl_coef" in log]
+    kls = [log["objective/kl"] for log in setup.logs(trainer) if "objective/kl" in log]
+    result = {"coefs": coefs, "logged": logged, "kls": kls, "metrics": metrics}
+    rank = trainer.args.process_index
+    (folder / f"adaptive_{rank}.json").write_text(json.dumps(result))
+
+
 def resume(case: str, folder: Path) -> None:
     """Train, resume from two checkpoints, and write the checksums of the weights."""
     config = {
@@ -93,13 +122,12 @@ def resume(case: str, folder: Path) -> None:
         "save_strategy": "steps",
         "save_steps": 1,
         "critic_warmup_rollouts": 1,
-        "early_stop_kl": 0.02,
+        "early_stop_kl": 1e-8,  # passed at the second update that the policy gets
         "kl_target": 1.0,
     }
     trainer = build(case, folder / "out", **config)
     trainer.train()
     found = {"whole": digest(trainer)}
-    trainer.evaluate(setup.prompts(5))
     for step in (3, 6):  # in the middle of the first rollout, and of a later one
         again = build(case, folder / "out", **{**config, "save_strategy": "no"})
         again.train(resume_from_checkpoint=str(folder / "out" / f"checkpoint-{step}"))
@@ -117,7 +145,8 @@ def resume(case: str, folder: Path) -> None:
 def work(name: str, folder: Path) -> None:
     """Do a case in a folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    (gradients if name.endswith("gradients") else resume)(name, folder)
+    do = {"gradients": gradients, "adaptive": adaptive, "resume": resume}[name.split("-")[1]]
+    do(name, folder)
 
 
 if __name__ == "__main__":
