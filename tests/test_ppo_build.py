@@ -288,6 +288,20 @@ def test_something_that_is_no_tokenizer_is_refused(tmp_path):
             setup.PPOTrainer(args, wrong, models()["model"], None, None, setup.prompts())
 
 
+def test_one_reward_needs_no_list(tmp_path):
+    for given in (setup.count_a, "parses"):
+        trainer = new_trainer(tmp_path, reward_funcs=given, eval_reward_funcs=setup.length)
+        assert len(trainer.scorer.rewards.names) == 1
+    with pytest.raises(ValueError, match="reward_weights: got 1.0, expected a list"):
+        new_trainer(tmp_path, reward_weights=1.0)
+
+
+def test_columns_under_names_of_the_reward_contract_are_refused(tmp_path):
+    rows = setup.prompts().rename_column("wanted", "completions")
+    with pytest.raises(ValueError, match="got a column 'completions', expected another name"):
+        new_trainer(tmp_path, train_dataset=rows)
+
+
 # ------------------------------------------------------------------------------ resuming
 
 

@@ -251,7 +251,7 @@ class PPOArguments(CodeRunningArguments):
         5.0, "Bound on the reward model's normalised score, in standard deviations."
     )
     eval_problems: int = knob(100, "Problems of eval_cards in each evaluation while training.")
-    use_peft: bool = knob(False, "Train LoRA adapters, merged at the end; the reference is M1 itself.")
+    use_peft: bool = knob(False, "Train LoRA adapters, merged at the end; M1 is the reference.")
     lora_r: int = knob(16, "LoRA rank.")
     lora_alpha: int = knob(32, "LoRA scale numerator.")
     lora_dropout: float = knob(0.0, "Dropout on the LoRA branch; PPO wants 0.")

@@ -17,7 +17,7 @@ from codexhf.ppo.model import (
 )
 from codexhf.ppo.rollout import IdReward
 from codexhf.ppo.schedule import Schedule
-from codexhf.rewards import ModelReward, RewardSum, combine
+from codexhf.rewards import ModelReward, RewardSum, as_list, combine
 
 STEP_FIELDS = ("logging_steps", "eval_steps", "save_steps", "warmup_steps", "max_steps")
 
@@ -200,16 +200,11 @@ def make_rewards(args, reward_model, reward_funcs, weights, tokenizers, processi
         std = getattr(model.config, "score_std", 1.0)
         norm = {"mean": mean, "std": std} if args.normalize_reward_model else {}
         rewards.append(ModelReward(model, tokenizer, name=name, **norm))
-    funcs = list(reward_funcs or [])
+    funcs = as_list(reward_funcs)
     if not rewards and not funcs:
         raise ValueError(
             "reward_model and reward_funcs: got neither, expected at least one reward. Pass a "
             "reward model, or names or functions in reward_funcs."
-        )
-    if weights is not None and len(weights) != len(rewards) + len(funcs):
-        raise ValueError(
-            f"reward_weights: got {len(weights)}, expected one for each of {len(rewards)} reward "
-            f"models and {len(funcs)} reward_funcs, reward models first."
         )
     return placed, combine([*rewards, *funcs], weights)
 
