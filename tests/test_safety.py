@@ -103,6 +103,8 @@ HOSTILE = [
     "import os\n" + "\n".join(f"x{i} = x{i + 1}.a = os" for i in range(600)),
     "sk-" * 5000,
     "eyJ-" * 5000,
+    "password" + " " * 20_000 + "(" + " " * 20_000,
+    "password:" * 5000 + "str" + " " * 20_000,
     "os" + " " * 20_000 + "system",
     "A" * 50_000 + "!",
     "'" + "A" * 50_000 + "!'",
