@@ -100,6 +100,7 @@ def violations(code: str, rules: Sequence[Rule]) -> list[Violation]:
 
 _DEPTH = 50  # of attribute chains and string sums; hostile ones go to tens of thousands
 _NAMES = 32  # that one expression may stand for
+_SCOPES = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 
 
 class _Program:
@@ -107,12 +108,15 @@ class _Program:
 
     Names are followed through imports, simple assignments, default values, `getattr` with a
     literal and `__import__`, and scopes are ignored: where a name may stand for two things, it
-    stands for both. That errs on the side of seeing too much.
+    stands for both. That errs on the side of seeing too much. The one exception is a builtin's
+    name that belongs to a function, class or parameter of the program's at that place (`_own`).
     """
 
     def __init__(self, tree: ast.Module) -> None:
         self._aliases: dict[str, set[str]] = {}
+        self._own = _own_names(tree)
         self._bound: set[str] = set()  # names that the program itself gives a value
+        self._assigned: set[str] = set()  # those of them that are no function, class or parameter
         self._modules: set[str] = set()  # names bound by `import`
         self.imports: list[tuple[str, int]] = []
         self.names: list[tuple[str, int]] = []
@@ -191,6 +195,7 @@ class _Program:
             self._bound.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             self._bound.add(node.id)
+            self._assigned.add(node.id)
         for target, value in pairs:
             name = target.id if isinstance(target, ast.Name) else getattr(target, "arg", None)
             stands_for = {dotted for dotted in self._resolve(value) if self._leads_out(dotted)}
@@ -200,7 +205,9 @@ class _Program:
     def _read_mention(self, node: ast.AST) -> None:
         """Note the names, calls, attributes and strings that a node mentions."""
         if isinstance(node, ast.Name):
-            known = self._resolve(node) - (self._bound & {node.id})
+            # A builtin is told from the program's own by place (`_resolve`), unless assigned.
+            own = self._assigned if hasattr(builtins, node.id) else self._bound
+            known = self._resolve(node) - (own & {node.id})
             self.names += [(name, node.lineno) for name in known]
         elif isinstance(node, ast.Attribute):
             self.names += [(name, node.lineno) for name in self._resolve(node)]
@@ -235,6 +242,8 @@ class _Program:
         if depth > _DEPTH:
             return set()
         if isinstance(node, ast.Name):
+            if id(node) in self._own and node.id not in self._aliases:
+                return set()
             names = self._aliases.get(node.id, {node.id})
         elif isinstance(node, ast.Attribute):
             names = {f"{base}.{node.attr}" for base in self._resolve(node.value, depth + 1)}
@@ -273,6 +282,68 @@ class _Program:
         if pattern.matches is None or value is None:
             return value is not None
         return bool(pattern.matches.search(value))
+
+
+def _own_names(tree: ast.Module) -> set[int]:
+    """Return the ids of the mentions of builtins' names that are the program's own there.
+
+    A parameter owns its name within its function; a function, a class or a lambda given a name
+    owns it below its definition, in the scope where that stands. Definitions under a condition,
+    methods, and names that `global` or `del` touch own nothing: the builtin may be meant.
+    """
+    owned: list[dict[str, tuple[int, int]]] = []  # scope -> name -> where it is defined
+    parents: list[int] = []
+    classes: set[int] = set()
+    mentions: list[tuple[ast.Name, int]] = []
+    touched: set[str] = set()
+    stack: list[tuple[ast.AST, int]] = [(tree, -1)]
+    while stack:
+        node, scope = stack.pop()
+        if isinstance(node, _SCOPES):
+            owned.append(_definitions(node))
+            parents.append(scope)
+            inner = len(owned) - 1
+            classes |= {inner} if isinstance(node, ast.ClassDef) else set()
+            body = node.body if isinstance(node.body, list) else [node.body]
+            within = {id(child) for child in body}
+        else:
+            inner, within = scope, set()
+        if isinstance(node, ast.Global | ast.Nonlocal):
+            touched.update(node.names)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Del):
+            touched.add(node.id)
+        elif isinstance(node, ast.Name) and hasattr(builtins, node.id):
+            mentions.append((node, scope))
+        for child in ast.iter_child_nodes(node):  # defaults and decorators belong outside
+            stack.append((child, inner if id(child) in within else scope))
+    own = set()
+    for node, innermost in mentions:
+        scope = innermost
+        while scope >= 0 and node.id not in touched:
+            visible = scope == innermost or scope not in classes
+            defined = owned[scope].get(node.id) if visible else None
+            if defined and defined < (node.lineno, node.col_offset):
+                own.add(id(node))
+                break
+            scope = parents[scope]
+    return own
+
+
+def _definitions(scope: ast.AST) -> dict[str, tuple[int, int]]:
+    """Return the parameters of a scope and what its body defines unconditionally, with places."""
+    defined = {}
+    arguments = getattr(scope, "args", None)
+    if arguments:
+        given = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        given += [arg for arg in (arguments.vararg, arguments.kwarg) if arg]
+        defined |= {arg.arg: (arg.lineno, arg.col_offset) for arg in given}
+    for node in scope.body if isinstance(scope.body, list) else []:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            defined.setdefault(node.name, (node.lineno, node.col_offset))
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            defined |= {name: (node.lineno, node.col_offset + len(name)) for name in names}
+    return defined
 
 
 def _literal(node: ast.AST, depth: int = 0) -> str | None:
