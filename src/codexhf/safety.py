@@ -39,8 +39,8 @@ class CallPattern:
 
     name: re.Pattern[str]
     argument: tuple[int | str, ...] = ()  # positions and keywords at which it may stand
-    condition: str | None = None  # "literal" | "composed" | "module"
-    matches: re.Pattern[str] | None = None  # searched in the argument, where that is a literal
+    condition: str | None = None  # "literal" | "composed" | "module" | "alone"
+    matches: re.Pattern[str] | None = None  # searched in the argument, where its text is known
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,13 @@ def violations(code: str, rules: Sequence[Rule]) -> list[Violation]:
 
 _DEPTH = 50  # of attribute chains and string sums; hostile ones go to tens of thousands
 _NAMES = 32  # that one expression may stand for
+_LONGEST = 1000  # characters of a text that is followed through names
+_PATH = re.compile(r"pathlib\.(?:Posix|Windows)?Path")
+_GIVES_PATH = re.compile(  # what makes a path when called, or paths
+    rf"{_PATH.pattern}(?:\.(?:cwd|home|joinpath|with_\w+|resolve|absolute|expanduser"
+    r"|r?glob|iterdir))?"
+)
+_SAME = {"sorted", "list", "tuple", "reversed", "iter"}  # give the items that they are given
 _SCOPES = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 
 
@@ -107,13 +114,16 @@ class _Program:
     """What a syntax tree mentions: modules, dotted names, calls, attributes and strings.
 
     Names are followed through imports, simple assignments, default values, `getattr` with a
-    literal and `__import__`, and scopes are ignored: where a name may stand for two things, it
-    stands for both. That errs on the side of seeing too much. The one exception is a builtin's
-    name that belongs to a function, class or parameter of the program's at that place (`_own`).
+    known text and `__import__`; what is evidently a `pathlib.Path` stands for that class. Scopes
+    are ignored: where a name may stand for two things, it stands for both. That errs on the side
+    of seeing too much. The one exception is a builtin's name that belongs to a function, class
+    or parameter of the program's at that place (`_own`).
     """
 
     def __init__(self, tree: ast.Module) -> None:
         self._aliases: dict[str, set[str]] = {}
+        self._texts_of: dict[str, set[str]] = {}  # name -> the literals that it is given
+        self._literals_of: dict[str, list[ast.AST]] = {}  # name -> its lists, tuples and dicts
         self._own = _own_names(tree)
         self._bound: set[str] = set()  # names that the program itself gives a value
         self._assigned: set[str] = set()  # those of them that are no function, class or parameter
@@ -189,6 +199,12 @@ class _Program:
             if node.defaults:
                 pairs += zip(given[-len(node.defaults) :], node.defaults, strict=True)
             pairs += [(a, d) for a, d in zip(node.kwonlyargs, node.kw_defaults, strict=True) if d]
+        elif isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
+            items = node.iter
+            if isinstance(items, ast.Call) and items.args and self._resolve(items.func) & _SAME:
+                items = items.args[0]
+            if any(map(_PATH.fullmatch, self._resolve(items))):  # Path.glob() and the like
+                pairs.append((node.target, items))
         elif isinstance(node, ast.arg):
             self._bound.add(node.arg)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -196,11 +212,34 @@ class _Program:
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             self._bound.add(node.id)
             self._assigned.add(node.id)
+        if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation:
+            self._read_annotation(node)
         for target, value in pairs:
             name = target.id if isinstance(target, ast.Name) else getattr(target, "arg", None)
+            if name:
+                self._note_value(name, value)
             stands_for = {dotted for dotted in self._resolve(value) if self._leads_out(dotted)}
             if name and stands_for:
                 self._bind(name, stands_for, shadows=False)
+
+    def _read_annotation(self, node: ast.arg | ast.AnnAssign) -> None:
+        """Let a name that is annotated as a path, or as a path or None, stand for one."""
+        target = getattr(node, "target", None)
+        name = target.id if isinstance(target, ast.Name) else getattr(node, "arg", None)
+        kind = node.annotation.left if isinstance(node.annotation, ast.BinOp) else node.annotation
+        paths = {dotted for dotted in self._resolve(kind) if _PATH.fullmatch(dotted)}
+        if name and paths:
+            self._bind(name, paths, shadows=False)
+
+    def _note_value(self, name: str, value: ast.AST) -> None:
+        """Remember the texts and the literal lists, tuples and dicts that a name is given."""
+        texts = {text for text in self._texts(value) if len(text) <= _LONGEST}
+        known = self._texts_of.setdefault(name, set())
+        if len(known | texts) <= _NAMES:
+            known |= texts
+        literals = self._literals_of.setdefault(name, [])
+        if isinstance(value, ast.List | ast.Tuple | ast.Dict) and len(literals) < _NAMES:
+            literals.append(value)
 
     def _read_mention(self, node: ast.AST) -> None:
         """Note the names, calls, attributes and strings that a node mentions."""
@@ -216,11 +255,10 @@ class _Program:
             called = self._resolve(node.func)
             self.calls.append((called, node))
             self.names += [(name, node.lineno) for name in self._resolve(node)]
-            first, second = ([_literal(argument) for argument in node.args] + [None, None])[:2]
-            if first and called & {"__import__", "importlib.import_module"}:
-                self.imports.append((first, node.lineno))
-            if second and "getattr" in called:
-                self.attributes.append((second, node.lineno))
+            if node.args and called & {"__import__", "importlib.import_module"}:
+                self.imports += [(text, node.lineno) for text in self._texts(node.args[0]) if text]
+            if len(node.args) > 1 and "getattr" in called:
+                self.attributes += [(text, node.lineno) for text in self._texts(node.args[1])]
         elif isinstance(node, ast.Constant | ast.BinOp):
             value = _literal(node)
             if value is not None:
@@ -247,25 +285,66 @@ class _Program:
             names = self._aliases.get(node.id, {node.id})
         elif isinstance(node, ast.Attribute):
             names = {f"{base}.{node.attr}" for base in self._resolve(node.value, depth + 1)}
-        elif isinstance(node, ast.Call) and node.args:
+            if node.attr == "parent":
+                names |= {name.removesuffix(".parent") for name in names if _PATH.match(name)}
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            names = set(filter(_PATH.fullmatch, self._resolve(node.left, depth + 1)))
+        elif isinstance(node, ast.Call):
             called = self._resolve(node.func, depth + 1)
-            names = set()
-            if called & {"__import__", "importlib.import_module"}:
-                names = {_literal(node.args[0])} - {None, ""}
-            elif "getattr" in called and len(node.args) > 1 and _literal(node.args[1]):
-                bases = self._resolve(node.args[0], depth + 1)
-                names = {f"{base}.{_literal(node.args[1])}" for base in bases}
+            names = {_PATH.match(name)[0] for name in called if _GIVES_PATH.fullmatch(name)}
+            if node.args and called & {"__import__", "importlib.import_module"}:
+                names |= self._texts(node.args[0]) - {""}
+            elif len(node.args) > 1 and "getattr" in called:
+                bases, texts = self._resolve(node.args[0], depth + 1), self._texts(node.args[1])
+                names |= {f"{base}.{text}" for base in bases for text in texts}
         else:
             return set()
         return {name.removeprefix("builtins.").removeprefix("__builtins__.") for name in names}
+
+    def _texts(self, node: ast.AST, depth: int = 0) -> set[str]:
+        """Return the texts that an expression may be, as far as literals and names tell."""
+        literal = _literal(node)
+        if literal is not None or depth > _DEPTH:
+            return set() if literal is None else {literal}
+        if isinstance(node, ast.Name):
+            return self._texts_of.get(node.id, set())
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            lefts, rights = self._texts(node.left, depth + 1), self._texts(node.right, depth + 1)
+            sums = {left + right for left in lefts for right in rights}
+            return sums if len(sums) <= _NAMES else set()
+        return set().union(*(self._texts(choice, depth + 1) for choice in _choices(node)))
 
     def _accepts(self, pattern: CallPattern, call: ast.Call) -> bool:
         """Whether one of the arguments that a pattern looks at is as it says."""
         if not pattern.argument:
             return True
-        arguments = [call.args[at] for at in pattern.argument if at in range(len(call.args))]
-        arguments += [word.value for word in call.keywords if word.arg in pattern.argument]
+        given, named = self._arguments(call)
+        arguments = [given[at] for at in pattern.argument if at in range(len(given))]
+        arguments += [value for word, value in named if word in pattern.argument]
+        if pattern.condition == "alone":
+            return bool(arguments) and len(given) + len(named) == 1
         return any(self._has(pattern, argument) for argument in arguments)
+
+    def _arguments(self, call: ast.Call) -> tuple[list[ast.AST], list[tuple[Any, ast.AST]]]:
+        """Return a call's arguments by position and by keyword; * and ** of literals are spread."""
+        given: list[ast.AST] = []
+        for argument in call.args:
+            spread = self._spread(argument.value) if isinstance(argument, ast.Starred) else []
+            given += [item for one in spread for item in getattr(one, "elts", [])] or [argument]
+        named: list[tuple[Any, ast.AST]] = []
+        for word in call.keywords:
+            spread = self._spread(word.value) if word.arg is None else []
+            pairs = []
+            for one in spread:
+                if isinstance(one, ast.Dict):
+                    keys = [key and _literal(key) for key in one.keys]
+                    pairs += zip(keys, one.values, strict=True)
+            named += pairs or [(word.arg, word.value)]
+        return given, named
+
+    def _spread(self, node: ast.AST) -> list[ast.AST]:
+        """Return the literal list, tuple or dict that a node is or that its name is given."""
+        return self._literals_of.get(node.id, [])[:1] if isinstance(node, ast.Name) else [node]
 
     def _has(self, pattern: CallPattern, argument: ast.AST) -> bool:
         """Whether an argument meets a pattern's condition or regular expression."""
@@ -278,10 +357,18 @@ class _Program:
                 node.id not in self._bound and any(map(self._leads_out, self._resolve(node)))
                 for node in names
             )
-        value = _literal(argument)
-        if pattern.matches is None or value is None:
-            return value is not None
-        return bool(pattern.matches.search(value))
+        if pattern.matches is None:
+            return _literal(argument) is not None
+        return any(map(pattern.matches.search, self._texts(argument)))
+
+
+def _choices(node: ast.AST) -> list[ast.AST]:
+    """Return the expressions one of which an expression is."""
+    if isinstance(node, ast.IfExp):
+        return [node.body, node.orelse]
+    if isinstance(node, ast.BoolOp):
+        return node.values[:_NAMES]
+    return [node.value] if isinstance(node, ast.NamedExpr) else []
 
 
 def _own_names(tree: ast.Module) -> set[int]:
@@ -363,7 +450,7 @@ def _literal(node: ast.AST, depth: int = 0) -> str | None:
 _MATCHERS = ("imports", "names", "calls", "attributes", "methods", "strings", "text")
 _RULE_KEYS = ("id", "what", "penalty", "match", "violates", "allows")
 _CALL_KEYS = ("name", "argument", "is", "matches")
-_CONDITIONS = ("literal", "composed", "module")
+_CONDITIONS = ("literal", "composed", "module", "alone")
 
 
 @functools.cache
