@@ -101,6 +101,8 @@ def violations(code: str, rules: Sequence[Rule]) -> list[Violation]:
 _DEPTH = 50  # of attribute chains and string sums; hostile ones go to tens of thousands
 _NAMES = 32  # that one expression may stand for
 _LONGEST = 1000  # characters of a text that is followed through names
+_ITEM, _GETTER = "[", ">"  # begin the name of what a container holds, and of an attribute got
+_GETTERS = {"operator.attrgetter", "operator.methodcaller"}
 _PATH = re.compile(r"pathlib\.(?:Posix|Windows)?Path")
 _GIVES_PATH = re.compile(  # what makes a path when called, or paths
     rf"{_PATH.pattern}(?:\.(?:cwd|home|joinpath|with_\w+|resolve|absolute|expanduser"
@@ -113,8 +115,9 @@ _SCOPES = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.Cl
 class _Program:
     """What a syntax tree mentions: modules, dotted names, calls, attributes and strings.
 
-    Names are followed through imports, simple assignments, default values, `getattr` with a
-    known text and `__import__`; what is evidently a `pathlib.Path` stands for that class. Scopes
+    Names are followed through imports, assignments, default values, choices, literal lists and
+    their like, attributes (by name, of any object), `getattr` and its like with a known text and
+    `__import__`; what is evidently a `pathlib.Path` stands for that class. Scopes
     are ignored: where a name may stand for two things, it stands for both. That errs on the side
     of seeing too much. The one exception is a builtin's name that belongs to a function, class
     or parameter of the program's at that place (`_own`).
@@ -149,7 +152,13 @@ class _Program:
     def lines_that_violate(self, rule: Rule) -> Iterator[int]:
         """Yield the line of every mention that a rule matches; a line may come twice."""
         if rule.imports:
-            yield from (line for name, line in self.imports if rule.imports.fullmatch(name))
+            lines = [line for name, line in self.imports if rule.imports.fullmatch(name)]
+            # `import urllib` is enough for urllib.request where anything else has imported that.
+            yield from lines or (
+                line
+                for name, line in self.names
+                if name.partition(".")[0] in self._roots and rule.imports.fullmatch(name)
+            )
         if rule.names:
             yield from (line for name, line in self.names if rule.names.fullmatch(name))
         if rule.attributes:
@@ -187,11 +196,15 @@ class _Program:
     def _read_binding(self, node: ast.AST) -> None:
         """Follow `name = value` in its several forms, and note which names are bound at all."""
         pairs: list[tuple[ast.AST, ast.AST]] = []
+        items: list[tuple[ast.AST, ast.AST]] = []  # a target and what it is given an item of
         if isinstance(node, ast.Assign):
             for target in node.targets:
                 pairs.append((target, node.value))
-                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
-                    pairs += zip(target.elts, node.value.elts, strict=False)
+                if isinstance(target, ast.Tuple | ast.List):
+                    if isinstance(node.value, ast.Tuple | ast.List):
+                        pairs += zip(target.elts, node.value.elts, strict=False)
+                    else:
+                        items += [(element, node.value) for element in target.elts]
         elif isinstance(node, ast.AnnAssign | ast.NamedExpr) and node.value is not None:
             pairs.append((node.target, node.value))
         elif isinstance(node, ast.arguments):
@@ -200,27 +213,42 @@ class _Program:
                 pairs += zip(given[-len(node.defaults) :], node.defaults, strict=True)
             pairs += [(a, d) for a, d in zip(node.kwonlyargs, node.kw_defaults, strict=True) if d]
         elif isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
-            items = node.iter
-            if isinstance(items, ast.Call) and items.args and self._resolve(items.func) & _SAME:
-                items = items.args[0]
-            if any(map(_PATH.fullmatch, self._resolve(items))):  # Path.glob() and the like
-                pairs.append((node.target, items))
+            every = node.iter
+            if isinstance(every, ast.Call) and every.args and self._resolve(every.func) & _SAME:
+                every = every.args[0]
+            items.append((node.target, every))
+        elif isinstance(node, ast.withitem) and node.optional_vars:
+            pairs.append((node.optional_vars, node.context_expr))
         elif isinstance(node, ast.arg):
             self._bound.add(node.arg)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             self._bound.add(node.name)
+            if isinstance(node, ast.ClassDef):
+                self._read_class(node)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             self._bound.add(node.id)
             self._assigned.add(node.id)
         if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation:
             self._read_annotation(node)
         for target, value in pairs:
-            name = target.id if isinstance(target, ast.Name) else getattr(target, "arg", None)
-            if name:
-                self._note_value(name, value)
-            stands_for = {dotted for dotted in self._resolve(value) if self._leads_out(dotted)}
-            if name and stands_for:
-                self._bind(name, stands_for, shadows=False)
+            self._note_value(_key(target), value)
+            self._follow(_key(target), self._resolve(value))
+        for target, value in items:
+            names = self._resolve(value)
+            paths = {name for name in names if _PATH.fullmatch(name)}  # Path.glob() and the like
+            self._follow(_key(target), paths | {name[1:] for name in names if name[0] == _ITEM})
+
+    def _read_class(self, node: ast.ClassDef) -> None:
+        """Let an attribute stand for what the body of a class gives its name."""
+        for statement in node.body:
+            if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+                self._follow("." + statement.targets[0].id, self._resolve(statement.value))
+
+    def _follow(self, key: str | None, names: set[str]) -> None:
+        """Let a name or an attribute stand for those of `names` that lead out of the program."""
+        names = {name for name in names if self._leads_out(name)}
+        if key and names:
+            self._bind(key, names, shadows=key[0] == ".")
 
     def _read_annotation(self, node: ast.arg | ast.AnnAssign) -> None:
         """Let a name that is annotated as a path, or as a path or None, stand for one."""
@@ -231,8 +259,10 @@ class _Program:
         if name and paths:
             self._bind(name, paths, shadows=False)
 
-    def _note_value(self, name: str, value: ast.AST) -> None:
+    def _note_value(self, name: str | None, value: ast.AST) -> None:
         """Remember the texts and the literal lists, tuples and dicts that a name is given."""
+        if name is None:
+            return
         texts = {text for text in self._texts(value) if len(text) <= _LONGEST}
         known = self._texts_of.setdefault(name, set())
         if len(known | texts) <= _NAMES:
@@ -251,6 +281,8 @@ class _Program:
         elif isinstance(node, ast.Attribute):
             self.names += [(name, node.lineno) for name in self._resolve(node)]
             self.attributes.append((node.attr, node.lineno))
+        elif isinstance(node, ast.Subscript):
+            self.names += [(name, node.lineno) for name in self._resolve(node)]
         elif isinstance(node, ast.Call):
             called = self._resolve(node.func)
             self.calls.append((called, node))
@@ -259,6 +291,8 @@ class _Program:
                 self.imports += [(text, node.lineno) for text in self._texts(node.args[0]) if text]
             if len(node.args) > 1 and "getattr" in called:
                 self.attributes += [(text, node.lineno) for text in self._texts(node.args[1])]
+            if node.args and called & _GETTERS:
+                self.attributes += [(text, node.lineno) for text in self._texts(node.args[0])]
         elif isinstance(node, ast.Constant | ast.BinOp):
             value = _literal(node)
             if value is not None:
@@ -271,8 +305,10 @@ class _Program:
             self._aliases[name] = before | stands_for
 
     def _leads_out(self, dotted: str) -> bool:
-        """Whether a dotted name starts at an import or a builtin."""
-        root = dotted.partition(".")[0]
+        """Whether a dotted name starts at an import or a builtin, or is got from anything."""
+        if dotted.startswith(_GETTER):
+            return True
+        root = dotted.lstrip(_ITEM).partition(".")[0]
         return root in self._roots or hasattr(builtins, root)
 
     def _resolve(self, node: ast.AST, depth: int = 0) -> set[str]:
@@ -284,30 +320,76 @@ class _Program:
                 return set()
             names = self._aliases.get(node.id, {node.id})
         elif isinstance(node, ast.Attribute):
-            names = {f"{base}.{node.attr}" for base in self._resolve(node.value, depth + 1)}
-            if node.attr == "parent":
-                names |= {name.removesuffix(".parent") for name in names if _PATH.match(name)}
+            names = self._attributes(self._resolve(node.value, depth + 1), node.attr)
+        elif isinstance(node, ast.Subscript):
+            names = self._items(self._resolve(node.value, depth + 1), node.slice)
         elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
             names = set(filter(_PATH.fullmatch, self._resolve(node.left, depth + 1)))
         elif isinstance(node, ast.Call):
-            called = self._resolve(node.func, depth + 1)
-            names = {_PATH.match(name)[0] for name in called if _GIVES_PATH.fullmatch(name)}
-            if node.args and called & {"__import__", "importlib.import_module"}:
-                names |= self._texts(node.args[0]) - {""}
-            elif len(node.args) > 1 and "getattr" in called:
-                bases, texts = self._resolve(node.args[0], depth + 1), self._texts(node.args[1])
-                names |= {f"{base}.{text}" for base in bases for text in texts}
+            names = self._made(node, depth)
         else:
-            return set()
-        return {name.removeprefix("builtins.").removeprefix("__builtins__.") for name in names}
+            held = _held(node)
+            inner = set().union(*(self._resolve(item, depth + 1) for item in held))
+            names = {_ITEM + name for name in inner if self._leads_out(name)}
+            for choice in _choices(node):
+                names |= self._resolve(choice, depth + 1)
+        names = {name.removeprefix("builtins.").removeprefix("__builtins__.") for name in names}
+        return names if len(names) <= _NAMES**2 else set()
+
+    def _attributes(self, bases: set[str], attribute: str) -> set[str]:
+        """Return what an attribute of any of `bases` may stand for."""
+        names = {f"{base}.{attribute}" for base in bases if base[0] not in _ITEM + _GETTER}
+        if attribute == "parent":
+            names |= {name.removesuffix(".parent") for name in names if _PATH.match(name)}
+        if attribute == "__self__":  # of a builtin function: the module of builtins
+            names |= {"builtins" for base in bases if hasattr(builtins, base)}
+        if not any(map(self._leads_out, bases)):
+            names |= self._aliases.get("." + attribute, set())
+        return names
+
+    def _items(self, bases: set[str], key: ast.AST) -> set[str]:
+        """Return what an item of any of `bases` may stand for: of a list, or of a namespace."""
+        names = {base[1:] for base in bases if base[0] == _ITEM}
+        spaces = {base.removesuffix(".__dict__") for base in bases if base.endswith(".__dict__")}
+        spaces |= {"builtins"} if "__dict__" in bases else set()  # `_resolve` took builtins away
+        texts = self._texts(key) if spaces else set()
+        return names | {f"{space}.{text}" for space in spaces for text in texts}
+
+    def _made(self, node: ast.Call, depth: int) -> set[str]:
+        """Return what a call may give, where that can be told from its text."""
+        if isinstance(node.func, ast.Attribute):
+            bases = self._resolve(node.func.value, depth + 1)
+            called = self._attributes(bases, node.func.attr)
+        else:
+            bases, called = set(), self._resolve(node.func, depth + 1)
+        names = {_PATH.match(name)[0] for name in called if _GIVES_PATH.fullmatch(name)}
+        if not node.args:
+            return names
+        first = node.args[0]
+        if bases and node.func.attr in ("get", "pop", "__getitem__"):
+            names |= self._items(bases, first)
+        if called & {"__import__", "importlib.import_module"}:
+            modules = self._texts(first) - {""}
+            self._roots |= {module.partition(".")[0] for module in modules}
+            names |= modules
+        elif called & _GETTERS:
+            names |= {_GETTER + text for text in self._texts(first)}
+        elif "vars" in called:
+            names |= self._attributes(self._resolve(first, depth + 1), "__dict__")
+        elif "getattr" in called and len(node.args) > 1:
+            of, texts = self._resolve(first, depth + 1), self._texts(node.args[1])
+            names |= {f"{base}.{text}" for base in of for text in texts}
+        getters = {name[1:] for name in called if name[0] == _GETTER}
+        of = self._resolve(first, depth + 1) if getters else set()
+        return names | {f"{base}.{text}" for base in of for text in getters}
 
     def _texts(self, node: ast.AST, depth: int = 0) -> set[str]:
         """Return the texts that an expression may be, as far as literals and names tell."""
         literal = _literal(node)
         if literal is not None or depth > _DEPTH:
             return set() if literal is None else {literal}
-        if isinstance(node, ast.Name):
-            return self._texts_of.get(node.id, set())
+        if isinstance(node, ast.Name | ast.Attribute):
+            return self._texts_of.get(_key(node), set())
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             lefts, rights = self._texts(node.left, depth + 1), self._texts(node.right, depth + 1)
             sums = {left + right for left in lefts for right in rights}
@@ -360,6 +442,19 @@ class _Program:
         if pattern.matches is None:
             return _literal(argument) is not None
         return any(map(pattern.matches.search, self._texts(argument)))
+
+
+def _key(target: ast.AST) -> str | None:
+    """Return the name that is bound to a value; an attribute's begins with a dot, of any object."""
+    if isinstance(target, ast.Attribute):
+        return "." + target.attr
+    return target.id if isinstance(target, ast.Name) else getattr(target, "arg", None)
+
+
+def _held(node: ast.AST) -> list[ast.AST]:
+    """Return the expressions, constants left out, of which a literal list or the like is made."""
+    held = node.values if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+    return [item for item in held[:_LONGEST] if not isinstance(item, ast.Constant)]
 
 
 def _choices(node: ast.AST) -> list[ast.AST]:
@@ -644,12 +739,13 @@ def _compiled(
 
 
 def _dotted(
-    patterns: Sequence[str], prefix: str = r"(?:.+\.)?", suffix: str = ""
+    patterns: Sequence[str], prefix: str = r"(?:.+\._?)?", suffix: str = ""
 ) -> re.Pattern[str] | None:
     """Return a regular expression for dotted names in which * stands for part of one name.
 
-    A dotted name also matches at the end of a longer one (`shutil.os.remove`), a bare one is a
-    builtin and matches alone (`model.eval` is not `eval`). `from os import *` is every name of os.
+    A dotted name also matches at the end of a longer one (`shutil.os.remove`, `random._os.remove`),
+    a bare one is a builtin and matches alone (`model.eval` is not `eval`). `from os import *` is
+    every name of os.
     """
     alternatives = []
     for pattern in patterns:
