@@ -81,6 +81,19 @@ def test_violations_name_rule_line_and_text():
     assert violations(code + "(", RULES) == violations(code, RULES)  # as text, the same
 
 
+def test_violations_judge_the_lines_that_parse_where_others_do_not():
+    code = "Sure:\r\nfrom os import system as s\r\n\r\ndef f(:\r\n    s('ls')\r\nThat is it."
+    assert violations(code, RULES) == [
+        ("shell", 2, "from os import system as s"),
+        ("shell", 5, "s('ls')"),
+    ]
+    many = "one of many lines\n" * 100  # the tree ends there, the text does not
+    assert broken("from os import system as s\n" + many + "os.remove('a')") == {
+        "shell",
+        "file_deletion",
+    }
+
+
 def test_violations_count_lines_in_text_too():
     code = "x = '\x0c\x0c'\r'''\n-----BEGIN PRIVATE KEY-----\n'''\n"  # a form feed ends no line
     assert violations(code, RULES) == [("secrets", 3, "-----BEGIN PRIVATE KEY-----")]
@@ -116,6 +129,10 @@ HOSTILE = [
     "from . import x\nfrom .. import *\nimport a.b.c as d",
     "getattr()\n__import__()\nopen(*a, **k)\ngetattr(*a)\n__import__('')",
     "def f(a, /, b=1, *, c, d=eval): pass",
+    "It is a line of prose.\n" * 3000,
+    "x = 1\n" * 3000 + "It is a line of prose.\n" * 30,
+    "    def f(:\n" * 200,
+    "\f\r\u2028x x\r\n" * 50,
 ]
 
 

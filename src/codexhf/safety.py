@@ -22,6 +22,7 @@ import yaml
 from codexhf.arguments import load_yaml_text, nearest
 
 DEFAULT_RULES = Path(__file__).with_name("safety_rules.yaml")
+_MENDS = 20  # lines of a text that are replaced to make it parse
 _NEWLINE = re.compile(r"\r\n|\r|\n")  # as Python counts lines
 
 
@@ -76,19 +77,66 @@ def parse_python(code: str) -> ast.Module | None:
             return None
 
 
+def _mended(lines: Sequence[str]) -> ast.Module | None:
+    """Return the tree of what Python can parse in a text, its other lines replaced; None if none.
+
+    Every line keeps its number. Past _MENDS lines at which the parser stops, the tree is of those
+    above the next one. A parser that names no line leaves nothing to try.
+    """
+    lines = list(lines)
+    stand_ins: dict[int, list[str]] = {}
+    for _ in range(5 * _MENDS):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return ast.parse("\n".join(lines))
+            except SyntaxError as error:
+                at = min(error.lineno or 0, len(lines)) - 1
+            except (ValueError, RecursionError, MemoryError):
+                return None
+        if at < 0:
+            return None
+        if at not in stand_ins and len(stand_ins) < _MENDS:
+            stand_ins[at] = _stand_ins(lines, at)
+        if stand_ins.get(at):
+            lines[at] = stand_ins[at].pop(0)
+        else:
+            del lines[at:]
+    return None
+
+
+def _stand_ins(lines: Sequence[str], at: int) -> list[str]:
+    """Return what to try in place of a line that does not parse: itself closed, then less."""
+    line = lines[at]
+    indent = line[: len(line) - len(line.lstrip())]
+    open_brackets: list[str] = []
+    for character in line:
+        if character in "([{":
+            open_brackets.append(")]}"["([{".index(character)])
+        elif open_brackets and character == open_brackets[-1]:
+            open_brackets.pop()
+    closed = [line + "".join(reversed(open_brackets))] if open_brackets else []
+    below = next((line for line in lines[at + 1 :] if line.strip()), "")
+    deeper = len(below) - len(below.lstrip()) > len(indent)
+    return [*closed, indent + ("if 1:" if deeper else "pass"), ""]
+
+
 def violations(code: str, rules: Sequence[Rule]) -> list[Violation]:
     """Return what `code` violates, by line, each rule at most once per line. Never raises.
 
     Code that Python cannot parse has no syntax tree. Its text is then searched for the same names
-    and patterns instead, comments and prose included, so that a broken or unfinished answer is no
-    way around the rules; conditions on arguments and `methods` are not judged there.
+    and patterns instead, comments and prose included, and the lines of it that do parse are judged
+    as a program besides (`_mended`), so that a broken or unfinished answer is no way around the
+    rules. In a text of many broken lines what stands below them is judged as text alone.
     """
     lines = _NEWLINE.split(code)
     tree = parse_python(code)
+    whole = tree is not None
+    tree = tree if whole else _mended(lines)
     program = None if tree is None else _Program(tree)
     found = set()
     for rule in rules:
-        patterns = rule.text if program else rule.text + rule.loose
+        patterns = rule.text if whole else rule.text + rule.loose
         for match in (match for pattern in patterns for match in pattern.finditer(code)):
             found.add((len(_NEWLINE.findall(code, 0, match.start())) + 1, rule.id))
         if program:
