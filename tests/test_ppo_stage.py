@@ -5,18 +5,19 @@ python -m pytest tests/test_ppo_stage.py
 
 import importlib.util
 from dataclasses import fields, make_dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from codexhf.arguments import PPOArguments
+from codexhf.arguments import PPOArguments, load_yaml
 from codexhf.data import Data, load_problems
 from codexhf.models import load_reward_model
 from codexhf.ppo import PPOConfig, PPOTrainer, stage
 from codexhf.ppo.config import COMPUTED_FIELDS, TRL_VALUES
-from codexhf.ppo.stage import UNREAD_BY_TRL, WITHOUT_INFLUENCE, new_trainer
+from codexhf.ppo.stage import UNREAD_BY_TRL, WITHOUT_INFLUENCE, _beyond_trl, new_trainer
 
 HAS_TRL_PPO = importlib.util.find_spec("trl.experimental.ppo") is not None
 
@@ -162,6 +163,16 @@ def test_trl_refuses_everything_at_once(parts, trl_class):
     with pytest.raises(ValueError, match="(?s)reward_weights: got.*alpha_sft: got.*kl_in: got"):
         parts({"alpha_sft": 0.5, "kl_in": "loss", "kl_estimator": "k3"}, trainer="trl",
               rewards=["reward_model"], reward_weights=[0.5])  # fmt: skip
+
+
+def test_the_yaml_for_trls_class_asks_for_nothing_that_it_drops():
+    given = load_yaml(Path(__file__).parents[1] / "recipes/trl/ppo.yaml")
+    ours = {f.name for f in fields(PPOArguments)}
+    stage = PPOArguments(**{k: v for k, v in given.items() if k in ours})
+    training = PPOConfig(**{k: v for k, v in given.items() if k not in ours}, use_cpu=True)
+    inherited = {f.name for f in fields(TrainingArguments)}
+    assert stage.trainer == "trl"
+    assert _beyond_trl(stage, training, inherited | TRL_FIELDS) == []
 
 
 @pytest.mark.skipif(not HAS_TRL_PPO, reason="needs trl 1.12: pip install 'codexhf[trl-ppo]'")
