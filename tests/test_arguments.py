@@ -53,7 +53,7 @@ def refusal(capsys, types, recipe, argv) -> str:
 
 
 def test_every_shipped_yaml_was_found():
-    assert len(YAMLS) == 2 * len(STAGES) + 1  # and trl/ppo.yaml
+    assert len(YAMLS) == 2 * len(STAGES) + 1  # and trl-1.12/ppo.yaml
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: str(p.relative_to(ROOT)))
