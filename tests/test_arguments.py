@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
+from trl import RewardConfig, SFTConfig
 
 from codexhf import arguments
 from codexhf.arguments import StageArguments, parse
 from codexhf.ppo import PPOConfig
-from trl import RewardConfig, SFTConfig
 
 ROOT = Path(__file__).parent.parent
 STAGES = {

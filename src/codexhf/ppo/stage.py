@@ -88,8 +88,8 @@ def _trl_trainer(stage: PPOArguments, training: PPOConfig, tokenizer, prompts: D
         lines = "\n".join(f"    {problem}" for problem in problems)
         raise ValueError(
             f"trainer: got 'trl', whose class cannot do what these settings ask for:\n{lines}\n"
-            "    Set what is expected (None: leave it out) as recipes/trl-1.12/ppo.yaml does, or use "
-            "--trainer codexhf."
+            "    Set what is expected (None: leave it out), as recipes/trl-1.12/ppo.yaml does, or "
+            "use --trainer codexhf."
         )
     values = {f.name: getattr(training, f.name) for f in fields(PPOConfig) if f.name in known}
     values |= {"save_strategy": "no", "eval_strategy": "no", "num_sample_generations": 0}
