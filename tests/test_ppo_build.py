@@ -302,6 +302,20 @@ def test_columns_under_names_of_the_reward_contract_are_refused(tmp_path):
         new_trainer(tmp_path, train_dataset=rows)
 
 
+def test_every_process_sums_the_same_figures_whatever_its_rows_gave(tmp_path):
+    def sometimes(prompts, completions, wanted, **columns):
+        return [None if w == "none" else 1.0 for w in wanted]
+
+    rows = [{"prompt": "ab", "wanted": w} for w in ("none", "none", "some", "some")]
+    trainer = new_trainer(tmp_path, eval_reward_funcs=[sometimes])
+    shapes, plain = [], trainer._total
+    trainer._total = lambda x: shapes.append(tuple(x.shape)) or plain(x)
+    without = trainer.evaluate(Dataset.from_list(rows[:2]))
+    given = trainer.evaluate(Dataset.from_list(rows[2:]))
+    assert shapes[0] == shapes[1]  # what two processes with these rows would add up
+    assert "eval_sometimes" not in without and given["eval_sometimes"] == 1.0
+
+
 # ------------------------------------------------------------------------------ resuming
 
 
