@@ -136,6 +136,15 @@ def test_parse_names_what_the_library_refuses_beside_a_misspelt_flag(capsys, lin
     assert "num_mini_batches: got 0, expected at least 1" in text
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [(["--cuda_graphs", "false"], False), (["--no_cuda_graphs"], False), ([], True)],
+)
+def test_a_switch_that_is_on_can_be_switched_off(lineage, flags, expected):
+    _, training = parse(STAGES["ppo"], str(ROOT / "recipes/ppo.py"), flags)
+    assert training.cuda_graphs is expected
+
+
 def test_parse_names_missing_paths_beside_what_the_library_refuses(capsys, lineage):
     argv = ["--kl_coef", "-1", "--model", "nope/", "--reward_model", "runs/none", "--seed", "3"]
     text = refusal(capsys, STAGES["ppo"], ROOT / "recipes/ppo.py", argv)

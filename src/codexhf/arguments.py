@@ -573,7 +573,8 @@ def _split_config(argv, recipe) -> tuple[list[str], str]:
 
 
 def _options(parser) -> dict[str, argparse.Action]:
-    return {action.dest: action for action in parser._actions if action.option_strings}
+    # a bool that defaults to True has two actions, --x and --no_x: the first is the field's
+    return {action.dest: action for action in reversed(parser._actions) if action.option_strings}
 
 
 def _take_out_wrong_values(parser, values: dict, config) -> list[str]:
@@ -621,7 +622,7 @@ def _expected(message, action) -> str:
 
 
 def _spelled(parser) -> dict[str, argparse.Action]:
-    return {s: action for action in _options(parser).values() for s in action.option_strings}
+    return {s: action for action in parser._actions for s in action.option_strings}
 
 
 def _flag_groups(argv: list[str]) -> list[list[str]]:
