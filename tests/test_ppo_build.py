@@ -265,6 +265,11 @@ def test_demonstrations_longer_than_the_policys_context_are_cut_to_it(tmp_path):
     trainer.train()
 
 
+def test_an_evaluation_set_without_rows_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="eval_dataset: got a data set without rows"):
+        new_trainer(tmp_path, eval_dataset=setup.prompts().select([]))
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

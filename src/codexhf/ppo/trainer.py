@@ -282,6 +282,10 @@ class PPOTrainer(Trainer):
                 "reports figures of its own under these. Set `__name__`."
             )
         for scorer, dataset in ((self.scorer, self.train_dataset), *self._eval_pairs()):
+            if len(dataset) == 0:
+                raise ValueError(
+                    "eval_dataset: got a data set without rows, expected at least one. Leave it out."
+                )
             columns = set(dataset[0]) - set(NOT_REWARD_COLUMNS)
             scorer.rewards.check_columns(columns)
 
