@@ -284,7 +284,7 @@ class PPOTrainer(Trainer):
         for scorer, dataset in ((self.scorer, self.train_dataset), *self._eval_pairs()):
             if len(dataset) == 0:
                 raise ValueError(
-                    "eval_dataset: got a data set without rows, expected at least one. Leave it out."
+                    "eval_dataset: got a data set without rows, expected some. Leave it out."
                 )
             columns = set(dataset[0]) - set(NOT_REWARD_COLUMNS)
             scorer.rewards.check_columns(columns)
