@@ -13,8 +13,8 @@ from trl import RewardConfig, RewardTrainer
 
 from codexhf.arguments import RewardModelArguments, parse
 from codexhf.data import load_pairs
-from codexhf.models import load_reward_model, load_tokenizer, within_context
-from codexhf.preferences import record_scores
+from codexhf.models import load_tokenizer, within_context
+from codexhf.reward_model import load_reward_model, record_scores
 from codexhf.run import launch, run_stage
 
 

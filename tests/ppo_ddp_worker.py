@@ -10,7 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import ppo_setup as setup  # noqa: E402
-from codexhf.ppo.engines import Generation  # noqa: E402
+from codexhf.generation.engines import Generation  # noqa: E402
 
 KL_TARGET = 0.06
 """What the KL of the adaptive case passes: below it in the third rollout, above in the fourth."""

@@ -14,6 +14,7 @@ from trl import RewardConfig, SFTConfig
 from codexhf import arguments
 from codexhf.arguments import StageArguments, parse
 from codexhf.ppo import PPOConfig
+from codexhf.strict_yaml import load_yaml
 
 ROOT = Path(__file__).parent.parent
 STAGES = {
@@ -65,16 +66,14 @@ def test_parse_accepts_every_shipped_yaml(path, lineage):
 @pytest.mark.parametrize("name", STAGES)
 def test_smoke_yaml_sets_what_the_default_sets(name):
     default, smoke = (
-        set(arguments.load_yaml(ROOT / f"recipes/{folder}{name}.yaml")) for folder in ("", "smoke/")
+        set(load_yaml(ROOT / f"recipes/{folder}{name}.yaml")) for folder in ("", "smoke/")
     )
     assert default <= smoke
 
 
 @pytest.mark.parametrize("folder", ["recipes", "recipes/smoke"])
 def test_evaluation_weighs_u_as_ppo_trains(folder):
-    ppo, evaluation = (
-        arguments.load_yaml(ROOT / folder / f"{name}.yaml") for name in ("ppo", "evaluation")
-    )
+    ppo, evaluation = (load_yaml(ROOT / folder / f"{name}.yaml") for name in ("ppo", "evaluation"))
     assert evaluation["alpha_sft"] == ppo["alpha_sft"]
     assert evaluation["beta_rlhf"] == ppo["beta_rlhf"]
     assert evaluation["gamma_reg"] == pytest.approx(ppo["gamma_reg"] * ppo["kl_coef"])
@@ -116,7 +115,7 @@ def test_parse_refuses_all_problems_at_once(capsys, lineage, tmp_path):
     assert "--per_device_train_batch_size: got 'many', expected a whole number" in text
     assert "learning_rate: got -1.0, expected between 0 and 10" in text
     assert "Did you mean 'data_cards/python_tasks_demonstrations.md'?" in text
-    assert "8 problems, nothing was run" in text
+    assert "8 errors, nothing was run" in text
 
 
 def test_parse_refuses_ranges_and_paths_together(capsys, lineage):

@@ -11,6 +11,7 @@ import torch
 
 from codexhf import data
 from codexhf.cards import CardError, load_card
+from codexhf.chat import text_of
 from codexhf.data import load_pairs, load_problems, load_split, pack, read_card
 
 ROOT = Path(__file__).parent.parent
@@ -306,8 +307,8 @@ def test_load_pairs_gives_messages_on_both_sides(write_card, tokenizer):
 
 
 def test_text_of_a_null_row_is_no_text():
-    assert data.text_of(None) is None and data.text_of(3) is None
-    assert data.text_of([{"role": "user", "content": "x"}]) == "x"
+    assert text_of(None) is None and text_of(3) is None
+    assert text_of([{"role": "user", "content": "x"}]) == "x"
 
 
 def test_stdlib_rows_are_python_files_of_this_interpreter():

@@ -60,7 +60,8 @@ def test_metric_runs_the_code_in_the_sandbox(problems):
 
 def test_answer_logprobs_match_a_row_by_row_sum(policy, tokenizer):
     prompts, answers = ["add a", "x"], ["return a + b", "12"]
-    sums, counts = answer_logprobs(policy, tokenizer, prompts, answers, batch_size=2)
+    asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    sums, counts = answer_logprobs(policy, tokenizer, asked, answers, batch_size=2)
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         head = tokenizer(f"<|user|>{prompt}<|assistant|>")["input_ids"]
         tail = [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id]

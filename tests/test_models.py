@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from codexhf import models
+from codexhf import models, reward_model
 from conftest import CORPUS
 
 LLAMA = {
@@ -94,27 +94,27 @@ def test_load_policy_refuses_a_foreign_tokenizer(model_folder):
 
 
 def test_load_reward_model_refuses_a_missing_head(model_folder):
-    with pytest.raises(ValueError, match="score.weight are missing, so this is no trained"):
-        models.load_reward_model(str(model_folder))
+    with pytest.raises(ValueError, match="score.weight are missing, so this is not a trained"):
+        reward_model.load_reward_model(str(model_folder))
 
 
 def test_a_new_head_is_the_same_for_the_same_seed_and_loads_again(model_folder, tmp_path):
     one, two = (
-        models.load_reward_model(str(model_folder), new_head=True, seed=s).score.weight
+        reward_model.load_reward_model(str(model_folder), new_head=True, seed=s).score.weight
         for s in (3, 3)
     )
     assert torch.equal(one, two) and one.std() < 0.5
-    model = models.load_reward_model(str(model_folder), new_head=True, seed=3)
+    model = reward_model.load_reward_model(str(model_folder), new_head=True, seed=3)
     model.save_pretrained(tmp_path / "rm")
-    assert torch.equal(models.load_reward_model(str(tmp_path / "rm")).score.weight, one)
+    assert torch.equal(reward_model.load_reward_model(str(tmp_path / "rm")).score.weight, one)
 
 
 def test_load_model_reward_refuses_unknown_scale(model_folder, tokenizer, tmp_path):
-    model = models.load_reward_model(str(model_folder), new_head=True)
+    model = reward_model.load_reward_model(str(model_folder), new_head=True)
     model.save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
     with pytest.raises(ValueError, match="has no score_mean"):
-        models.load_model_reward(str(tmp_path / "rm"))
+        reward_model.load_model_reward(str(tmp_path / "rm"))
 
 
 def test_context_checks(model_folder):

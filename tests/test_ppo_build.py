@@ -14,12 +14,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).parent))
 
 import ppo_setup as setup  # noqa: E402
-from codexhf.models import merge_adapters  # noqa: E402
-from codexhf.ppo.model import disable_dropout, load_classifier  # noqa: E402
+from codexhf.models import (
+    disable_dropout,  # noqa: E402
+    merge_adapters,  # noqa: E402
+)
 from codexhf.ppo.objective import AdaptiveKL, linear_logprobs  # noqa: E402
-from codexhf.ppo.rollout import IdReward  # noqa: E402
 from codexhf.ppo.trainer import last_checkpoint  # noqa: E402
-from codexhf.rewards import ModelReward  # noqa: E402
+from codexhf.reward_model import IdReward, ModelReward, load_reward_model  # noqa: E402
 from ppo_setup import new_trainer  # noqa: E402
 
 LORA = {"target_modules": ["q_proj", "v_proj"], "r": 2}
@@ -50,7 +51,7 @@ def test_a_named_reward_model_without_a_head_is_refused_and_a_named_critic_gets_
     made = models()
     made["model"].save_pretrained(tmp_path / "policy")
     path = str(tmp_path / "policy")
-    with pytest.raises(ValueError, match="reward_model: got .* whose score head is missing"):
+    with pytest.raises(ValueError, match="score.weight are missing, so this is not a trained"):
         new_trainer(tmp_path, reward_model=path)
     heads = []
     for seed, noise in ((1, 5), (1, 6), (2, 5)):
@@ -400,5 +401,5 @@ def test_layers_are_never_dropped():
 def test_a_loaded_classifier_keeps_its_head(tmp_path):
     made = models()["reward_model"]
     made.save_pretrained(tmp_path)
-    assert torch.equal(load_classifier(str(tmp_path), "x", 3).score.weight, made.score.weight)
-    assert load_classifier(made, "x") is made
+    loaded = load_reward_model(str(tmp_path), new_head=True, seed=3)
+    assert torch.equal(loaded.score.weight, made.score.weight)

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "traces"))
 
 import record  # noqa: E402
 
-from codexhf.ppo.engines import HFEngine  # noqa: E402
+from codexhf.generation.engines import HFEngine  # noqa: E402
 
 TRACE = safetensors.torch.load_file(record.TRACE)
 TOLERANCE = 1e-6

@@ -23,25 +23,26 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).parent))
 
 import ppo_setup as setup  # noqa: E402
-from codexhf.ppo import native_engine  # noqa: E402
-from codexhf.ppo.engines import (  # noqa: E402
+from codexhf.chat import left_pad  # noqa: E402
+from codexhf.generation import native as native_engine  # noqa: E402
+from codexhf.generation.engines import (  # noqa: E402
     ContinuousBatchingEngine,
     Generation,
     HFEngine,
     Sampling,
     make_engine,
 )
-from codexhf.ppo.model import PolicyAndCritic, disable_dropout, has_linear_head  # noqa: E402
-from codexhf.ppo.native_engine import (  # noqa: E402
+from codexhf.generation.native import (  # noqa: E402
     NativeEngine,
     obstacle,
     preallocated_cache,
     sample,
 )
+from codexhf.models import disable_dropout  # noqa: E402
+from codexhf.ppo.model import PolicyAndCritic, has_linear_head  # noqa: E402
 from codexhf.ppo.rollout import (  # noqa: E402
     PromptEncoder,
     demonstration_batch,
-    left_pad,
     mark,
     shape_scores,
 )

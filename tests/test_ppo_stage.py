@@ -12,12 +12,13 @@ import pytest
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from codexhf.arguments import PPOArguments, load_yaml
+from codexhf.arguments import PPOArguments
 from codexhf.data import Data, load_problems
-from codexhf.models import load_reward_model
 from codexhf.ppo import PPOConfig, PPOTrainer, stage
 from codexhf.ppo.config import COMPUTED_FIELDS, TRL_VALUES
 from codexhf.ppo.stage import UNREAD_BY_TRL, WITHOUT_INFLUENCE, _beyond_trl, new_trainer
+from codexhf.reward_model import load_reward_model
+from codexhf.strict_yaml import load_yaml
 
 HAS_TRL_PPO = importlib.util.find_spec("trl.experimental.ppo") is not None
 

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import ppo_setup as setup  # noqa: E402
 from codexhf.ppo import PPOConfig, PPOTrainer, model  # noqa: E402
 from codexhf.ppo.config import TRL_VALUES  # noqa: E402
-from codexhf.rewards import ModelReward, RewardError, RewardSum  # noqa: E402
+from codexhf.reward_model import ModelReward  # noqa: E402
+from codexhf.rewards import RewardError, RewardSum  # noqa: E402
 from ppo_setup import logs, new_trainer, same, state  # noqa: E402
 
 NEEDS_PEFT = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="no peft")

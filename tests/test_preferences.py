@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from codexhf.arguments import PreferencesArguments
-from codexhf.data import load_problems, load_split, text_of
+from codexhf.chat import text_of
+from codexhf.data import load_problems, load_split
 from codexhf.execution import Result
 from codexhf.preferences import in_test, make_pairs, pair_up, worth, write_contested
 from conftest import ADD

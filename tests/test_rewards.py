@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from codexhf import rewards
+from codexhf.reward_model import ModelReward
 from codexhf.rewards import (
     REWARDS,
-    ModelReward,
     RewardError,
     RewardSum,
     SafetyReward,
@@ -389,7 +389,7 @@ def test_model_reward_takes_the_smaller_limit(model, tokenizer):
 
 def test_model_reward_scores_hostile_text_without_gradients(model, tokenizer):
     grad_modes = []
-    model.register_forward_hook(lambda *_: grad_modes.append(torch.is_grad_enabled()))
+    model.score.register_forward_hook(lambda *_: grad_modes.append(torch.is_grad_enabled()))
     short = [text[:100] for text in HOSTILE]
     with pytest.warns(UserWarning, match="is cut to"):
         values = ModelReward(model, tokenizer)([""] * len(short), short)

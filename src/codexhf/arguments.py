@@ -6,23 +6,20 @@ name and stay in the library's own config class; the dataclasses here hold only 
 """
 
 import argparse
-import difflib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
-import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from trl import TrlParser
 
 from codexhf.execution import UNSAFE_PHRASE
-
-REWARD_MODEL = "reward_model"
+from codexhf.refusals import nearest, refuse
+from codexhf.strict_yaml import load_yaml
 
 
 def knob(default, help):
@@ -245,7 +242,7 @@ class PPOArguments(CodeRunningArguments):
     safety_rules: str | None = knob(
         None, "YAML rule pack of the safety reward; default: the one that codexhf ships."
     )
-    rewards: list[str] = knob([REWARD_MODEL], "Names of the rewards that are summed.")
+    rewards: list[str] = knob(["reward_model"], "Names of the rewards that are summed.")
     reward_weights: list[float] | None = knob(None, "Weight of each reward; default: 1 each.")
     reward_clip: float | None = knob(
         5.0, "Bound on the reward model's normalised score, in standard deviations."
@@ -270,7 +267,7 @@ class PPOArguments(CodeRunningArguments):
         ]
         if self.value_model is not None:
             out += check_model("value_model", self.value_model)
-        from codexhf.rewards import REWARDS
+        from codexhf.rewards import REWARD_MODEL, REWARDS
 
         for name in self.rewards:
             out += check_choice("rewards", name, [REWARD_MODEL, *REWARDS])
@@ -418,12 +415,6 @@ def check_model(name, path) -> list[str]:
     ]
 
 
-def nearest(name, known) -> str:
-    """`" Did you mean 'x'?"`, or an empty string when nothing is near."""
-    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
-    return f" Did you mean {match[0]!r}?" if match else ""
-
-
 def as_dict(name, value) -> dict | None:
     """A mapping given in YAML, or as JSON on the command line."""
     if value is None or isinstance(value, dict):
@@ -459,40 +450,6 @@ class _Parser(TrlParser):
 
     def error(self, message):
         raise ValueError(message)
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A key given twice is a mistake, not an override."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def load_yaml_text(text: str):
-    """Parse YAML, refusing a key that is given twice (yaml.YAMLError)."""
-    return yaml.load(text, Loader=_UniqueKeyLoader)
-
-
-def load_yaml(path: str | Path):
-    """Read one YAML file, refusing duplicate keys.
-
-    Raises:
-        ValueError: missing or broken file, with the line.
-    """
-    try:
-        return load_yaml_text(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"config: got {str(path)!r}, which does not exist.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not readable as YAML: {error}") from None
 
 
 def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None) -> tuple:
@@ -547,15 +504,6 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     pass
-
-
-def refuse(problems: Sequence[str], what: str) -> None:
-    """Print all problems on the main process and exit with code 2."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        lines = "\n".join(f"  - {problem}" for problem in problems)
-        plural = "problem" if len(problems) == 1 else "problems"
-        print(f"{what}: {len(problems)} {plural}, nothing was run.\n{lines}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 def _split_config(argv, recipe) -> tuple[list[str], str]:

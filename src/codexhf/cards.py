@@ -10,7 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from codexhf.arguments import load_yaml_text, nearest
+from codexhf.refusals import nearest
+from codexhf.strict_yaml import load_yaml_text
 
 TYPES = ("language-modeling", "prompt-completion", "preference", "prompt-only")
 KEYS = ("type", "load", "columns", "heldout")

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from codexhf.arguments import nearest
 from codexhf.cards import Card, CardError, load_card
+from codexhf.chat import ROLES, answered_ids, prompt_ids, text_of
+from codexhf.refusals import nearest
 
 COLUMNS = {
     "language-modeling": ("text",),
@@ -199,15 +200,6 @@ def _fault(card: Card, row: dict) -> str | None:
             return f"empty {column}"
     if card.type == "preference" and text_of(row["chosen"]) == text_of(row["rejected"]):
         return "chosen equals rejected"
-    return None
-
-
-def text_of(value) -> str | None:
-    """The text of a string or of a list of messages; None for anything else."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(isinstance(m, dict) and "content" in m for m in value):
-        return "\n".join(str(m["content"]) for m in value)
     return None
 
 
@@ -501,9 +493,9 @@ def load_demonstrations(
         count=lambda row: len(tokenizer(text_of(row["completion"]))["input_ids"]),
         seed=seed,
     )
-    data = drop_long(data, tokenizer, max_length, ["completion"])
     columns = data.dataset.select_columns(["prompt", "completion"])
-    return as_messages(Data(columns, data.facts, data.notes), tokenizer)
+    data = as_messages(Data(columns, data.facts, data.notes), tokenizer)
+    return drop_long(data, tokenizer, max_length, ["completion"])
 
 
 def load_problems(
@@ -529,18 +521,19 @@ def load_problems(
                 f"{', '.join(map(str, cards))}: rows have no column {column!r}, so answers cannot "
                 "be run. Map it under codexhf.columns."
             )
+    data = as_messages(data, tokenizer, ("prompt",))
     if max_prompt_tokens is not None:
-        data = drop_long(data, tokenizer, max_prompt_tokens, [], room=0)
-    return as_messages(data, tokenizer, ("prompt",))
+        data = drop_long(data, tokenizer, max_prompt_tokens, [])
+    return data
 
 
 def load_pairs(cards: Sequence[str], tokenizer, max_length: int) -> Data:
     """Load preference pairs as messages, neither side longer than `max_length` tokens."""
     data = load_split(cards, "preference")
-    data = drop_long(data, tokenizer, max_length, ["chosen", "rejected"])
     names = [c for c in (*COLUMNS["preference"], "margin") if c in data.dataset.column_names]
     columns = data.dataset.select_columns(names)
-    return as_messages(Data(columns, data.facts, data.notes), tokenizer)
+    data = as_messages(Data(columns, data.facts, data.notes), tokenizer)
+    return drop_long(data, tokenizer, max_length, ["chosen", "rejected"])
 
 
 def packed_collator(rows: list[dict]) -> dict:
@@ -551,14 +544,6 @@ def packed_collator(rows: list[dict]) -> dict:
     """
     batch = {k: torch.tensor([row[k] for row in rows], dtype=torch.int64) for k in rows[0]}
     return {**batch, "use_cache": False}
-
-
-ROLES = {
-    "prompt": "user",
-    "completion": "assistant",
-    "chosen": "assistant",
-    "rejected": "assistant",
-}
 
 
 def as_messages(data: Data, tokenizer, columns: Sequence[str] = tuple(ROLES)) -> Data:
@@ -587,35 +572,25 @@ def as_messages(data: Data, tokenizer, columns: Sequence[str] = tuple(ROLES)) ->
     return Data(wrapped, data.facts, data.notes)
 
 
-def render_prompt(prompt, tokenizer) -> str:
-    """The text that a model continues: chat template with the assistant's turn opened."""
-    if not tokenizer.chat_template:
-        return text_of(prompt)
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-
-
-def drop_long(
-    data: Data, tokenizer, max_length: int, columns: Sequence[str], room: int = 1
-) -> Data:
-    """Remove rows whose rendered text exceeds `max_length - room` tokens; counted in the facts.
+def drop_long(data: Data, tokenizer, max_length: int, columns: Sequence[str]) -> Data:
+    """Remove rows of more than `max_length` tokens, as a model reads them; counted in the facts.
 
     Raises:
         CardError: more than 1% of the rows would go, which is a setting and not an outlier.
     """
 
     def tokens(row) -> int:
-        rest = [text_of(row[c]) for c in columns]
-        whole = [render_prompt(row["prompt"], tokenizer) + text for text in rest or [""]]
-        return max(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in whole)
+        if not columns:
+            return len(prompt_ids(row["prompt"], tokenizer))
+        return max(len(answered_ids(row["prompt"], row[c], tokenizer)[0]) for c in columns)
 
     lengths = [tokens(row) for row in data.dataset]
-    keep = [i for i, n in enumerate(lengths) if n + room <= max_length]
+    keep = [i for i, n in enumerate(lengths) if n <= max_length]
     dropped = len(lengths) - len(keep)
     if dropped > 0.01 * len(lengths):
         raise CardError(
             f"{', '.join(f['card'] for f in data.facts.values())}: {dropped} of {len(lengths)} "
-            f"rows are longer than {max_length - room} tokens (longest: {max(lengths)}). Raise "
+            f"rows are longer than {max_length} tokens (longest: {max(lengths)}). Raise "
             "max_length or the model's context, or shorten the data."
         )
     notes = {**data.notes, "dropped_as_too_long": dropped, "longest_tokens": max(lengths)}

@@ -19,12 +19,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from codexhf.arguments import EvaluationArguments
+from codexhf.chat import answered_ids, decode, prompt_ids, right_pad, text_of
 from codexhf.checkpoints import write_json
-from codexhf.data import Data, render_prompt, text_of
+from codexhf.data import Data
 from codexhf.execution import Result, run_tests
 from codexhf.generation import sample, sample_ids
-from codexhf.models import load_model_reward, load_policy, to_device
-from codexhf.rewards import ModelReward, code_of, parses_reward, violation_rate
+from codexhf.models import evaluating, load_policy, to_device
+from codexhf.reward_model import ModelReward, load_model_reward
+from codexhf.rewards import code_of, parses_reward, violation_rate
 from codexhf.safety import load_rules
 
 # ---------------------------------------------------------------------------------------------
@@ -192,35 +194,28 @@ def answer_logprobs(
     Returns:
         two float arrays (N,): nats, tokens.
     """
-    heads = [render_prompt(p, tokenizer) for p in prompts]
-    ids = [tokenizer(h, add_special_tokens=False)["input_ids"] for h in heads]
-    tails = [
-        [*tokenizer(a, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        if isinstance(a, str)
-        else a
-        for a in answers
+    rows = [
+        answered_ids(prompt, answer, tokenizer)
+        if isinstance(answer, str)
+        else _joined(prompt_ids(prompt, tokenizer), answer)
+        for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]) + len(tails[i]))
-    sums, counts = np.zeros(len(ids)), np.zeros(len(ids))
-    training = model.training
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        width = max(len(ids[i]) + len(tails[i]) for i in rows)
-        batch = torch.full((len(rows), width), tokenizer.pad_token_id)
-        mask = torch.zeros((len(rows), width), dtype=torch.bool)
-        answer = torch.zeros((len(rows), width), dtype=torch.bool)
-        for r, i in enumerate(rows):
-            whole = ids[i] + tails[i]
-            batch[r, : len(whole)] = torch.tensor(whole)
-            mask[r, : len(whole)] = True
-            answer[r, len(ids[i]) : len(whole)] = True
-        batch, mask, answer = (t.to(model.device) for t in (batch, mask, answer))
-        logprobs = token_logprobs(model, batch, mask, temperature)
-        sums[rows] = (logprobs * answer[:, 1:]).sum(1).cpu().numpy()
-        counts[rows] = answer.sum(1).cpu().numpy()
-    model.train(training)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    sums, counts = np.zeros(len(rows)), np.zeros(len(rows))
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            picked = order[start : start + batch_size]
+            ids, mask = right_pad([rows[i][0] for i in picked], model.device)
+            starts = torch.tensor([rows[i][1] for i in picked], device=ids.device)
+            answer = mask & (torch.arange(ids.size(1), device=ids.device) >= starts[:, None])
+            logprobs = token_logprobs(model, ids, mask, temperature)
+            sums[picked] = (logprobs * answer[:, 1:]).sum(1).cpu().numpy()
+            counts[picked] = answer.sum(1).cpu().numpy()
     return sums, counts
+
+
+def _joined(prompt: list[int], answer: list[int]) -> tuple[list[int], int]:
+    return [*prompt, *answer], len(prompt)
 
 
 @torch.no_grad()
@@ -245,18 +240,11 @@ def bits_per_byte(
             [tokenizer.eos_token_id, *ids[i : i + step]] for i in range(0, len(ids), step) if ids
         ]
     pieces.sort(key=len)
-    nats, training = 0.0, model.training
-    model.eval()
-    for start in range(0, len(pieces), batch_size):
-        rows = pieces[start : start + batch_size]
-        width = max(map(len, rows))
-        batch = torch.full((len(rows), width), tokenizer.pad_token_id)
-        mask = torch.zeros((len(rows), width), dtype=torch.bool)
-        for r, piece in enumerate(rows):
-            batch[r, : len(piece)] = torch.tensor(piece)
-            mask[r, : len(piece)] = True
-        nats -= token_logprobs(model, batch.to(model.device), mask.to(model.device)).sum().item()
-    model.train(training)
+    nats = 0.0
+    with evaluating(model):
+        for start in range(0, len(pieces), batch_size):
+            ids, mask = right_pad(pieces[start : start + batch_size], model.device)
+            nats -= token_logprobs(model, ids, mask).sum().item()
     return nats / math.log(2) / sum(len(t.encode()) for t in texts)
 
 
@@ -363,7 +351,7 @@ def evaluate_model(
         seed=settings.seed,
         progress=f"{name}: answers",
     )
-    answers = [tokenizer.batch_decode(group, skip_special_tokens=True) for group in ids]
+    answers = [decode(group, tokenizer) for group in ids]
     verdicts = judge(answers, problems["tests"], problems["entry_point"], settings.timeout_s)
     metrics |= summarise(verdicts, settings.k)
     greedy = sample(

@@ -1,15 +1,20 @@
-"""Tokenizer, policy and reward model: new or loaded. Every load goes through here."""
+"""Tokenizer and policy, new or loaded, and what every reader of a model needs.
 
-from collections.abc import Iterable
+The reward model is in reward_model.py.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -17,9 +22,11 @@ from transformers import (
     set_seed,
 )
 
-from codexhf.arguments import PretrainArguments, TokenizerArguments, nearest
-from codexhf.data import Data, text_of
-from codexhf.rewards import ModelReward
+from accelerate import PartialState
+from codexhf.arguments import PretrainArguments, TokenizerArguments
+from codexhf.chat import text_of
+from codexhf.data import Data
+from codexhf.refusals import nearest
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
@@ -172,62 +179,6 @@ def load_policy(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
     return check_finite(model, path)
 
 
-def load_reward_model(path: str, *, new_head: bool = False, seed: int = 42) -> PreTrainedModel:
-    """Load a sequence classification model with one label.
-
-    Args:
-        path: folder or Hub id.
-        new_head: allow a missing score head (a policy that becomes a reward model); it starts at
-            N(0, 1/(hidden+1)) (Stiennon et al. 2020, appendix C.1), reproducibly from `seed`.
-        seed: of the new head.
-    Raises:
-        ValueError: the head is missing and `new_head` is False, or weights are not finite.
-    """
-    set_seed(seed)
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        path,
-        num_labels=1,
-        dtype=torch.float32,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    missing = [name for name in info["missing_keys"] if "score" in name or "classifier" in name]
-    if missing and not new_head:
-        raise ValueError(
-            f"{path}: the weights of {', '.join(missing)} are missing, so this is no trained "
-            "reward model. Give the folder that recipes/reward_model.py wrote."
-        )
-    if missing:
-        head = model.score.weight
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            head.copy_(torch.randn(head.shape, generator=generator) * (head.shape[1] + 1) ** -0.5)
-    return check_finite(model, path)
-
-
-def load_model_reward(path: str, clip: float | None = None) -> ModelReward:
-    """The reward model as a reward function: its own tokenizer, normalised by its saved scores.
-
-    Raises:
-        ValueError: config.json has no score_mean and score_std, so scores have no known scale.
-    """
-    model = to_device(load_reward_model(path))
-    for name in ("score_mean", "score_std"):
-        if not hasattr(model.config, name):
-            raise ValueError(
-                f"{path}: config.json has no {name}, so its scores cannot be normalised. Train the "
-                "reward model with recipes/reward_model.py, or write the two numbers there."
-            )
-    return ModelReward(
-        model,
-        load_tokenizer(path),
-        mean=model.config.score_mean,
-        std=model.config.score_std,
-        clip=clip,
-    )
-
-
 def check_finite(model: PreTrainedModel, path: str) -> PreTrainedModel:
     """Refuse weights that hold NaN or infinity: every later number would be NaN."""
     for name, parameter in model.named_parameters():
@@ -270,9 +221,75 @@ def room_for(path: str, new_tokens: int) -> int | None:
     return None if context is None else context - new_tokens
 
 
+def base_model(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside a PEFT wrapper, or the model itself."""
+    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Return positions (b, l) that count real tokens from 0."""
+    return attention_mask.long().cumsum(1) - attention_mask.long()
+
+
+def mask_arguments(attention_mask: Tensor | None) -> dict[str, Tensor]:
+    """Return mask and positions as a model takes them; without a mask attention is only causal."""
+    if attention_mask is None:
+        return {}
+    return {"attention_mask": attention_mask, "position_ids": position_ids(attention_mask)}
+
+
+def backbone_states(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None
+) -> Tensor:
+    """Return the last hidden states (b, l, H), which the head of `model` reads."""
+    backbone = getattr(model, model.base_model_prefix)
+    return backbone(
+        input_ids=input_ids, use_cache=False, **mask_arguments(attention_mask)
+    ).last_hidden_state
+
+
+@contextmanager
+def evaluating(*modules: nn.Module | None) -> Iterator[None]:
+    """Put models into eval mode and back: activation checkpointing rests and caches work."""
+    modes = [(module, module.training) for module in modules if module is not None]
+    for module, _ in modes:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.train(training)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout of `model` to 0, also those that layers apply as functions.
+
+    Log-probabilities at sampling and in training must be those of one and the same policy.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if ("dropout" in name or "layerdrop" in name) and isinstance(value, float):
+                setattr(module, name, 0.0)
+    for config in {
+        id(m.config): m.config for m in model.modules() if hasattr(m, "config")
+    }.values():
+        for name, value in list(vars(config).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(config, name, 0.0)
+
+
+def shortest_context(models: list[Any]) -> int | None:
+    """Return the positions of the model that has the fewest; None where none has a limit."""
+    configs = [model.config.get_text_config() for model in models]
+    limits = [getattr(config, "max_position_embeddings", None) for config in configs]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def to_device(model: PreTrainedModel) -> PreTrainedModel:
     """Move a model to the accelerator of this process, if there is one, and to evaluation mode."""
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to(PartialState().device).eval()
 
 
 def lora_config(stage) -> LoraConfig | None:

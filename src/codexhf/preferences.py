@@ -11,15 +11,12 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import Dataset
 
-from codexhf.arguments import PreferencesArguments, RewardModelArguments
+from codexhf.arguments import PreferencesArguments
 from codexhf.evaluation import grade
 from codexhf.execution import Result
 from codexhf.generation import sample
-from codexhf.models import load_policy, to_device
-from codexhf.rewards import ModelReward
 
 CARD = """---
 license: other
@@ -198,26 +195,3 @@ def in_test(prompt, share: float) -> bool:
     """Whether a problem belongs to the held-out pairs; depends on the prompt alone."""
     digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < share
-
-
-@torch.no_grad()
-def record_scores(trainer, pairs: Dataset, stage: RewardModelArguments) -> dict:
-    """Save mean and standard deviation of R's score on M1's answers in R's config.
-
-    PPO normalises the reward with them, so that a reward of 0 is what M1 gets on average.
-    """
-    model, tokenizer = trainer.model, trainer.processing_class
-    prompts = list({json.dumps(p): p for p in pairs["prompt"]}.values())[: stage.score_samples]
-    policy = to_device(load_policy(stage.model, tokenizer))
-    n = -(-stage.score_samples // len(prompts))
-    answers = sample(policy, tokenizer, prompts, n=n, seed=trainer.args.seed, max_new_tokens=256)
-    owners = [p for p, group in zip(prompts, answers, strict=True) for _ in group]
-    scores = ModelReward(model.eval(), tokenizer)(owners, [a for g in answers for a in g])
-    mean, std = float(np.mean(scores)), float(np.std(scores))
-    if not std > 0:
-        raise ValueError(
-            f"R gives every answer the score {mean}: it has learned nothing. Train it longer or "
-            "raise its learning_rate."
-        )
-    model.config.score_mean, model.config.score_std = mean, std
-    return {"score_mean": mean, "score_std": std, "score_samples": len(scores)}

@@ -12,19 +12,19 @@ import difflib
 import inspect
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codexhf.arguments import REWARD_MODEL
+from codexhf.chat import Prompt
 from codexhf.execution import run_tests
 from codexhf.safety import Rule, default_rules, load_rules, parse_python, violations
 
-Prompt = str | list[dict[str, str]]
+REWARD_MODEL = "reward_model"
+"""The name under which `rewards:` asks for the learned one."""
+
 Reward = Callable[..., list[float | None]]
 
 # An opening fence alone on its line; a block that generation cut off runs to the end of the text.
@@ -168,151 +168,6 @@ def violation_rate(completions: Sequence[str], rules: Sequence[Rule] | None = No
         raise ValueError("violation_rate: got no completions, expected at least one. Sample some.")
     rewards = SafetyReward(rules)([""] * len(completions), completions)
     return sum(reward < 0 for reward in rewards) / len(completions)
-
-
-class ModelReward:
-    """The learned reward model under the contract of every other reward.
-
-    Text goes in and is tokenised with the reward model's own tokenizer, so that policy and reward
-    model need not share one. It is rendered as reward_model.py rendered its training pairs:
-    messages through the chat template, a string prompt continued as plain text and ended by eos.
-    Special tokens that an answer spells out are blanked: else it could end its own turn and
-    write the next one.
-
-    A text over `max_tokens` loses its end (right truncation), is counted in `truncated` and
-    warned of once: its score is that of the part that was read.
-
-    Args:
-        model: a sequence classifier with one label.
-        processing_class: the tokenizer that the model was trained with.
-        mean: mean of the raw score, as saved in the reward model's config (`score_mean`).
-        std: its standard deviation (`score_std`), above 0.
-        clip: bound on the absolute normalised score; None leaves it unbounded.
-        batch_size: texts per forward pass.
-        max_tokens: longest text; None takes the smaller limit of model and tokenizer.
-        name: what the score is called in logs and in `rewards:`.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        processing_class: PreTrainedTokenizerBase,
-        *,
-        mean: float = 0.0,
-        std: float = 1.0,
-        clip: float | None = None,
-        batch_size: int = 32,
-        max_tokens: int | None = None,
-        name: str = "reward_model",
-    ) -> None:
-        config = model.config.get_text_config()
-        # Not every architecture bounds its positions.
-        positions = getattr(config, "max_position_embeddings", None) or math.inf
-        limit = int(min(positions, processing_class.model_max_length))
-        problems = []
-        if model.config.num_labels != 1:
-            problems.append(
-                f"model: got {model.config.num_labels} labels, expected 1. "
-                "Load it with AutoModelForSequenceClassification and num_labels=1."
-            )
-        if model.get_output_embeddings() is not None:
-            problems.append(
-                f"model: got {type(model).__name__}, a language model without a `score` head, "
-                "expected a sequence classifier. Train one with recipes/reward_model.py."
-            )
-        if processing_class.eos_token_id is None or processing_class.pad_token_id is None:
-            problems.append(
-                f"tokenizer: got eos {processing_class.eos_token!r} and pad "
-                f"{processing_class.pad_token!r}, expected both. Set the missing one."
-            )
-        elif config.pad_token_id != processing_class.pad_token_id:
-            problems.append(
-                f"model.config.pad_token_id: got {config.pad_token_id!r}, expected the tokenizer's "
-                f"{processing_class.pad_token_id}. The model finds the last token by it: set it."
-            )
-        if len(processing_class) > model.get_input_embeddings().num_embeddings:
-            problems.append(
-                f"tokenizer: got {len(processing_class)} tokens, expected at most the model's "
-                f"{model.get_input_embeddings().num_embeddings}. Use the model's own tokenizer."
-            )
-        if not math.isfinite(mean):
-            problems.append(f"mean: got {mean!r}, expected a finite number.")
-        if not (math.isfinite(std) and std > 0):
-            problems.append(f"std: got {std!r}, expected a finite number above 0.")
-        if clip is not None and not clip > 0:
-            problems.append(f"clip: got {clip!r}, expected a number above 0, or None for no bound.")
-        if batch_size < 1:
-            problems.append(f"batch_size: got {batch_size!r}, expected 1 or more.")
-        if max_tokens is not None and not 1 <= max_tokens <= limit:
-            problems.append(f"max_tokens: got {max_tokens!r}, expected 1 to {limit}, or None.")
-        if problems:
-            raise ValueError(f"reward {name!r}: " + "\n".join(problems))
-
-        self.model = model
-        self.processing_class = processing_class
-        self.mean = mean
-        self.std = std
-        self.clip = clip
-        self.batch_size = batch_size
-        self.max_tokens = max_tokens or limit
-        self.scored = 0
-        self.truncated = 0
-        self.__name__ = name
-        added = processing_class.added_tokens_decoder.values()
-        special = {*processing_class.all_special_tokens} | {t.content for t in added if t.special}
-        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
-
-    def __call__(
-        self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any
-    ) -> list[float | None]:
-        rows = [self._tokens(*pair) for pair in zip(prompts, completions, strict=True)]
-        # Neighbours of like length share a batch, so little of a forward pass is padding.
-        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        scores: list[float | None] = [None] * len(rows)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            for row, score in zip(batch, self._scores([rows[row] for row in batch]), strict=True):
-                scores[row] = score
-        return scores
-
-    def _tokens(self, prompt: Prompt, completion: str) -> list[int]:
-        """Return the token ids of one prompt with its answer, at most `max_tokens` of them."""
-        # A space, not nothing: removing a token may join its neighbours into another one.
-        completion = self._special.sub(" ", completion)
-        completion = completion.encode("utf-8", "replace").decode()  # lone surrogates
-        if isinstance(prompt, str):
-            text = prompt + completion + self.processing_class.eos_token
-            ids = self.processing_class(text)["input_ids"]
-        else:
-            messages = [*prompt, {"role": "assistant", "content": completion}]
-            ids = self.processing_class.apply_chat_template(messages, return_dict=True)["input_ids"]
-        self.scored += 1
-        if len(ids) > self.max_tokens:
-            self.truncated += 1
-            if self.truncated == 1:
-                warnings.warn(
-                    f"reward {self.__name__!r}: a text of {len(ids)} tokens is cut to "
-                    f"{self.max_tokens} before it is scored. Shorten prompts or answers; "
-                    "further ones are counted in `truncated`.",
-                    stacklevel=3,
-                )
-        return ids[: self.max_tokens]
-
-    def _scores(self, batch: list[list[int]]) -> list[float]:
-        """Return the normalised, clipped scores of token id lists, in their order."""
-        self.model.eval()
-        padded = self.processing_class.pad(
-            {"input_ids": batch}, padding_side="right", return_tensors="pt"
-        ).to(self.model.device)
-        with torch.no_grad():
-            logits = self.model(
-                input_ids=padded["input_ids"],  # (B, T)
-                attention_mask=padded["attention_mask"],  # (B, T)
-            ).logits  # (B, 1)
-        scores = (logits.squeeze(-1).float() - self.mean) / self.std  # (B,)
-        if self.clip is not None:
-            scores = scores.clamp(-self.clip, self.clip)
-        return scores.tolist()
 
 
 class Scored(NamedTuple):

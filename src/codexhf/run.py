@@ -27,7 +27,7 @@ from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainingArguments
 
-from codexhf.arguments import StageArguments, refuse
+from codexhf.arguments import StageArguments
 from codexhf.checkpoints import (
     MANIFEST,
     CommitCheckpoints,
@@ -41,6 +41,8 @@ from codexhf.checkpoints import (
 from codexhf.data import Data
 from codexhf.execution import SandboxUnavailable, isolation_used
 from codexhf.hub import write_card
+from codexhf.lineage import BY_NAME
+from codexhf.refusals import refuse
 
 PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers")
@@ -342,9 +344,8 @@ def _set_aside(output_dir: Path, changed: list[str]) -> None:
 
 def stage_name(stage: StageArguments) -> str:
     """`sft` for SFTArguments, `reward_model` for RewardModelArguments."""
-    name = type(stage).__name__.removesuffix("Arguments")
-    known = {"SFT": "sft", "PPO": "ppo", "RewardModel": "reward_model"}
-    return known.get(name, name.lower())
+    name = type(stage).__name__.removesuffix("Arguments").lower()
+    return next(known for known in BY_NAME if known.replace("_", "") == name)
 
 
 def _finish(output_dir, stage, identity, data, metrics, wall, history=None, steps=None) -> dict:

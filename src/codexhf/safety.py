@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from codexhf.arguments import load_yaml_text, nearest
+from codexhf.refusals import nearest
+from codexhf.strict_yaml import load_yaml_text
 
 DEFAULT_RULES = Path(__file__).with_name("safety_rules.yaml")
 _MENDS = 20  # lines of a text that are replaced to make it parse

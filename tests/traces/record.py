@@ -269,7 +269,7 @@ def run_ours(case: str, make_engine: Callable | None = None, **overrides) -> dic
 
 def _every_row(sampling):
     """Return our engine, drawing for ended rows too, as TRL does."""
-    from codexhf.ppo.native_engine import NativeEngine
+    from codexhf.generation.native import NativeEngine
 
     return NativeEngine(sampling, drop_ended=False)
 

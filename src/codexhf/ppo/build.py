@@ -1,23 +1,19 @@
 """From the arguments of `PPOTrainer` to its parts: checks, rewards, critic, Trainer's arguments."""
 
 import copy
+import os
 from typing import Any
 
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_peft_available
 
+from codexhf.models import base_model, load_policy
 from codexhf.ppo.config import PPOConfig
-from codexhf.ppo.model import (
-    base_model,
-    check_scalar_head,
-    critic_from_policy,
-    is_name,
-    load_classifier,
-)
-from codexhf.ppo.rollout import IdReward
+from codexhf.ppo.model import critic_from_policy
 from codexhf.ppo.schedule import Schedule
-from codexhf.rewards import ModelReward, RewardSum, as_list, combine
+from codexhf.reward_model import IdReward, ModelReward, check_scalar_head, load_reward_model
+from codexhf.rewards import RewardSum, as_list, combine
 
 STEP_FIELDS = ("logging_steps", "eval_steps", "save_steps", "warmup_steps", "max_steps")
 
@@ -111,6 +107,20 @@ def check_arguments(args, processing_class, model, ref_model, train_dataset, sft
         raise ValueError("PPOTrainer:\n" + "\n".join(f"- {problem}." for problem in problems))
 
 
+def is_name(model: Any) -> bool:
+    """Return whether a model is given by its name or path."""
+    return isinstance(model, (str, os.PathLike))
+
+
+def loaded_policy(model: Any) -> Any:
+    """Return `model`, loaded in float32 if it is a name or a path.
+
+    In the dtype of a bfloat16 checkpoint small updates would be rounded away; `bf16` computes in
+    it without that.
+    """
+    return load_policy(model) if is_name(model) else model
+
+
 def with_adapter(policy: nn.Module, peft_config: Any) -> nn.Module:
     """Return the policy, wrapped in an adapter if one is configured."""
     if peft_config is None:
@@ -186,7 +196,7 @@ def make_rewards(args, reward_model, reward_funcs, weights, tokenizers, processi
         name = "reward_model" if len(models) == 1 else f"reward_model_{number + 1}"
         if is_name(model) and tokenizer is None:
             tokenizer = _own_tokenizer(model, processing_class)
-        model = load_classifier(model, name)
+        model = load_reward_model(model) if is_name(model) else model
         if not isinstance(model, nn.Module):
             rewards.append(model)  # a callable under the contract already
             placed += [model.model] if isinstance(model, ModelReward) else []
@@ -224,7 +234,9 @@ def make_critic(value_model: Any, policy: nn.Module, rewards: RewardSum, seed: i
 
     A given one keeps what its owner froze. `seed` draws a head where a named checkpoint has none.
     """
-    critic = load_classifier(value_model, "value_model", head_seed=seed)
+    critic = value_model
+    if is_name(critic):
+        critic = load_reward_model(critic, new_head=True, seed=seed)
     if critic is None:
         # only a reward model that reads the policy's ids has the policy's vocabulary
         readers = [r.model for r in rewards.rewards if isinstance(r, IdReward)]

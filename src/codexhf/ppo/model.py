@@ -5,22 +5,18 @@ the only way in which the gradients of the RL and the SFT loss are both right un
 """
 
 import copy
-import os
 from collections import defaultdict
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from codexhf.models import backbone_states, base_model, evaluating, mask_arguments
 from codexhf.ppo.objective import linear_logprobs, logits_logprobs
+from codexhf.reward_model import draw_head
 
 BLOCK_ROWS, BLOCK_BYTES = 256, 32 * 2**20
 """Logits are made this many rows at a time, or as many as fit into this memory if that is more."""
@@ -170,7 +166,7 @@ class PolicyAndCritic(nn.Module):
             linear = self._reference_head_is_linear
         if not linear:
             logits = policy(
-                input_ids=input_ids, use_cache=False, **_position(attention_mask)
+                input_ids=input_ids, use_cache=False, **mask_arguments(attention_mask)
             ).logits[at]
             return logits_logprobs(logits, targets, temperature)
         model = base_model(policy)
@@ -187,33 +183,6 @@ class PolicyAndCritic(nn.Module):
             keep=hidden.size(0) * row <= self._kept_bytes,
             dtype=matmul_dtype(hidden),
         )
-
-
-def base_model(model: nn.Module) -> PreTrainedModel:
-    """Return the transformers model inside a PEFT wrapper, or the model itself."""
-    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
-
-
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Return positions (b, l) that count real tokens from 0."""
-    return attention_mask.long().cumsum(1) - attention_mask.long()
-
-
-def _position(attention_mask: Tensor | None) -> dict[str, Tensor]:
-    """Return mask and positions as arguments; without a mask, causal attention is all there is."""
-    if attention_mask is None:
-        return {}
-    return {"attention_mask": attention_mask, "position_ids": position_ids(attention_mask)}
-
-
-def backbone_states(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None
-) -> Tensor:
-    """Return the last hidden states (b, l, H), which the head of `model` reads."""
-    backbone = getattr(model, model.base_model_prefix)
-    return backbone(
-        input_ids=input_ids, use_cache=False, **_position(attention_mask)
-    ).last_hidden_state
 
 
 def matmul_dtype(hidden: Tensor) -> torch.dtype:
@@ -256,49 +225,6 @@ def has_linear_head(policy: nn.Module) -> bool:
     return len(seen) == 1 and torch.equal(logits, expected) and torch.allclose(seen[0], states)
 
 
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout of `model` to 0, also those that layers apply as functions.
-
-    Log-probabilities at sampling and in training must be those of one and the same policy.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if ("dropout" in name or "layerdrop" in name) and isinstance(value, float):
-                setattr(module, name, 0.0)
-    for config in {
-        id(m.config): m.config for m in model.modules() if hasattr(m, "config")
-    }.values():
-        for name, value in list(vars(config).items()):
-            if "dropout" in name and isinstance(value, float):
-                setattr(config, name, 0.0)
-
-
-def shortest_context(models: list[Any]) -> int | None:
-    """Return the positions of the model that has the fewest; None where none has a limit."""
-    configs = [model.config.get_text_config() for model in models]
-    limits = [getattr(config, "max_position_embeddings", None) for config in configs]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def check_scalar_head(model: nn.Module, what: str) -> None:
-    """Refuse a reward model or critic without a one-output `score` head, or with an adapter."""
-    if not isinstance(model, PreTrainedModel):
-        raise ValueError(
-            f"{what}: got {type(model).__name__}, expected a transformers model. If it has an "
-            "adapter, merge it first: model.merge_and_unload()."
-        )
-    head = getattr(model, "score", None)
-    outputs = getattr(head, "out_features", None)
-    if outputs != 1:
-        found = "no `score` head" if head is None else f"a `score` head with {outputs} outputs"
-        raise ValueError(
-            f"{what}: got {type(model).__name__} with {found}, expected one with 1 output. "
-            "Load it with AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)."
-        )
-
-
 def critic_from_policy(policy: nn.Module) -> PreTrainedModel:
     """Return a critic on a copy of the policy's trunk with a new, nearly-zero head.
 
@@ -316,67 +242,8 @@ def critic_from_policy(policy: nn.Module) -> PreTrainedModel:
     }
     wanted = getattr(critic, critic.base_model_prefix)
     wanted.load_state_dict({name: weights[name] for name in wanted.state_dict()})
-    _draw_head(critic, seed=0)
+    draw_head(critic, seed=0)
     return critic
-
-
-def _draw_head(critic: PreTrainedModel, seed: int) -> None:
-    std = (critic.score.in_features + 1) ** -0.5
-    generator = torch.Generator(critic.device).manual_seed(seed)
-    with torch.no_grad():
-        critic.score.weight.normal_(0.0, std, generator=generator)
-
-
-def is_name(model: Any) -> bool:
-    """Return whether a model is given by its name or path."""
-    return isinstance(model, (str, os.PathLike))
-
-
-def load_policy(model: Any) -> Any:
-    """Return `model`, loaded in float32 if it is a name or a path.
-
-    In the dtype of a bfloat16 checkpoint small updates would be rounded away; `bf16` computes in
-    it without that.
-    """
-    if is_name(model):
-        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    return model
-
-
-def load_classifier(model: Any, what: str, head_seed: int | None = None) -> Any:
-    """Return `model`, loaded in float32 with one output if it is a name or a path.
-
-    Raises:
-        ValueError: the checkpoint has no head and `head_seed`, from which one would be drawn, is
-            None.
-    """
-    if not is_name(model):
-        return model
-    loaded, info = AutoModelForSequenceClassification.from_pretrained(
-        model, num_labels=1, dtype=torch.float32, output_loading_info=True
-    )
-    if any("score" in name or "classifier" in name for name in info["missing_keys"]):
-        if head_seed is None:
-            raise ValueError(
-                f"{what}: got {str(model)!r}, whose score head is missing, expected a trained "
-                "reward model."
-            )
-        check_scalar_head(loaded, what)
-        _draw_head(loaded, head_seed)
-    return loaded
-
-
-@contextmanager
-def evaluating(*models: nn.Module | None):
-    """Put models into eval mode and back: activation checkpointing rests and caches work."""
-    modes = [(model, model.training) for model in models if model is not None]
-    for model, _ in modes:
-        model.eval()
-    try:
-        yield
-    finally:
-        for model, training in modes:
-            model.train(training)
 
 
 def load_weights(module: nn.Module, folder: Path) -> None:

@@ -10,12 +10,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from codexhf.chat import answered_ids, decode, prompt_ids
+from codexhf.generation.engines import Generation, first_true, row_chunks
 from codexhf.ppo.config import PPOConfig
-from codexhf.ppo.engines import Generation, first_true, row_chunks
-from codexhf.ppo.model import backbone_states, check_scalar_head
 from codexhf.ppo.objective import (
     Reduce,
     generalized_advantages,
@@ -24,6 +24,7 @@ from codexhf.ppo.objective import (
     token_rewards,
     whiten,
 )
+from codexhf.reward_model import IdReward
 from codexhf.rewards import RewardSum
 
 NOT_REWARD_COLUMNS = ("prompt", "input_ids", "attention_mask", "token_type_ids", "completion")
@@ -166,7 +167,7 @@ class PromptEncoder:
         if row.get("input_ids") is not None:
             ids = self._without_padding(row, number)
         elif row.get("prompt") is not None:
-            ids = self.encode_prompt(row["prompt"])
+            ids = prompt_ids(row["prompt"], self.tokenizer)
         else:
             raise ValueError(
                 f"row {number}: got columns {sorted(row)}, expected `prompt` (text or messages) or "
@@ -194,30 +195,9 @@ class PromptEncoder:
             )
         return ids
 
-    def encode_prompt(self, prompt: Any) -> list[int]:
-        """Return the ids of a text, or of messages rendered with the chat template."""
-        if isinstance(prompt, str):
-            return self.tokenizer(prompt)["input_ids"]
-        return self.tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-
     def encode_demonstration(self, row: Mapping[str, Any], number: int) -> tuple[list[int], int]:
         """Return ids of prompt and completion, and how many of them are prompt."""
-        prompt, completion = _demonstration(row, number)
-        start = self.encode_prompt(prompt)
-        if isinstance(completion, str):
-            text = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
-            return [*start, *text, self.tokenizer.eos_token_id], len(start)
-        whole = self.tokenizer.apply_chat_template(
-            [*prompt, *completion], tokenize=True, return_dict=False
-        )
-        if whole[: len(start)] != start:
-            raise ValueError(
-                f"sft_dataset row {number}: the chat template renders the prompt differently with "
-                "its answer than alone, expected the same beginning. Mend the template."
-            )
-        return whole, len(start)
+        return answered_ids(*_demonstration(row, number), self.tokenizer)
 
     def texts(self, rows: Sequence[Mapping[str, Any]], ids: Sequence[list[int]]) -> list[Any]:
         """Return the prompts as reward functions get them: text, or messages as they are."""
@@ -231,7 +211,7 @@ class PromptEncoder:
     def answers(self, responses: Tensor, lengths: Tensor) -> list[str]:
         """Return responses (B, R) as text, without special tokens."""
         ids = [row[:n].tolist() for row, n in zip(responses, lengths.tolist(), strict=True)]
-        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return decode(ids, self.tokenizer)
 
 
 def _demonstration(row: Mapping[str, Any], number: int) -> tuple[Any, Any]:
@@ -244,20 +224,7 @@ def _demonstration(row: Mapping[str, Any], number: int) -> tuple[Any, Any]:
             f"sft_dataset row {number}: got columns {sorted(row)}, expected `prompt` and "
             "`completion`, or `messages`."
         )
-    if not isinstance(prompt, str) and isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
     return prompt, completion
-
-
-def left_pad(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids (B, P), padded on the left with 0, and their mask."""
-    width = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = torch.tensor(row)
-        mask[i, width - len(row) :] = True
-    return ids.to(device), mask.to(device)
 
 
 def demonstration_batch(rows: Sequence[tuple[list[int], int]], limit: int, device) -> dict:
@@ -272,37 +239,6 @@ def demonstration_batch(rows: Sequence[tuple[list[int], int]], limit: int, devic
     targets = ids[:, 1:][predict_at[:, :-1]]
     batch = {"input_ids": ids, "predict_at": predict_at, "targets": targets}
     return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-class IdReward:
-    """A reward model that reads the policy's own token ids, which saves tokenising again.
-
-    It takes part in a RewardSum like any reward: `read` is called first, with ids, and the call
-    with text returns what was read.
-    """
-
-    def __init__(self, model: nn.Module, name: str, normalize: bool):
-        check_scalar_head(model, name)
-        self.model, self.__name__ = model, name
-        self.mean = getattr(model.config, "score_mean", 0.0) if normalize else 0.0
-        self.std = getattr(model.config, "score_std", 1.0) if normalize else 1.0
-        self.scores: list[float] = []
-
-    @torch.no_grad()
-    def read(self, sequences: Sequences, size: int, trim: bool) -> None:
-        """Score rows at their last real token, `size` of them at a time."""
-        scores = torch.zeros(sequences.mask.size(0), device=sequences.mask.device)
-        for index, layout in sequences.batches(size, trim):
-            hidden = backbone_states(self.model, layout.input_ids, layout.attention_mask)
-            rows = torch.arange(hidden.size(0), device=hidden.device)
-            scores[index] = self.model.score(hidden[rows, layout.last]).squeeze(-1).float()
-        self.scores = ((scores - self.mean) / self.std).tolist()
-
-    def __call__(
-        self, prompts: Sequence, completions: Sequence[str], **columns: Any
-    ) -> list[float]:
-        """Return what `read` found."""
-        return self.scores
 
 
 @dataclass
@@ -365,7 +301,8 @@ class Scorer:
         """Return total scores (B,), the values of each reward by name, and the answers' texts."""
         for reward in self.rewards.rewards:
             if isinstance(reward, IdReward):
-                reward.read(answers, self.size, self.trim)
+                batches = answers.batches(self.size, self.trim)
+                reward.read(answers.mask.size(0), batches)
         texts = self.encoder.answers(answers.responses, answers.lengths)
         columns = {
             name: [row[name] for row in rows] for name in rows[0] if name not in NOT_REWARD_COLUMNS

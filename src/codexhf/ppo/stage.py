@@ -5,12 +5,14 @@ from dataclasses import fields
 
 from datasets import Dataset
 
-from codexhf.arguments import REWARD_MODEL, PPOArguments
-from codexhf.data import Data, render_prompt
-from codexhf.models import load_model_reward, load_policy, load_reward_model, lora_config
+from codexhf.arguments import PPOArguments
+from codexhf.chat import prompt_ids
+from codexhf.data import Data
+from codexhf.models import load_policy, lora_config
 from codexhf.ppo.config import TRL_VALUES, PPOConfig
 from codexhf.ppo.trainer import PPOTrainer
-from codexhf.rewards import combine
+from codexhf.reward_model import load_model_reward, load_reward_model
+from codexhf.rewards import REWARD_MODEL, combine
 
 WITHOUT_INFLUENCE = {
     "rollout_engine",
@@ -104,10 +106,7 @@ def _trl_trainer(stage: PPOArguments, training: PPOConfig, tokenizer, prompts: D
         def evaluate(self, *args, **kwargs):
             return {}
 
-    rows = [
-        {"input_ids": tokenizer(render_prompt(p, tokenizer), add_special_tokens=False).input_ids}
-        for p in prompts.dataset["prompt"]
-    ]
+    rows = [{"input_ids": prompt_ids(prompt, tokenizer)} for prompt in prompts.dataset["prompt"]]
     return Trainer(
         args=theirs.PPOConfig(**values),
         processing_class=tokenizer,

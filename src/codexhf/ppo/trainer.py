@@ -28,11 +28,15 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput, set_seed
 
+from codexhf.chat import left_pad
 from codexhf.checkpoints import step_folders
+from codexhf.generation.engines import Sampling, make_engine
+from codexhf.models import base_model, disable_dropout, evaluating, shortest_context
 from codexhf.ppo.build import (
     check_arguments,
     check_policy,
     check_vocabularies,
+    loaded_policy,
     make_critic,
     make_rewards,
     stop_ids,
@@ -40,17 +44,11 @@ from codexhf.ppo.build import (
     with_adapter,
 )
 from codexhf.ppo.config import PPOConfig
-from codexhf.ppo.engines import Sampling, make_engine
 from codexhf.ppo.figures import Clock, Figures
 from codexhf.ppo.model import (
     PolicyAndCritic,
-    base_model,
-    disable_dropout,
-    evaluating,
-    load_policy,
     load_weights,
     parts_of,
-    shortest_context,
 )
 from codexhf.ppo.objective import (
     AdaptiveKL,
@@ -63,18 +61,17 @@ from codexhf.ppo.objective import (
 from codexhf.ppo.rollout import (
     NOT_REWARD_COLUMNS,
     Answers,
-    IdReward,
     MicroBatch,
     PromptEncoder,
     Rollout,
     Scorer,
     advantages,
     demonstration_batch,
-    left_pad,
     mark,
     shape_scores,
 )
 from codexhf.ppo.schedule import Position, Schedule
+from codexhf.reward_model import IdReward
 from codexhf.rewards import RewardSum, combine
 
 STATE_FILE = "ppo_state_{rank}.json"
@@ -154,9 +151,9 @@ class PPOTrainer(Trainer):
     ) -> None:
         check_arguments(args, processing_class, model, ref_model, train_dataset, sft_dataset)
         set_seed(args.seed)  # new adapters are drawn below, before Trainer does this again
-        policy = with_adapter(load_policy(model), peft_config)
+        policy = with_adapter(loaded_policy(model), peft_config)
         check_policy(policy, args)
-        ref_model = load_policy(ref_model)
+        ref_model = loaded_policy(ref_model)
         if ref_model is None and isinstance(policy, PreTrainedModel):
             ref_model = copy.deepcopy(policy)
         self._reward_models, rewards = make_rewards(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from codexhf.ppo.engines import Generation, Sampling, join, row_chunks
-from codexhf.ppo.model import base_model, position_ids
+from codexhf.generation.engines import Generation, Sampling, join, row_chunks
+from codexhf.models import base_model, position_ids
 
 FIXED_TOKENS = 256
 """A step of fixed shape attends to this many tokens, or a multiple; then a wider one takes over."""
@@ -43,7 +43,7 @@ class NativeEngine:
 
     @torch.no_grad()
     def generate(self, policy, prompt_ids, prompt_mask, *, seed, temperature) -> Generation:
-        """See `codexhf.ppo.engines.Engine.generate`."""
+        """See `codexhf.generation.engines.Engine.generate`."""
         generator = torch.Generator(prompt_ids.device).manual_seed(seed)
         # one random number per row is much faster on a CPU; on a GPU cumsum is not deterministic
         invert = self.drop_ended and prompt_ids.device.type == "cpu"

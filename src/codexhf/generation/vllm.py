@@ -1,4 +1,4 @@
-"""vLLM in the training process as an engine of `codexhf.ppo.engines`; needs `pip install vllm`."""
+"""vLLM in the training process as one of the engines; needs `pip install vllm`."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from codexhf.ppo.engines import Generation, Sampling, from_lists
+from codexhf.generation.engines import Generation, Sampling, from_lists
 
 MEMORY_SHARE = 0.3
 """Of the GPU, for vLLM's weights and cache; the rest is the training's."""
@@ -29,7 +29,7 @@ class VLLMEngine:
         seed: int,
         temperature: float,
     ) -> Generation:
-        """See `codexhf.ppo.engines.Engine.generate`."""
+        """See `codexhf.generation.engines.Engine.generate`."""
         from vllm import SamplingParams
 
         if not isinstance(policy, PreTrainedModel):

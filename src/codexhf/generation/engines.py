@@ -21,7 +21,7 @@ from transformers import (
     __version__,
 )
 
-from codexhf.ppo.model import base_model
+from codexhf.models import base_model
 
 
 @dataclass
@@ -186,7 +186,7 @@ def from_lists(tokens: list[list[int]], logprobs: list[list[float]], device) -> 
 def make_engine(name: str, sampling: Sampling, cuda_graphs: bool = True) -> Engine:
     """Return the engine of that name, or say what is missing for it."""
     if name == "native":
-        from codexhf.ppo.native_engine import NativeEngine
+        from codexhf.generation.native import NativeEngine
 
         return NativeEngine(sampling, fixed_shapes=None if cuda_graphs else False)
     if name == "hf":
@@ -198,7 +198,7 @@ def make_engine(name: str, sampling: Sampling, cuda_graphs: bool = True) -> Engi
             "rollout_engine: got 'vllm', but the package vllm is not installed. "
             "Install it with `pip install vllm`, or use rollout_engine='native'."
         )
-    from codexhf.ppo.vllm_engine import VLLMEngine
+    from codexhf.generation.vllm import VLLMEngine
 
     return VLLMEngine(sampling)
 

@@ -1,0 +1,181 @@
+"""Where a prompt becomes tokens, rows are padded, and an answer's end is known: for every stage.
+
+A prompt is text or messages, and stays what it is: text is tokenised as it stands, messages are
+rendered by the tokenizer's chat template with the assistant's turn opened. `data.py` turns text
+into messages once, where the tokenizer has a template, so that a model is always prompted in the
+way in which it was trained. SFT, the reward model, PPO, sampling and evaluation all take their ids
+from here.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[Message]
+
+ROLES = {
+    "prompt": "user",
+    "completion": "assistant",
+    "chosen": "assistant",
+    "rejected": "assistant",
+}
+"""Who speaks in a column of text."""
+
+_PROBE = "xyzzy"
+"""A word that no template writes by itself."""
+
+
+def content_text(content: Any) -> str:
+    """Return the text of a message's content: text, null (none), or a list of text parts.
+
+    Raises:
+        ValueError: a part that is not text, by its type, or content of another kind.
+    """
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence) and all(isinstance(part, Mapping) for part in content):
+        other = sorted({str(part.get("type")) for part in content} - {"text"})
+        if not other:
+            return "".join(str(part.get("text") or "") for part in content)
+        raise ValueError(f"content: got parts of type {', '.join(other)}, expected text alone.")
+    raise ValueError(f"content: got {type(content).__name__}, expected text.")
+
+
+def text_of(value: Any) -> str | None:
+    """Return the text of a string or of a list of messages; None for anything else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(m, Mapping) and "content" in m for m in value):
+        try:
+            return "\n".join(content_text(message["content"]) for message in value)
+        except ValueError:
+            return None
+    return None
+
+
+def render_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the text that a model continues: messages with the assistant's turn opened."""
+    if isinstance(prompt, str):
+        return prompt
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+
+
+def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of a prompt, which a model continues.
+
+    A tokenizer that ends every text with its end token is kept from ending the prompt.
+    """
+    if not isinstance(prompt, str):
+        return list(_render(prompt, tokenizer, add_generation_prompt=True))
+    ids = tokenizer(prompt)["input_ids"]
+    end = tokenizer.eos_token_id
+    return ids[:-1] if ids and ids[-1] == end and _appends_end(tokenizer) else ids
+
+
+def answered_ids(
+    prompt: Prompt, completion: Prompt, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], int]:
+    """Return the ids of a prompt with its completion, and how many of them are the prompt.
+
+    The prompt's part is what `prompt_ids` returns, so a model is trained on the context that it
+    will be sampled in, also where a template renders the prompt alone in another way than with its
+    answer. The last token is the one that ends the answer; what a template writes behind it is
+    left out, since no sampled answer has it.
+    """
+    start = prompt_ids(prompt, tokenizer)
+    if isinstance(prompt, str) and isinstance(completion, str):
+        whole = tokenizer(prompt + completion)["input_ids"]
+        if _appends_end(tokenizer) and whole and whole[-1] == tokenizer.eos_token_id:
+            whole = whole[:-1]
+        if whole[: len(start)] != start:  # tokens merged across the border
+            whole = [*start, *tokenizer(completion, add_special_tokens=False)["input_ids"]]
+        ended = completion.endswith(tokenizer.eos_token)
+        return (whole if ended else [*whole, tokenizer.eos_token_id]), len(start)
+    if isinstance(completion, str):
+        completion = [{"role": "assistant", "content": completion}]
+    whole = _render([*prompt, *completion], tokenizer)
+    common = _common_prefix(start, whole)
+    answer = whole[common:]
+    ends = set(end_ids(tokenizer))
+    last = max((i for i, token in enumerate(answer) if token in ends), default=len(answer) - 1)
+    return [*start, *answer[: last + 1]], len(start)
+
+
+def end_ids(
+    tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None = None
+) -> tuple[int, ...]:
+    """Return every id that ends an answer, in order.
+
+    These are the tokenizer's end token, those of the model's generation config, and the token with
+    which the chat template closes the assistant's turn.
+    """
+    ids = {tokenizer.eos_token_id, _closing_id(tokenizer, tokenizer.chat_template)}
+    if generation_config is not None:
+        given = generation_config.eos_token_id
+        ids |= set(given if isinstance(given, list) else [given])
+    return tuple(sorted(token for token in ids if token is not None))
+
+
+def decode(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return sampled ids as text without special tokens."""
+    return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def left_pad(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Return ids (B, P), padded on the left with 0, and their mask, for sampling."""
+    width = max(map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = True
+    return ids.to(device), mask.to(device)
+
+
+def right_pad(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Return ids (B, T), padded on the right with 0, and their mask, for scoring."""
+    width = max(map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = True
+    return ids.to(device), mask.to(device)
+
+
+def _render(messages: Sequence[Message], tokenizer, **kwargs: Any) -> list[int]:
+    return tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False, **kwargs)
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return i
+    return min(len(a), len(b))
+
+
+@lru_cache
+def _appends_end(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer ends every text with its end token."""
+    ids = tokenizer(_PROBE)["input_ids"]
+    return bool(ids) and ids[-1] == tokenizer.eos_token_id
+
+
+@lru_cache
+def _closing_id(tokenizer: PreTrainedTokenizerBase, template: str | None) -> int | None:
+    """The special token right behind an assistant's answer in the template; None without one."""
+    if template is None:
+        return None
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    tail = text.rpartition(_PROBE)[2]
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return next((token for token in ids if token in special), None)

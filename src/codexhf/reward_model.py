@@ -1,0 +1,312 @@
+"""The reward model R: load it, draw its head, score with it, normalise and record its scores.
+
+Two readers share one model: `ModelReward` takes text and its own tokenizer, `IdReward` takes the
+token ids that PPO has already. Both are rewards under the contract of rewards.py.
+"""
+
+import json
+import math
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from codexhf.arguments import RewardModelArguments
+from codexhf.chat import Prompt, answered_ids, right_pad
+from codexhf.generation import sample
+from codexhf.models import (
+    backbone_states,
+    check_finite,
+    load_policy,
+    load_tokenizer,
+    to_device,
+)
+
+
+def load_reward_model(path: str, *, new_head: bool = False, seed: int = 42) -> PreTrainedModel:
+    """Load a sequence classification model with one label.
+
+    Args:
+        path: folder or Hub id.
+        new_head: allow a missing score head (a policy that becomes a reward model or a critic),
+            which `draw_head` then fills.
+        seed: of the new head.
+    Raises:
+        ValueError: the head is missing and `new_head` is False, or weights are not finite.
+    """
+    set_seed(seed)
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        path,
+        num_labels=1,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    missing = [name for name in info["missing_keys"] if "score" in name or "classifier" in name]
+    if missing and not new_head:
+        raise ValueError(
+            f"{path}: the weights of {', '.join(missing)} are missing, so this is not a trained "
+            "reward model. Give the folder that recipes/reward_model.py wrote."
+        )
+    if missing:
+        check_scalar_head(model, path)
+        draw_head(model, seed)
+    return check_finite(model, path)
+
+
+def draw_head(model: PreTrainedModel, seed: int) -> None:
+    """Draw the weights of a score head from N(0, 1/(hidden + 1)), reproducibly.
+
+    Source: Stiennon et al. 2020, appendix C.1 (arXiv:2009.01325).
+    """
+    head = model.score.weight
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(head.shape, generator=generator) * (head.shape[1] + 1) ** -0.5
+    with torch.no_grad():
+        head.copy_(drawn)
+
+
+def check_scalar_head(model: nn.Module, what: str) -> None:
+    """Refuse a reward model or critic without a one-output `score` head, or with an adapter."""
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"{what}: got {type(model).__name__}, expected a transformers model. If it has an "
+            "adapter, merge it first: model.merge_and_unload()."
+        )
+    head = getattr(model, "score", None)
+    outputs = getattr(head, "out_features", None)
+    if outputs != 1:
+        found = "no `score` head" if head is None else f"a `score` head with {outputs} outputs"
+        raise ValueError(
+            f"{what}: got {type(model).__name__} with {found}, expected one with 1 output. "
+            "Load it with AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)."
+        )
+
+
+class ModelReward:
+    """The learned reward model under the contract of every other reward.
+
+    Text goes in and is tokenised with the reward model's own tokenizer, so that policy and reward
+    model need not share one. It is rendered as reward_model.py rendered its training pairs:
+    messages through the chat template, a string prompt continued as plain text and ended by eos.
+    Special tokens that an answer spells out are blanked: else it could end its own turn and
+    write the next one.
+
+    A text over `max_tokens` loses its end (right truncation), is counted in `truncated` and
+    warned of once: its score is that of the part that was read.
+
+    Args:
+        model: a sequence classifier with one label.
+        processing_class: the tokenizer that the model was trained with.
+        mean: mean of the raw score, as saved in the reward model's config (`score_mean`).
+        std: its standard deviation (`score_std`), above 0.
+        clip: bound on the absolute normalised score; None leaves it unbounded.
+        batch_size: texts per forward pass.
+        max_tokens: longest text; None takes the smaller limit of model and tokenizer.
+        name: what the score is called in logs and in `rewards:`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processing_class: PreTrainedTokenizerBase,
+        *,
+        mean: float = 0.0,
+        std: float = 1.0,
+        clip: float | None = None,
+        batch_size: int = 32,
+        max_tokens: int | None = None,
+        name: str = "reward_model",
+    ) -> None:
+        config = model.config.get_text_config()
+        # Not every architecture bounds its positions.
+        positions = getattr(config, "max_position_embeddings", None) or math.inf
+        limit = int(min(positions, processing_class.model_max_length))
+        errors = []
+        if model.config.num_labels != 1:
+            errors.append(
+                f"model: got {model.config.num_labels} labels, expected 1. "
+                "Load it with AutoModelForSequenceClassification and num_labels=1."
+            )
+        if model.get_output_embeddings() is not None:
+            errors.append(
+                f"model: got {type(model).__name__}, a language model without a `score` head, "
+                "expected a sequence classifier. Train one with recipes/reward_model.py."
+            )
+        if processing_class.eos_token_id is None or processing_class.pad_token_id is None:
+            errors.append(
+                f"tokenizer: got eos {processing_class.eos_token!r} and pad "
+                f"{processing_class.pad_token!r}, expected both. Set the missing one."
+            )
+        elif config.pad_token_id != processing_class.pad_token_id:
+            errors.append(
+                f"model.config.pad_token_id: got {config.pad_token_id!r}, expected the tokenizer's "
+                f"{processing_class.pad_token_id}. The model finds the last token by it: set it."
+            )
+        if len(processing_class) > model.get_input_embeddings().num_embeddings:
+            errors.append(
+                f"tokenizer: got {len(processing_class)} tokens, expected at most the model's "
+                f"{model.get_input_embeddings().num_embeddings}. Use the model's own tokenizer."
+            )
+        if not math.isfinite(mean):
+            errors.append(f"mean: got {mean!r}, expected a finite number.")
+        if not (math.isfinite(std) and std > 0):
+            errors.append(f"std: got {std!r}, expected a finite number above 0.")
+        if clip is not None and not clip > 0:
+            errors.append(f"clip: got {clip!r}, expected a number above 0, or None for no bound.")
+        if batch_size < 1:
+            errors.append(f"batch_size: got {batch_size!r}, expected 1 or more.")
+        if max_tokens is not None and not 1 <= max_tokens <= limit:
+            errors.append(f"max_tokens: got {max_tokens!r}, expected 1 to {limit}, or None.")
+        if errors:
+            raise ValueError(f"reward {name!r}: " + "\n".join(errors))
+
+        self.model = model
+        self.processing_class = processing_class
+        self.mean = mean
+        self.std = std
+        self.clip = clip
+        self.batch_size = batch_size
+        self.max_tokens = max_tokens or limit
+        self.scored = 0
+        self.truncated = 0
+        self.__name__ = name
+        added = processing_class.added_tokens_decoder.values()
+        special = {*processing_class.all_special_tokens} | {t.content for t in added if t.special}
+        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+
+    def __call__(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any
+    ) -> list[float | None]:
+        rows = [self._tokens(*pair) for pair in zip(prompts, completions, strict=True)]
+        # Neighbours of like length share a batch, so little of a forward pass is padding.
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+        scores: list[float | None] = [None] * len(rows)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            for row, score in zip(batch, self._scores([rows[row] for row in batch]), strict=True):
+                scores[row] = score
+        return scores
+
+    def _tokens(self, prompt: Prompt, completion: str) -> list[int]:
+        """Return the token ids of one prompt with its answer, at most `max_tokens` of them."""
+        # A space, not nothing: removing a token may join its neighbours into another one.
+        completion = self._special.sub(" ", completion)
+        completion = completion.encode("utf-8", "replace").decode()  # lone surrogates
+        ids, _ = answered_ids(prompt, completion, self.processing_class)
+        self.scored += 1
+        if len(ids) > self.max_tokens:
+            self.truncated += 1
+            if self.truncated == 1:
+                warnings.warn(
+                    f"reward {self.__name__!r}: a text of {len(ids)} tokens is cut to "
+                    f"{self.max_tokens} before it is scored. Shorten prompts or answers; "
+                    "further ones are counted in `truncated`.",
+                    stacklevel=3,
+                )
+        return ids[: self.max_tokens]
+
+    def _scores(self, batch: list[list[int]]) -> list[float]:
+        """Return the normalised, clipped scores of token id lists, in their order."""
+        self.model.eval()
+        input_ids, mask = right_pad(batch, self.model.device)  # (B, T)
+        rows = torch.arange(len(batch), device=input_ids.device)
+        with torch.no_grad():
+            hidden = backbone_states(self.model, input_ids, mask)
+            logits = self.model.score(hidden)[rows, mask.sum(1) - 1]  # (B, 1)
+        scores = (logits.squeeze(-1).float() - self.mean) / self.std  # (B,)
+        if self.clip is not None:
+            scores = scores.clamp(-self.clip, self.clip)
+        return scores.tolist()
+
+
+class IdReward:
+    """A reward model that reads the policy's own token ids, which saves tokenising again.
+
+    It takes part in a RewardSum like any reward: `read` is called first, with ids, and the call
+    with text returns what was read.
+    """
+
+    def __init__(self, model: nn.Module, name: str, normalize: bool):
+        check_scalar_head(model, name)
+        self.model, self.__name__ = model, name
+        self.mean = getattr(model.config, "score_mean", 0.0) if normalize else 0.0
+        self.std = getattr(model.config, "score_std", 1.0) if normalize else 1.0
+        self.scores: list[float] = []
+
+    @torch.no_grad()
+    def read(self, count: int, batches: Iterable[tuple[Tensor, Any]]) -> None:
+        """Score `count` rows at their last real token.
+
+        Args:
+            batches: row numbers (b,) and the `Layout` of these rows.
+        """
+        scores = torch.zeros(count, device=self.model.device)
+        for index, layout in batches:
+            hidden = backbone_states(self.model, layout.input_ids, layout.attention_mask)
+            rows = torch.arange(hidden.size(0), device=hidden.device)
+            scores[index] = self.model.score(hidden[rows, layout.last]).squeeze(-1).float()
+        self.scores = ((scores - self.mean) / self.std).tolist()
+
+    def __call__(
+        self, prompts: Sequence, completions: Sequence[str], **columns: Any
+    ) -> list[float]:
+        """Return what `read` found."""
+        return self.scores
+
+
+def load_model_reward(path: str, clip: float | None = None) -> ModelReward:
+    """The reward model as a reward function: its own tokenizer, normalised by its saved scores.
+
+    Raises:
+        ValueError: config.json has no score_mean and score_std, so scores have no known scale.
+    """
+    model = to_device(load_reward_model(path))
+    for name in ("score_mean", "score_std"):
+        if not hasattr(model.config, name):
+            raise ValueError(
+                f"{path}: config.json has no {name}, so its scores cannot be normalised. Train the "
+                "reward model with recipes/reward_model.py, or write the two numbers there."
+            )
+    return ModelReward(
+        model,
+        load_tokenizer(path),
+        mean=model.config.score_mean,
+        std=model.config.score_std,
+        clip=clip,
+    )
+
+
+@torch.no_grad()
+def record_scores(trainer, pairs: Dataset, stage: RewardModelArguments) -> dict:
+    """Save mean and standard deviation of R's score on M1's answers in R's config.
+
+    PPO normalises the reward with them, so that a reward of 0 is what M1 gets on average.
+    """
+    model, tokenizer = trainer.model, trainer.processing_class
+    prompts = list({json.dumps(p): p for p in pairs["prompt"]}.values())[: stage.score_samples]
+    policy = to_device(load_policy(stage.model, tokenizer))
+    n = -(-stage.score_samples // len(prompts))
+    answers = sample(policy, tokenizer, prompts, n=n, seed=trainer.args.seed, max_new_tokens=256)
+    owners = [p for p, group in zip(prompts, answers, strict=True) for _ in group]
+    scores = ModelReward(model.eval(), tokenizer)(owners, [a for g in answers for a in g])
+    mean, std = float(np.mean(scores)), float(np.std(scores))
+    if not std > 0:
+        raise ValueError(
+            f"R gives every answer the score {mean}: it has learned nothing. Train it longer or "
+            "raise its learning_rate."
+        )
+    model.config.score_mean, model.config.score_std = mean, std
+    return {"score_mean": mean, "score_std": std, "score_samples": len(scores)}
