@@ -169,7 +169,7 @@ def load_policy(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
         ValueError: weights that hold NaN or infinity; a vocabulary smaller than the tokenizer's.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, use_cache=False
     )
     if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise ValueError(

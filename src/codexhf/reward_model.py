@@ -52,6 +52,7 @@ def load_reward_model(path: str, *, new_head: bool = False, seed: int = 42) -> P
         dtype=torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
+        use_cache=False,
         output_loading_info=True,
     )
     missing = [name for name in info["missing_keys"] if "score" in name or "classifier" in name]
