@@ -60,6 +60,16 @@ def text_of(value: Any) -> str | None:
     return None
 
 
+def in_form(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    """Return a prompt in the form in which this tokenizer's model is prompted.
+
+    With a chat template text becomes a user's message, without one messages become their text.
+    """
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt
+    return prompt if tokenizer.chat_template else (text_of(list(prompt)) or "")
+
+
 def render_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the text that a model continues: messages with the assistant's turn opened."""
     if isinstance(prompt, str):

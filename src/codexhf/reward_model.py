@@ -28,6 +28,7 @@ from codexhf.generation import sample
 from codexhf.models import (
     backbone_states,
     check_finite,
+    context_of,
     load_policy,
     load_tokenizer,
     to_device,
@@ -132,9 +133,7 @@ class ModelReward:
         name: str = "reward_model",
     ) -> None:
         config = model.config.get_text_config()
-        # Not every architecture bounds its positions.
-        positions = getattr(config, "max_position_embeddings", None) or math.inf
-        limit = int(min(positions, processing_class.model_max_length))
+        limit = int(min(context_of(config) or math.inf, processing_class.model_max_length))
         errors = []
         if model.config.num_labels != 1:
             errors.append(
