@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from codexhf.arguments import EvaluationArguments
 from codexhf.chat import answered_ids, decode, in_form, prompt_ids, right_pad, text_of
 from codexhf.checkpoints import write_json
+from codexhf.completions import code_of
 from codexhf.data import Data
 from codexhf.execution import Result, run_tests
 from codexhf.generation import sample, sample_ids
@@ -33,7 +34,7 @@ from codexhf.models import (
     to_device,
 )
 from codexhf.reward_model import ModelReward, load_model_reward
-from codexhf.rewards import code_of, parses_reward, violation_rate
+from codexhf.rewards import parses_reward, violation_rate
 from codexhf.safety import Rule, load_rules
 
 # ---------------------------------------------------------------------------------------------

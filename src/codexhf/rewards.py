@@ -11,7 +11,6 @@ wrote never makes a reward raise: malformed answers are the normal case and are 
 import difflib
 import inspect
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,19 +18,17 @@ from typing import Any, NamedTuple
 import torch
 
 from codexhf.chat import Prompt
+from codexhf.completions import code_of, parse_python
 from codexhf.execution import run_tests
-from codexhf.safety import Rule, default_rules, load_rules, parse_python, violations
+from codexhf.safety import Rule, default_rules, load_rules, violations
 
 REWARD_MODEL = "reward_model"
 """The name under which `rewards:` asks for the learned one."""
 
 Reward = Callable[..., list[float | None]]
 
-# An opening fence alone on its line; a block that generation cut off runs to the end of the text.
-_FENCED_BLOCK = re.compile(
-    r"^[ \t]*(?P<fence>```+|~~~+)[^\n`]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)|\Z)",
-    re.MULTILINE | re.DOTALL,
-)
+SEARCH_BELOW_S = 1.0
+"""A reward that failed within this time is run again row by row, to name the row at fault."""
 
 # Scores, advantages and losses are float32: what is larger would be infinite there, then NaN.
 _FLOAT32_MAX = torch.finfo(torch.float32).max
@@ -42,18 +39,6 @@ _OWN_NAMES = ("prompts", "completions", "self")
 
 class RewardError(RuntimeError):
     """A reward could not be computed; the message names the reward and the row."""
-
-
-def code_of(completion: str) -> str:
-    """Return the code in an answer: its first fenced block if it has one, else all of it.
-
-    An answer that is Python as it stands is taken whole, so that a fence inside a docstring is
-    never mistaken for the answer. Every reward, metric and sampler looks at code through here.
-    """
-    block = _FENCED_BLOCK.search(completion)
-    if block is None or parse_python(completion) is not None:
-        return completion
-    return block["code"]
 
 
 class UnitTestsReward:
@@ -420,13 +405,17 @@ def _call(
     completions: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
 ) -> Any:
-    """Return what a reward gives for the batch; where it raises, find the row that makes it."""
+    """Return what a reward gives for the batch; where it fails quickly, find the row at fault."""
+    start = time.monotonic()
     try:
         return reward(prompts=prompts, completions=completions, **columns)
     except RewardError:
         raise
     except Exception as error:
+        alone = time.monotonic() - start < SEARCH_BELOW_S
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            if not alone:
+                break
             single = {column: [values[row]] for column, values in columns.items()}
             try:
                 reward(prompts=[prompt], completions=[completion], **single)
@@ -437,9 +426,10 @@ def _call(
                     f"{_prompt_excerpt(prompt)}. A reward must score whatever a model writes: "
                     "catch this case in it."
                 ) from row_error
+        which = "but on none of them alone" if alone else "which was not run again row by row"
         raise RewardError(
             f"reward {name!r}: raised {type(error).__name__}: {error} on a batch of "
-            f"{len(completions)} rows, but on none of them alone."
+            f"{len(completions)} rows, {which}."
         ) from error
 
 
