@@ -612,6 +612,18 @@ def test_errors_show_the_prompt_of_the_row(prompt, shown, fake_sandbox):
         )
 
 
+def test_a_reward_may_be_named_by_module_and_function(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "def short(prompts, completions, **columns):\n"
+        "    return [float(len(c) < 4) for c in completions]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    scored = combine(["mine:short", "parses"], [2.0, 1.0])(["", ""], ["x=1", "long ("])
+    assert scored.parts["short"] == [1.0, 0.0] and scored.total == [3.0, 0.0]
+    with pytest.raises(ValueError, match="'mine:tall', which cannot be imported: AttributeError"):
+        combine("mine:tall")
+
+
 def test_a_slow_reward_that_fails_is_not_run_again(monkeypatch):
     calls = []
 
