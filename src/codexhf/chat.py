@@ -114,7 +114,9 @@ def answered_ids(
     common = _common_prefix(start, whole)
     answer = whole[common:]
     ends = set(end_ids(tokenizer))
-    last = max((i for i, token in enumerate(answer) if token in ends), default=len(answer) - 1)
+    last = max((i for i, token in enumerate(answer) if token in ends), default=None)
+    if last is None:  # a template without an end: without one nobody would learn to stop
+        return [*start, *answer, tokenizer.eos_token_id], len(start)
     return [*start, *answer[: last + 1]], len(start)
 
 
