@@ -12,7 +12,8 @@ from transformers import TrainingArguments
 from trl import RewardConfig, SFTConfig
 
 from codexhf import arguments
-from codexhf.arguments import StageArguments, parse
+from codexhf.arguments import StageArguments
+from codexhf.parsing import parse
 from codexhf.ppo import PPOConfig
 from codexhf.strict_yaml import load_yaml
 
@@ -124,7 +125,7 @@ def test_parse_refuses_ranges_and_paths_together(capsys, lineage):
     text = refusal(capsys, STAGES["sft"], ROOT / "recipes/sft.py", argv)
     assert "learning_rate: got -1.0, expected between 0 and 10" in text
     assert "lora_r: got 0, expected at least 1" in text
-    assert "'runs/none', which is no folder. Run the stage that makes it first" in text
+    assert "'runs/none', which is not a folder. Run the stage that makes it first" in text
     assert "Did you mean 'data_cards/python_tasks_demonstrations.md'?" in text
 
 
@@ -148,8 +149,8 @@ def test_parse_names_missing_paths_beside_what_the_library_refuses(capsys, linea
     argv = ["--kl_coef", "-1", "--model", "nope/", "--reward_model", "runs/none", "--seed", "3"]
     text = refusal(capsys, STAGES["ppo"], ROOT / "recipes/ppo.py", argv)
     assert "kl_coef: got -1.0, expected 0 or more" in text
-    assert "model: got 'nope/', which is no folder" in text
-    assert "reward_model: got 'runs/none', which is no folder" in text
+    assert "model: got 'nope/', which is not a folder" in text
+    assert "reward_model: got 'runs/none', which is not a folder" in text
 
 
 def test_evaluation_refuses_a_negative_number_of_documents(capsys, lineage):

@@ -8,19 +8,21 @@ set's other columns, one element per row. `None` says "not applicable to this ro
 wrote never makes a reward raise: malformed answers are the normal case and are scored.
 """
 
+from __future__ import annotations  # Prompt is a name for the reader: chat.py loads torch
+
 import difflib
 import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
-from codexhf.chat import Prompt
 from codexhf.execution import run_tests
 from codexhf.safety import Rule, default_rules, load_rules, parse_python, violations
+
+if TYPE_CHECKING:
+    from codexhf.chat import Prompt
 
 REWARD_MODEL = "reward_model"
 """The name under which `rewards:` asks for the learned one."""
@@ -34,7 +36,7 @@ _FENCED_BLOCK = re.compile(
 )
 
 # Scores, advantages and losses are float32: what is larger would be infinite there, then NaN.
-_FLOAT32_MAX = torch.finfo(torch.float32).max
+_FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 # Parameters of every reward; `self` is one where the reward is an object.
 _OWN_NAMES = ("prompts", "completions", "self")
