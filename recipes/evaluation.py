@@ -1,6 +1,6 @@
 """evaluation: M0, M1, M2 and R -> the same held-out numbers for each model.
 
-    accelerate launch recipes/evaluation.py                  # uses evaluation.yaml next to this file
+    accelerate launch recipes/evaluation.py                  # settings: evaluation.yaml
     accelerate launch recipes/evaluation.py --num_samples 8  # any field of EvaluationArguments
 
 Reads   runs/m0, runs/m1, runs/m2, runs/rm; data_cards/*.md of held-out tasks and corpora.

@@ -1,6 +1,6 @@
 """ppo: M1 + R + rules -> M2, under min alpha L_SFT + beta L_RLHF + gamma Omega.
 
-    accelerate launch recipes/ppo.py                # uses ppo.yaml next to this file
+    accelerate launch recipes/ppo.py                # settings: ppo.yaml
     accelerate launch recipes/ppo.py --kl_coef 0.1  # any field of PPOArguments or PPOConfig
 
 Reads   runs/m1, runs/rm; data_cards/*.md of prompts, demonstrations and tasks.

@@ -1,6 +1,6 @@
 """preferences: M1's answers to prompts, labelled by unit tests -> pairs (x, y_A, y_B, l).
 
-    accelerate launch recipes/preferences.py                         # uses preferences.yaml
+    accelerate launch recipes/preferences.py                         # settings: preferences.yaml
     accelerate launch recipes/preferences.py --samples_per_prompt 8  # PreferencesArguments
 
 Reads   runs/m1; data_cards/*.md of type prompt-only with tests.

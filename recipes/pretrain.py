@@ -1,6 +1,6 @@
 """pretrain: corpora -> M0, a language model of text and code.
 
-    accelerate launch recipes/pretrain.py                  # uses pretrain.yaml next to this file
+    accelerate launch recipes/pretrain.py                  # settings: pretrain.yaml
     accelerate launch recipes/pretrain.py --max_steps 500  # any field of PretrainArguments or
                                                            # TrainingArguments
 

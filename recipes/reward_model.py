@@ -1,6 +1,6 @@
 """reward_model: M1 + preference pairs -> R, which scores answers.
 
-    accelerate launch recipes/reward_model.py              # uses reward_model.yaml next to this file
+    accelerate launch recipes/reward_model.py              # settings: reward_model.yaml
     accelerate launch recipes/reward_model.py --num_train_epochs 3  # any field of
                                                            # RewardModelArguments or RewardConfig
 

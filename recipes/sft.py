@@ -1,6 +1,6 @@
 """sft: M0 + demonstrations -> M1, which answers prompts.
 
-    accelerate launch recipes/sft.py                       # uses sft.yaml next to this file
+    accelerate launch recipes/sft.py                       # settings: sft.yaml
     accelerate launch recipes/sft.py --learning_rate 1e-5  # any field of SFTArguments or SFTConfig
 
 Reads   runs/m0; data_cards/*.md with columns prompt, completion (text or messages).

@@ -1,6 +1,6 @@
 """tokenizer: corpora -> a byte-level BPE tokenizer with a chat template.
 
-    accelerate launch recipes/tokenizer.py                    # uses tokenizer.yaml next to this file
+    accelerate launch recipes/tokenizer.py                    # settings: tokenizer.yaml
     accelerate launch recipes/tokenizer.py --vocab_size 8192  # any field of TokenizerArguments
 
 Reads   data_cards/*.md of type language-modeling (and prompt-completion for chat_cards).
