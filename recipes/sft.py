@@ -46,7 +46,7 @@ def main(argv=None):
         train_dataset=train.dataset,
         eval_dataset=demonstrations_of(tasks),
         processing_class=tokenizer,
-        peft_config=models.lora_config(stage),
+        peft_config=models.lora_config(stage, stage.lora_dropout),
         callbacks=[PassAt1(tasks.dataset, tokenizer, stage, seed)],
     )
     data, parents = {"train": train, "eval": tasks}, {"m0": stage.model}

@@ -354,9 +354,6 @@ class PPOArguments(CodeRunningArguments):
     use_peft: bool = knob(False, "Train LoRA adapters, merged at the end; M1 is the reference.")
     lora_r: int = knob(16, "LoRA rank.", low=1, needs="use_peft")
     lora_alpha: int = knob(32, "LoRA scale numerator.", low=1, needs="use_peft")
-    lora_dropout: float = knob(
-        0.0, "Dropout on the LoRA branch; PPO wants 0.", low=0, high=0.99, needs="use_peft"
-    )
 
     def errors(self) -> list[str]:
         out = super().errors()
