@@ -261,7 +261,7 @@ CHANGES = {
         "pairs_per_prompt": 3,
         "include_reference": True,
         "max_prompts": 9,
-        "max_new_tokens": (40, {"temperatures": [1.5]}),
+        "max_new_tokens": (8, {"include_reference": True}),
         "temperatures": [1.0, 1.5],
         "batch_size": 8,
         "test_share": (0.2, lambda w: {"prompt_cards": [w.tasks, w.other_tasks]}),
@@ -382,3 +382,14 @@ def test_unsafe_exec_runs_where_there_is_no_isolation(stage, world, monkeypatch)
         world.run(stage, {"dry_run": True})
     world.run(stage, {"dry_run": True, "unsafe_exec": UNSAFE_PHRASE})
     assert executor.isolation_used() == "none"
+
+
+def test_ppo_runs_without_a_reward_model(world):
+    folder = world.run("ppo", {"reward_model": None, "rewards": ["unit_tests"]})
+    assert "rewards/unit_tests" in load_manifest(folder)["metrics"]
+    assert list(load_manifest(folder)["parents"]) == ["m1"]
+
+
+def test_pass_at_1_is_there_whatever_k_is(world):
+    metrics = load_manifest(world.run("evaluation", {"k": [2]}))["metrics"]
+    assert {"m1/pass@1", "m1/pass@2"} <= set(metrics)

@@ -82,6 +82,8 @@ def output_folder(path: str) -> str:
 
 def rule_pack(path: str) -> str:
     """A YAML file of safety rules that pass their own test vectors."""
+    if not Path(path).is_file():
+        return "which does not exist. Copy src/codexhf/safety_rules.yaml and change it."
     from codexhf.safety import load_rules  # only where somebody gives a pack
 
     try:

@@ -64,9 +64,9 @@ def knob_errors(instance: Any) -> list[str]:
 
 
 def given(instance: Any, name: str) -> bool:
-    """Return whether a field has another value than its default: somebody asked for it."""
-    field = type(instance).__dataclass_fields__[name]
-    return getattr(instance, name) != default_of(field)
+    """Return whether a field asks for something: it is neither its default nor null."""
+    field, value = type(instance).__dataclass_fields__[name], getattr(instance, name)
+    return value is not None and value != default_of(field)
 
 
 def default_of(field: dataclasses.Field) -> Any:

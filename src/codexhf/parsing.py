@@ -62,7 +62,7 @@ class Setting:
     hint: Any
 
     def convert(self, value: Any) -> Any:
-        """Return the value as the field's type has it (ValueError: what was expected)."""
+        """Return the value as the field's type has it, as `convert` does."""
         return convert(value, self.hint)
 
     @property
@@ -125,13 +125,13 @@ def convert(value: Any, hint: Any) -> Any:
     list of one, and null is legal where the type has None.
 
     Raises:
-        ValueError: "expected ...".
+        ValueError: what was expected, as a sentence.
     """
     members = [member for member in knobs.alternatives(hint) if member is not type(None)]
     if value is None or value == "null":
         if type(None) in knobs.alternatives(hint):
             return None
-        raise ValueError(f"expected {_expected(hint)}")
+        raise ValueError(_expected(hint))
     if any(isinstance(member, type) and issubclass(member, Enum) for member in members):
         members = [member for member in members if member is not str]  # str is the enum's spelling
     # Text fits str, and as a list of one a list; what says more about it comes first.
@@ -140,7 +140,7 @@ def convert(value: Any, hint: Any) -> Any:
             return _as(value, member)
         except (ValueError, TypeError, KeyError):
             continue
-    raise ValueError(f"expected {_expected(hint)}")
+    raise ValueError(_expected(hint) + nearest(value, knobs.choices_of(hint)))
 
 
 def _as(value: Any, kind: Any) -> Any:
@@ -199,9 +199,8 @@ def _simple(value: Any, kind: Any) -> Any:
 
 
 def _expected(hint: Any) -> str:
-    if choices := knobs.choices_of(hint):
-        return f"one of {', '.join(map(str, choices))}"
-    return knobs.type_name(hint)
+    choices = ", ".join(map(str, knobs.choices_of(hint)))
+    return f"expected {f'one of {choices}' if choices else knobs.type_name(hint)}."
 
 
 # ---------------------------------------------------------------------------------------------
@@ -229,7 +228,7 @@ def _from_yaml(config: str, settings: dict[str, Setting], errors: list[str]) -> 
             got, fix = "null" if value is None else repr(value), ""
             if isinstance(value, bool):  # a bare yes, no, on or off
                 fix = f' Quote it: {key}: "{"yes" if value else "no"}".'
-            errors.append(f"{config}: {key}: got {got}, {error}.{fix}")
+            errors.append(f"{config}: {key}: got {got}, {error}{fix}")
     return values
 
 
@@ -278,13 +277,14 @@ def _from_flags(
             if setting.is_list and words:
                 values[name] = setting.convert(words if len(words) > 1 else words[0])
             elif len(words) > 1:
-                raise ValueError("expected one value")
+                raise ValueError("expected one value.")
             elif not words and not setting.is_switch:
-                raise ValueError(f"expected {_expected(setting.hint)}")
+                raise ValueError(_expected(setting.hint))
             else:
                 values[name] = setting.convert(words[0] if words else "true")
         except ValueError as error:
-            errors.append(f"--{name}: got {' '.join(words)!r}, {error}.")
+            got = repr(" ".join(words)) if words else "nothing"
+            errors.append(f"--{name}: got {got}, {error}")
     return values
 
 
@@ -321,7 +321,8 @@ def _construct(owner: type, values: dict[str, Any], errors: list[str]) -> Any:
     try:
         config = owner(**mine)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
-        errors.append(" ".join(str(error).split()))
+        _, *several = str(error).split("\n- ")  # PPOConfig's list
+        errors += [" ".join(text.split()) for text in several or [str(error)]]
         return None
     errors += _missing_packages(config)
     return config
@@ -352,7 +353,7 @@ def _missing_packages(config: Any) -> list[str]:
                 for callback in get_reporting_integration_callbacks([tracker]):
                     callback()
             except (ImportError, RuntimeError, ValueError) as error:
-                out.append(f"report_to: got {tracker!r}: {error}")
+                out.append(f"report_to: got {tracker!r}: {error} (pip install {tracker})")
     if config.optim != type(config).__dataclass_fields__["optim"].default:
         from transformers import Trainer
 
