@@ -27,13 +27,13 @@ def main(argv=None):
         stage.heldout_cards,
         tokenizer,
         max_rows=stage.max_tasks,
-        max_prompt_tokens=room_for(stage.reference, stage.max_new_tokens),
+        max_prompt_tokens=room_for([stage.reference, *stage.models], stage.max_new_tokens),
         seed=stage.seed,
     )
     corpora = load_heldout_texts(stage.text_cards, max_rows=stage.max_documents)
     return run_task(
         stage,
-        lambda folder: evaluate_models(stage, tokenizer, tasks, corpora, folder),
+        lambda folder: evaluate_models(stage, tasks, corpora, folder),
         data={"problems": tasks, **corpora},
         parents={"reward_model": stage.reward_model, **{m: m for m in stage.models}},
     )
