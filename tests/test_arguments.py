@@ -310,8 +310,8 @@ def test_convert_refuses_what_the_type_does_not_have(value, hint, message):
         ("sft", "eval_cards: []\ntimeout_s: 1", "timeout_s: got 1.0, which changes nothing with"),
         ("ppo", "rewards: parses", "reward_clip: got 3.0, which changes nothing without reward_m"),
         ("ppo", "reward_model: null", "reward_model: got null, expected a folder"),
-        ("ppo", "rewards: [nowhere:f]", "rewards: got 'nowhere:f', expected module:function"),
-        ("ppo", "rewards: ['json:not a name']", "rewards: got 'json:not a name', expected modu"),
+        ("ppo", "rewards: [nowhere:f]", "rewards: got 'nowhere:f', which cannot be imported"),
+        ("ppo", "rewards: ['json:not a name']", "rewards: got 'json:not a name', which cannot"),
         ("ppo", "safety_rules: nowhere.yaml", "safety_rules: got 'nowhere.yaml', which does not"),
         ("ppo", "trainer: tlr", "trainer: got 'tlr', expected one of codexhf, trl. Did you mean"),
         ("evaluation", "safety_rules: recipes.yaml", "safety_rules: got 'recipes.yaml', which is"),
@@ -398,7 +398,7 @@ def test_help_shows_the_yaml_values_and_leaves_out_what_it_does_not_set(capsys):
             parse(STAGES["sft"], str(ROOT / "recipes/sft.py"), words)
         text[len(words)] = capsys.readouterr().out
     assert "--learning_rate           The initial learning rate for AdamW. [0.0007]" in text[1]
-    assert "[0.0; between 0 and 0.99]" in text[1]
+    assert "[0; between 0 and 0.99]" in text[1]
     assert "--adam_beta2" not in text[1] and "recipes/sft.py --help all" in text[1]
     assert "--adam_beta2" in text[2]
     assert text[1].index("  --lora_r ") < text[1].index("  --learning_rate ")

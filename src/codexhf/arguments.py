@@ -4,7 +4,6 @@ Fields that transformers or TRL already name keep their name and stay in the lib
 class. `codexhf.parsing.parse` fills both from the recipe's YAML and the command line.
 """
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -94,20 +93,19 @@ def rule_pack(path: str) -> str:
 
 
 def reward(name: str) -> str:
-    """A name from `rewards.REWARDS`, "reward_model", or `module:function`."""
-    from codexhf.rewards import REWARD_MODEL, REWARDS  # only PPO names any
+    """A name from `rewards.REWARDS`, "reward_model", or an importable `module:function`."""
+    from codexhf.rewards import REWARD_MODEL, REWARDS, reward_of_name  # only PPO names any
 
-    module, colon, function = name.partition(":")
-    if name in (REWARD_MODEL, *REWARDS):
+    known = [REWARD_MODEL, *REWARDS]
+    if name in known:
         return ""
-    if not colon:
-        known = [REWARD_MODEL, *REWARDS]
+    if ":" not in name:
         return f"expected one of {', '.join(known)}, or module:function.{nearest(name, known)}"
     try:
-        found = function.isidentifier() and importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        found = False
-    return "" if found else "expected module:function, with a module that Python finds."
+        reward_of_name(name)
+    except ValueError as error:
+        return str(error).removeprefix(f"rewards: got {name!r}, ")
+    return ""
 
 
 def unsafe_phrase(phrase: str) -> str:

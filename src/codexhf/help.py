@@ -6,6 +6,7 @@ import os
 import textwrap
 import typing
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,7 @@ def _entry(field: dataclasses.Field, hint: Any, values: Mapping[str, Any], brief
     if brief and "above" not in field.metadata:  # a library's; ours are short
         text = text.split(". ")[0].rstrip(".") + "."
     legal = [_written(values.get(field.name, knobs.default_of(field)))]
-    if choices := knobs.choices_of(hint):
-        legal.append(f"one of {', '.join(map(str, choices))}")
-    elif words := knobs.limits(field):
+    if words := knobs.limits(field, hint):
         legal.append(words)
     text = textwrap.fill(
         f"{text} [{'; '.join(legal)}]",
@@ -83,4 +82,6 @@ def _written(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return " ".join(map(_written, value)) or "none"
-    return str(getattr(value, "value", value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value.value if isinstance(value, Enum) else value)

@@ -120,13 +120,14 @@ def choices_of(hint: Any) -> tuple:
 
 def describe(field: dataclasses.Field, hint: Any) -> str:
     """Return what a field expects, in words: "at least 1", "between 0 and 1", "one of a, b"."""
+    return limits(field, hint) or type_name(hint)
+
+
+def limits(field: dataclasses.Field, hint: Any) -> str:
+    """Return a field's choices or bounds in words, an empty string where it has neither."""
     if choices := choices_of(hint):
-        return f"one of {', '.join(map(str, choices))}"
-    return limits(field) or type_name(hint)
-
-
-def limits(field: dataclasses.Field) -> str:
-    """Return a field's bounds in words, an empty string where it has none."""
+        null = " or null" if type(None) in alternatives(hint) else ""
+        return f"one of {', '.join(map(str, choices))}{null}"
     return bounds(**{name: field.metadata.get(name) for name in ("low", "high", "above")})
 
 
