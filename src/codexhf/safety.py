@@ -11,8 +11,8 @@ import functools
 import math
 import re
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,9 +37,9 @@ class Violation(NamedTuple):
 class Call(NamedTuple):
     """A call that breaks a rule because of one argument."""
 
-    name: str  # a fact without brackets
+    names: frozenset[str]  # facts without brackets
     argument: tuple[int | str, ...]  # positions and keywords at which it may stand
-    condition: str  # "constant", "computed", or "not " and a pattern of harmless literals
+    unless: re.Pattern[str]  # searched in a literal; any other expression is not harmless
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,21 @@ def violations(code: str, rules: Sequence[Rule]) -> list[Violation]:
 # --- Reading a program -------------------------------------------------------------------------
 
 _BUILTINS = frozenset(dir(builtins)) | {"__builtins__"}
-_LONGEST = 8  # parts of a dotted name that are read, from its end
-_IMPORT = re.compile(r"[ \t]*(?:from[ \t]+(\w[\w.]*)[ \t]+)?import[ \t]+(.+)")
-_NAME = re.compile(r"(\.[ \t]*)?\b([^\W\d]\w*(?:[ \t]*\.[ \t]*[^\W\d]\w*)*)([ \t]*\()?")
+_IMPORT = re.compile(r"[ \t]*(?:from[ \t]+(\w[\w.]*)[ \t]+)?import\b(.*)")
+_AS = re.compile(r"(\w[\w.]*|\*)(?:[ \t]+as[ \t]+(\w+))?")
+_NAME = re.compile(r"(\.?)\b([^\W\d]\w*(?:[ \t]*\.[^\W\d]\w*)*)([ \t]*\()?")
 _STRING = re.compile(r"""(["'])(.+?)\1""")
 
 
 class _Program:
     """What a program mentions, as facts with the lines on which they hold.
 
-    A fact is `a.b` (imported or mentioned), `a.b()` (called), `=a.b` (used as a value: neither
-    called nor looked into by a dot), `.b` (an attribute of any object) or `a:.b` (the same, in a
-    program that imports a). Only `import` gives a name a meaning, wherever it stands; values are
-    not followed. A name that the program itself binds, other than by a method, is its own.
+    A fact is `a.b` (imported or mentioned), `a.b()` (called), `a.b(constant)` (its first argument
+    is made of constants alone), `a.b(computed)` (one of the first two is, and is no literal),
+    `=a.b` (used as a value: neither called nor looked into by a dot), `.b` (an attribute of any
+    object) or `a:.b` (the same, in a program that imports a). Only `import` gives a name a
+    meaning, wherever it stands; values are not followed. A name that the program itself binds,
+    other than by a method, is its own.
     """
 
     def __init__(self, tree: ast.Module | None, lines: Sequence[str]) -> None:
@@ -120,11 +122,24 @@ class _Program:
         """Yield the line of every mention that a rule matches; a line may come twice."""
         for fact in rule.facts & self.facts.keys():
             yield from self.facts[fact]
-        for names, call in self.calls:
-            if any(known.name in names and self._accepts(known, call) for known in rule.calls):
-                yield call.lineno
+        for names, call in self.calls if rule.calls else ():
+            known = [known for known in rule.calls if not known.names.isdisjoint(names)]
+            yield from (call.lineno for one in known if _is_harmful(one, call))
         for pattern in rule.strings:
             yield from (line for value, line in self.strings if pattern.search(value))
+
+    def _read_lines(self, lines: Sequence[str]) -> None:
+        for number, line in enumerate(lines, start=1):
+            if match := _IMPORT.match(line):
+                self._import(match[1] or "", _AS.findall(match[2]), number)
+            self.strings += [(match[2], number) for match in _STRING.finditer(line)]
+            for dot, dotted, bracket in _NAME.findall(line):
+                root, *rest = re.split(r"[ \t]*\.", dotted)
+                names = [] if dot else [root, ".".join([root, *rest])]
+                names = [name for name in names if "." in name or name in _BUILTINS]
+                names += [name + "()" for name in names[-1:] if bracket]
+                for fact in names + ["." + name for name in ([root, *rest] if dot else rest)]:
+                    self.facts[fact].add(number)
 
     def _read_tree(self, nodes: Sequence[ast.AST]) -> None:
         used, bare, methods = set(), set(), set()  # ids of nodes
@@ -144,108 +159,77 @@ class _Program:
             elif isinstance(node, ast.Expr):
                 bare.add(id(node.value))
         for node in nodes:
-            if isinstance(node, ast.Name | ast.Attribute):
-                for name in self._dotted(node):
-                    self._mention(name, node.lineno, "" if id(node) in used else "=")
-                for name in self._attribute(node):
-                    self.facts[name].add(node.lineno)
-            elif isinstance(node, ast.Call):
-                self._read_call(node)
+            line = getattr(node, "lineno", 0)
+            for fact in self._names(node):
+                self.facts[fact].add(line)
+                if id(node) not in used:
+                    self.facts["=" + fact].add(line)
+            if isinstance(node, ast.Call):
+                names = self._names(node.func)
+                self.calls.append((names, node))
+                for bracket in self._brackets(node) if names else ():
+                    for name in names:
+                        self.facts[name + bracket].add(line)
+                if module := _imports(node):
+                    self._import("", [(module, None)], line)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
-                self.strings += [(_text(node), node.lineno)] if id(node) not in bare else []
+                self.strings += [(_text(node), line)] if id(node) not in bare else []
 
-    def _read_call(self, node: ast.Call) -> None:
-        names = self._dotted(node.func)
-        for name in names:
-            self._mention(name, node.lineno, "()")
-        if module := _imports(node):
-            self._import("", [(module, None)], node.lineno)
-        if "getattr" in names and len(node.args) > 1:
-            self.facts[f".{_text(node.args[1])}"].add(node.lineno)
-        names += self._attribute(node.func)
-        self.calls += [(names, node)] if names else []
-
-    def _attribute(self, node: ast.AST) -> list[str]:
-        """Return the facts of an attribute; none of another expression."""
-        modules = ("", *(module + ":" for module in self._modules))
-        attribute = getattr(node, "attr", None)
-        return [f"{module}.{attribute}" for module in modules] if attribute else []
-
-    def _read_lines(self, lines: Sequence[str]) -> None:
-        for number, line in enumerate(lines, start=1):
-            if match := _IMPORT.match(line):
-                parts = [part.split() for part in re.sub(r"[()#;]", " ", match[2]).split(",")]
-                names = [(p[0], p[2] if p[1:2] == ["as"] and p[2:] else None) for p in parts if p]
-                self._import(match[1] or "", names, number)
-            self.strings += [(match[2], number) for match in _STRING.finditer(line)]
-            for dot, dotted, bracket in _NAME.findall(line):
-                root, *rest = re.split(r"[ \t]*\.[ \t]*", dotted)
-                for attribute in [root, *rest] if dot else rest:
-                    self.facts["." + attribute].add(number)
-                if not dot and (rest or root in _BUILTINS or root in self._imported):
-                    for base in self._imported.get(root, {root}):
-                        self._mention(".".join([base, *rest]), number, "()" if bracket else "")
-
-    def _import(self, module: str, names: list[tuple[str, str | None]], line: int) -> None:
+    def _import(self, module: str, names: Iterable[tuple[str, str | None]], line: int) -> None:
         """Note `import name as other` or, where `module` is given, the same from it."""
         for name, other in names:
             full = f"{module}.{name}" if module else name
             self._modules.add(full.partition(".")[0])
             for part in re.finditer(r"\.|$", full):  # a.b.c imports a and a.b too
                 self.facts[full[: part.start()]].add(line)
-            if other not in (None, name):
-                self._mention(full, line, "=")
+            if other and other != name:
+                self.facts["=" + full].add(line)
             root = full if module or other else name.partition(".")[0]
             self._imported.setdefault(other or (name if module else root), set()).add(root)
 
-    def _mention(self, name: str, line: int, use: str) -> None:
-        """Note a dotted name, its use, and that of its ends: `shutil.os.remove` is `os.remove`."""
-        parts = name.split(".")[-_LONGEST:]
-        for start in range(len(parts)):
-            end = ".".join(parts[start:])
-            end = end.lstrip("_") if start else end  # random._os
-            if not start or start < len(parts) - 1:  # `model.eval` is not `eval`
-                self.facts[end].add(line)
-                self.facts[end + "()" if use == "()" else end].add(line)
-            if use == "=":
-                self.facts["=" + end].add(line)
-
-    def _dotted(self, node: ast.AST) -> list[str]:
-        """Return the dotted names that an expression writes out; none if it starts elsewhere."""
+    def _names(self, node: ast.AST) -> list[str]:
+        """Return what an expression is called: the dotted names and attributes it writes out."""
         parts: list[str] = []
-        while isinstance(node, ast.Attribute) and len(parts) < _LONGEST:
-            parts.insert(0, node.attr)
+        while isinstance(node, ast.Attribute):
+            parts.append(node.attr)
             node = node.value
-        if not isinstance(node, ast.Name):
-            roots = {_imports(node)} - {None}
-        elif node.id in self._imported:
+        if isinstance(node, ast.Name) and node.id in self._imported:
             roots = self._imported[node.id]
+        elif isinstance(node, ast.Name) and (parts or node.id in _BUILTINS):
+            roots = {node.id} - self._own
         else:
-            roots = {node.id} - self._own if parts or node.id in _BUILTINS else set()
-        return [".".join([root, *parts]) for root in roots]
+            roots = {module for module in [_imports(node)] if parts and module}
+        names = [".".join([root, *reversed(parts)]) for root in roots]
+        within = ["", *(module + ":" for module in self._modules)] if parts else []
+        return names + [f"{module}.{parts[0]}" for module in within]
 
-    def _accepts(self, known: Call, call: ast.Call) -> bool:
-        """Whether one of the arguments of a call meets the condition."""
-        given = [call.args[at] for at in known.argument if at in range(len(call.args))]
-        given += [word.value for word in call.keywords if word.arg in known.argument]
-        texts = [_text(argument) for argument in given]
-        if known.condition.startswith("not "):
-            hidden = any(isinstance(argument, ast.Starred) for argument in call.args)
-            hidden |= any(word.arg is None for word in call.keywords)  # **
-            harmless = re.compile(known.condition.removeprefix("not "))
-            return hidden or any(text is None or not harmless.search(text) for text in texts)
-        return any(
-            self._is_constant(argument) and (text is None or known.condition == "constant")
-            for argument, text in zip(given, texts, strict=True)
-        )
+    def _brackets(self, call: ast.Call) -> Iterator[str]:
+        """Yield how the facts end that a call makes."""
+        yield "()"
+        for at, argument in enumerate(call.args[:2]):
+            if self._is_constant(argument):
+                if at == 0:
+                    yield "(constant)"
+                if not isinstance(argument, ast.Constant):
+                    yield "(computed)"
 
     def _is_constant(self, node: ast.AST) -> bool:
         """Whether an expression is made of literals, builtins and imported names alone."""
+        if isinstance(node, ast.Constant | ast.Name | ast.Attribute):
+            return isinstance(node, ast.Constant)
         names = [inner for inner in ast.walk(node) if isinstance(inner, ast.Name)]
-        known = {name.id for name in names if isinstance(name.ctx, ast.Store)}
-        known |= self._imported.keys() | (_BUILTINS - self._own)
-        plain = isinstance(node, ast.Name | ast.Attribute)
-        return not plain and all(name.id in known for name in names)
+        own = {name.id for name in names if isinstance(name.ctx, ast.Store)}  # of a comprehension
+        known = own.union(self._imported, _BUILTINS - self._own)
+        return all(name.id in known for name in names)
+
+
+def _is_harmful(known: Call, call: ast.Call) -> bool:
+    """Whether an argument is anything but a harmless literal; * and ** may hide it."""
+    places = (*known.argument, None)
+    given = [word.value for word in call.keywords if word.arg in places]
+    for at, argument in enumerate(call.args):
+        given += [argument] if at in places or isinstance(argument, ast.Starred) else []
+    return any(not known.unless.search(_text(argument) or "?") for argument in given)
 
 
 def _imports(node: ast.AST) -> str | None:
@@ -265,38 +249,24 @@ def _text(node: ast.AST) -> str | None:
 
 # --- Reading a rule pack -----------------------------------------------------------------------
 
-
-def _is_regex(value: Any) -> bool:
-    try:
-        return bool(re.compile(value))
-    except (re.error, TypeError):
-        return False
-
-
-def _is_condition(value: Any) -> bool:
-    known = value in ("constant", "computed")
-    return known or (str(value).startswith("not ") and _is_regex(value.removeprefix("not ")))
-
-
 # A shape is what is expected and a test of it, [shape] of a list, or {key: shape}; "key?" may lack.
 _TEXT = ("a text", lambda value: isinstance(value, str) and value.strip())
 _PROGRAM = ("a text", lambda value: isinstance(value, str))
 _PENALTY = ("a number above 0", lambda v: type(v) in (int, float) and 0 < v < math.inf)
 _FACT = (
-    "a.b, a.b(), =a.b, .b or a:.b",
-    lambda value: re.fullmatch(r"=?\w+(\.\w+)*(\(\))?|(\w+:)?\.\w+", str(value)),
+    "a.b, a.b(), a.b(constant), a.b(computed), =a.b, .b or a:.b",
+    re.compile(r"\w+(\.\w+)*(\((constant|computed)?\))?|=\w+(\.\w+)*|(\w+:)?\.\w+").fullmatch,
 )
-_REGEX = ("a regular expression", _is_regex)
+_REGEX = ("a regular expression", re.compile)
 _CALL = {
-    "name": _FACT,
+    "names": [_FACT],
     "argument": [("a position or a keyword", lambda value: type(value) in (int, str))],
-    "is": ("constant, computed, or `not` and a regular expression", _is_condition),
+    "unless": _REGEX,
 }
 _MATCH = {"facts?": [_FACT], "calls?": [_CALL], "strings?": [_REGEX], "text?": [_REGEX]}
-_RULE = {
-    **{"id": _TEXT, "what": _TEXT, "penalty": _PENALTY, "match": _MATCH},
-    **{"violates": [_PROGRAM], "allows": [_PROGRAM]},
-}
+_VECTORS = {"violates": [_PROGRAM], "allows": [_PROGRAM]}
+_PACK = {"rules": [("a rule", lambda value: True)], "clean?": [_PROGRAM]}
+_RULE = {"id": _TEXT, "what": _TEXT, "penalty": _PENALTY, "match": _MATCH, **_VECTORS}
 
 
 @functools.cache
@@ -319,26 +289,25 @@ def load_rules(path: str | Path, check_vectors: bool = True) -> tuple[Rule, ...]
             f"safety rules: got {str(path)!r}, expected a readable YAML file: {error}. "
             f"Copy {DEFAULT_RULES.name} and change it."
         ) from None
-    entries = pack.get("rules") if isinstance(pack, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: pack: expected a mapping with a non-empty list `rules`.")
-    ids = [entry.get("id") if isinstance(entry, dict) else None for entry in entries]
-    errors = _errors("pack", {**pack, "rules": ["-"]}, {"rules": [_TEXT], "clean?": [_PROGRAM]})
+    errors = _errors("pack", pack, _PACK)
+    pack = pack if isinstance(pack, dict) else {}
+    clean = [] if errors else pack.get("clean", [])
     rules = []
-    for number, entry in enumerate(entries, start=1):
-        wrong = _errors(f"rule {ids[number - 1] or number!r}", entry, _RULE)
+    for number, entry in enumerate(pack["rules"] if type(pack.get("rules")) is list else [], 1):
+        name = entry.get("id", number) if isinstance(entry, dict) else number
+        wrong = _errors(f"rule {name!r}", entry, _RULE)
         errors += wrong
         rules += [] if wrong else [_rule(entry)]
-    for name in sorted({str(name) for name in ids if name and ids.count(name) > 1}):
-        errors.append(f"rule {name!r}: got {ids.count(name)} rules of this id, expected one.")
-    if check_vectors:
-        errors += wrong_vectors(rules, pack.get("clean") or [])
+    for name, count in Counter(rule.id for rule in rules).items():
+        if count > 1:
+            errors.append(f"rule {name!r}: got {count} rules of this id, expected one. Rename.")
+    errors += wrong_vectors(rules, clean) if check_vectors else []
     if errors:
         raise ValueError("\n".join(f"{path}: {error}" for error in errors))
     return tuple(rules)
 
 
-def wrong_vectors(rules: Sequence[Rule], clean: Sequence[str] = ()) -> list[str]:
+def wrong_vectors(rules: Sequence[Rule], clean: Sequence[str]) -> list[str]:
     """Return one error per test vector that a rule gets wrong; `clean` must break no rule."""
     errors = []
     for rule in rules:
@@ -355,22 +324,25 @@ def wrong_vectors(rules: Sequence[Rule], clean: Sequence[str] = ()) -> list[str]
 def _errors(where: str, value: Any, shape: Any) -> list[str]:
     """Return what is wrong with a value that should have a shape."""
     if isinstance(shape, tuple):
-        expected, is_right = shape
-        return [] if is_right(value) else [f"{where}: got {value!r}, expected {expected}."]
-    kind = "mapping" if isinstance(shape, dict) else "list"
+        try:
+            fine, why = shape[1](value), ""
+        except (TypeError, re.error) as error:
+            fine, why = False, f" {error}."
+        return [] if fine else [f"{where}: got {value!r}, expected {shape[0]}.{why}"]
     if not isinstance(value, type(shape)) or not value:
+        kind = "mapping" if isinstance(shape, dict) else "list"
         return [f"{where}: got {value!r}, expected a {kind} that is not empty."]
-    if kind == "list":
+    if isinstance(shape, list):
         return [error for item in value for error in _errors(where, item, shape[0])]
     known = [key.rstrip("?") for key in shape]
-    errors = [
-        f"{where}: got the key {key!r}, expected one of {known}.{nearest(key, known)}"
-        for key in value
-        if key not in known
-    ]
+    errors = []
+    for key in (key for key in value if key not in known):
+        errors.append(
+            f"{where}: got the key {key!r}, expected one of {known}.{nearest(key, known)}"
+        )
     for key, inner in shape.items():
-        if key in value or not key.endswith("?") or key[:-1] in value:
-            name = key.rstrip("?")
+        name = key.rstrip("?")
+        if name in value or name == key:
             errors += _errors(f"{where}: {name}", value.get(name), inner)
     return errors
 
@@ -380,14 +352,15 @@ def _rule(entry: dict[str, Any]) -> Rule:
     match = entry["match"]
     facts = set(match.get("facts", ()))
     facts |= {re.sub(r"\.\w+$", ".*", fact) for fact in facts if re.match(r"\w+\.", fact)}
+    calls = [
+        Call(frozenset(call["names"]), tuple(call["argument"]), re.compile(call["unless"]))
+        for call in match.get("calls", ())
+    ]
     return Rule(
         **{key: entry[key] for key in ("id", "what")},
         penalty=float(entry["penalty"]),
-        **{key: tuple(entry[key]) for key in ("violates", "allows")},
+        **{key: tuple(entry[key]) for key in _VECTORS},
         facts=frozenset(facts),  # `from os import *` may be any of os
-        calls=tuple(
-            Call(call["name"], tuple(call["argument"]), call["is"])
-            for call in match.get("calls", ())
-        ),
+        calls=tuple(calls),
         **{key: tuple(map(re.compile, match.get(key, ()))) for key in ("strings", "text")},
     )
