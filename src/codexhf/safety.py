@@ -206,7 +206,8 @@ class _Program:
     def _brackets(self, call: ast.Call) -> Iterator[str]:
         """Yield how the facts end that a call makes."""
         yield "()"
-        for at, argument in enumerate(call.args[:2]):
+        arguments = [*call.args, *(word.value for word in call.keywords)]
+        for at, argument in enumerate(arguments[:2]):
             if self._is_constant(argument):
                 if at == 0:
                     yield "(constant)"
@@ -218,8 +219,8 @@ class _Program:
         if isinstance(node, ast.Constant | ast.Name | ast.Attribute):
             return isinstance(node, ast.Constant)
         names = [inner for inner in ast.walk(node) if isinstance(inner, ast.Name)]
-        own = {name.id for name in names if isinstance(name.ctx, ast.Store)}  # of a comprehension
-        known = own.union(self._imported, _BUILTINS - self._own)
+        bound_here = {name.id for name in names if isinstance(name.ctx, ast.Store)}
+        known = bound_here.union(self._imported, _BUILTINS - self._own)
         return all(name.id in known for name in names)
 
 
