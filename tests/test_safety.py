@@ -211,7 +211,8 @@ rules:
     match:
       facts: [colorsys]
       calls: [{names: [brush.paint], argument: [0, hue], unless: "^blue"}]
-    violates: ["import colorsys", "brush.paint('red')", "brush.paint(hue='red')", "brush.paint(*blues)", "brush.paint(x)"]
+    violates: ["import colorsys", "brush.paint('red')", "brush.paint(hue='red')",
+      "brush.paint(*blues)", "brush.paint(x)"]
     allows: ["import os", "brush.paint('bluer')", "brush.paint('blue', 'red')", "brush.paint()"]
 clean: ["x = 1"]
 """

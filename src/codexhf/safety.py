@@ -357,11 +357,14 @@ def _rule(entry: dict[str, Any]) -> Rule:
         Call(frozenset(call["names"]), tuple(call["argument"]), re.compile(call["unless"]))
         for call in match.get("calls", ())
     ]
+    patterns = {key: tuple(map(re.compile, match.get(key, ()))) for key in ("strings", "text")}
+    vectors = {key: tuple(entry[key]) for key in _VECTORS}
     return Rule(
-        **{key: entry[key] for key in ("id", "what")},
+        id=entry["id"],
+        what=entry["what"],
         penalty=float(entry["penalty"]),
-        **{key: tuple(entry[key]) for key in _VECTORS},
         facts=frozenset(facts),  # `from os import *` may be any of os
         calls=tuple(calls),
-        **{key: tuple(map(re.compile, match.get(key, ()))) for key in ("strings", "text")},
+        **patterns,
+        **vectors,
     )
