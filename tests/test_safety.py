@@ -63,7 +63,9 @@ def test_rules_leave_clean_programs_alone(code):
 
 def test_wrong_vectors_names_what_a_rule_gets_wrong():
     assert wrong_vectors(RULES, CLEAN) == []
-    blind = [dataclasses.replace(rule, facts=frozenset(), calls=(), strings=()) for rule in RULES]
+    blind = [
+        dataclasses.replace(rule, mentions=frozenset(), calls=(), strings=()) for rule in RULES
+    ]
     blind = [dataclasses.replace(rule, text=()) for rule in blind]
     assert len(wrong_vectors(blind, CLEAN)) == sum(len(rule.violates) for rule in RULES)
     strict = [dataclasses.replace(rule, text=(re.compile("^"),)) for rule in RULES]
@@ -209,7 +211,7 @@ rules:
     what: Imports colours.
     penalty: 2
     match:
-      facts: [colorsys]
+      mentions: [colorsys]
       calls: [{names: [brush.paint], argument: [0, hue], unless: "^blue"}]
     violates: ["import colorsys", "brush.paint('red')", "brush.paint(hue='red')",
       "brush.paint(*blues)", "brush.paint(x)"]
@@ -239,17 +241,22 @@ def test_load_rules_names_all_errors_at_once(tmp_path):
             what: ""
             penalty: -1
             pennalty: 1
-            match: {fact: [os], facts: os, strings: ["("], text: [3]}
+            match: {mention: [os], mentions: os, strings: ["("], text: [3]}
             violates: []
           - {id: b, what: B., penalty: .nan, violates: [x], allows: [y]}
           - id: c
             what: C.
             penalty: true
-            match: {calls: [{names: [f], argument: 0}, {nam: f}, {unless: "("}], facts: ["a b"]}
+            match: {calls: [{names: [f], argument: 0}, {nam: f}, {unless: "("}], mentions: ["a b"]}
             violates: [x]
             allows: [1]
-          - {id: d, what: D., penalty: 1, match: {facts: [os]}, violates: [x], allows: [import os]}
-          - {id: d, what: D., penalty: 1, match: {facts: [x]}, violates: [import x], allows: [y]}
+          - id: d
+            what: D.
+            penalty: 1
+            match: {mentions: [os]}
+            violates: [x]
+            allows: [import os]
+          - {id: d, what: D., penalty: 1, match: {mentions: [x]}, violates: [import x], allows: [y]}
     """
     with pytest.raises(ValueError) as error:
         load_rules(write(tmp_path / "pack.yaml", pack))
@@ -260,8 +267,8 @@ def test_load_rules_names_all_errors_at_once(tmp_path):
         "rule 'a': penalty: got -1",
         "got the key 'pennalty'",
         "Did you mean 'penalty'?",
-        "match: got the key 'fact'",
-        "facts: got 'os', expected a list",
+        "match: got the key 'mention'",
+        "mentions: got 'os', expected a list",
         "got '(', expected a regular expression. missing )",
         "text: got 3, expected a regular expression",
         "rule 'a': violates: got [], expected a list that is not empty",
@@ -273,7 +280,7 @@ def test_load_rules_names_all_errors_at_once(tmp_path):
         "calls: unless: got None",
         "calls: got the key 'nam'",
         "calls: unless: got '('",
-        "facts: got 'a b', expected a.b, a.b()",
+        "mentions: got 'a b', expected a.b, a.b()",
         "rule 'c': allows: got 1, expected a text",
         "rule 'd': misses its own `violates` 'x'",
         "rule 'd': catches its own `allows` 'import os'",
@@ -288,7 +295,11 @@ def test_load_rules_names_all_errors_at_once(tmp_path):
     [
         ('"import colorsys"', '"import os"', "misses its own `violates` 'import os'"),
         ('allows: ["import os"', 'allows: ["import colorsys"', "catches its own `allows`"),
-        ("facts: [colorsys]", "facts: [colours]", "misses its own `violates` 'import colorsys'"),
+        (
+            "mentions: [colorsys]",
+            "mentions: [colours]",
+            "misses its own `violates` 'import colorsys'",
+        ),
         ('unless: "^blue"', 'unless: "blue$"', "catches its own `allows`.*bluer"),
         ('clean: ["x = 1"]', 'clean: ["import colorsys"]', "of the clean program"),
         ("penalty: 2", "penalty: 2\n    penalty: 3", "'penalty' is given twice"),

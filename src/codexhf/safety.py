@@ -37,7 +37,7 @@ class Violation(NamedTuple):
 class Call(NamedTuple):
     """A call that breaks a rule because of one argument."""
 
-    names: frozenset[str]  # facts without brackets
+    names: frozenset[str]  # mentions without brackets
     argument: tuple[int | str, ...]  # positions and keywords at which it may stand
     unless: re.Pattern[str]  # searched in a literal; any other expression is not harmless
 
@@ -51,7 +51,7 @@ class Rule:
     penalty: float
     violates: tuple[str, ...]
     allows: tuple[str, ...]
-    facts: frozenset[str]  # as in _Program
+    mentions: frozenset[str]  # as in _Program
     calls: tuple[Call, ...]
     strings: tuple[re.Pattern[str], ...]
     text: tuple[re.Pattern[str], ...]
@@ -96,10 +96,10 @@ _STRING = re.compile(r"""(["'])(.+?)\1""")
 
 
 class _Program:
-    """What a program mentions, as facts with the lines on which they hold.
+    """What a program mentions, and on which lines.
 
-    A fact is `a.b` (imported or mentioned), `a.b()` (called), `a.b(constant)` (its first argument
-    is made of constants alone), `a.b(computed)` (one of the first two is, and is no literal),
+    A mention is `a.b` (imported or named), `a.b()` (called), `a.b(constant)` (the first argument is
+    made of constants alone), `a.b(computed)` (one of the first two is, and is not a literal),
     `=a.b` (used as a value: neither called nor looked into by a dot), `.b` (an attribute of any
     object) or `a:.b` (the same, in a program that imports a). Only `import` gives a name a
     meaning, wherever it stands; values are not followed. A name that the program itself binds,
@@ -107,7 +107,7 @@ class _Program:
     """
 
     def __init__(self, tree: ast.Module | None, lines: Sequence[str]) -> None:
-        self.facts: dict[str, set[int]] = defaultdict(set)
+        self.mentions: dict[str, set[int]] = defaultdict(set)
         self.calls: list[tuple[list[str], ast.Call]] = []
         self.strings: list[tuple[str, int]] = []  # docstrings left out
         self._imported: dict[str, set[str]] = {}  # local name -> dotted names
@@ -120,8 +120,8 @@ class _Program:
 
     def lines_that_break(self, rule: Rule) -> Iterator[int]:
         """Yield the line of every mention that a rule matches; a line may come twice."""
-        for fact in rule.facts & self.facts.keys():
-            yield from self.facts[fact]
+        for mention in rule.mentions & self.mentions.keys():
+            yield from self.mentions[mention]
         for names, call in self.calls if rule.calls else ():
             known = [known for known in rule.calls if not known.names.isdisjoint(names)]
             yield from (call.lineno for one in known if _is_harmful(one, call))
@@ -138,8 +138,9 @@ class _Program:
                 names = [] if dot else [root, ".".join([root, *rest])]
                 names = [name for name in names if "." in name or name in _BUILTINS]
                 names += [name + "()" for name in names[-1:] if bracket]
-                for fact in names + ["." + name for name in ([root, *rest] if dot else rest)]:
-                    self.facts[fact].add(number)
+                names += ["." + name for name in ([root, *rest] if dot else rest)]
+                for mention in names:
+                    self.mentions[mention].add(number)
 
     def _read_tree(self, nodes: Sequence[ast.AST]) -> None:
         used, bare, methods = set(), set(), set()  # ids of nodes
@@ -160,16 +161,16 @@ class _Program:
                 bare.add(id(node.value))
         for node in nodes:
             line = getattr(node, "lineno", 0)
-            for fact in self._names(node):
-                self.facts[fact].add(line)
+            for mention in self._names(node):
+                self.mentions[mention].add(line)
                 if id(node) not in used:
-                    self.facts["=" + fact].add(line)
+                    self.mentions["=" + mention].add(line)
             if isinstance(node, ast.Call):
                 names = self._names(node.func)
                 self.calls.append((names, node))
                 for bracket in self._brackets(node) if names else ():
                     for name in names:
-                        self.facts[name + bracket].add(line)
+                        self.mentions[name + bracket].add(line)
                 if module := _imports(node):
                     self._import("", [(module, None)], line)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
@@ -181,9 +182,9 @@ class _Program:
             full = f"{module}.{name}" if module else name
             self._modules.add(full.partition(".")[0])
             for part in re.finditer(r"\.|$", full):  # a.b.c imports a and a.b too
-                self.facts[full[: part.start()]].add(line)
+                self.mentions[full[: part.start()]].add(line)
             if other and other != name:
-                self.facts["=" + full].add(line)
+                self.mentions["=" + full].add(line)
             root = full if module or other else name.partition(".")[0]
             self._imported.setdefault(other or (name if module else root), set()).add(root)
 
@@ -204,7 +205,7 @@ class _Program:
         return names + [f"{module}.{parts[0]}" for module in within]
 
     def _brackets(self, call: ast.Call) -> Iterator[str]:
-        """Yield how the facts end that a call makes."""
+        """Yield how the mentions end that a call makes."""
         yield "()"
         arguments = [*call.args, *(word.value for word in call.keywords)]
         for at, argument in enumerate(arguments[:2]):
@@ -254,17 +255,17 @@ def _text(node: ast.AST) -> str | None:
 _TEXT = ("a text", lambda value: isinstance(value, str) and value.strip())
 _PROGRAM = ("a text", lambda value: isinstance(value, str))
 _PENALTY = ("a number above 0", lambda v: type(v) in (int, float) and 0 < v < math.inf)
-_FACT = (
+_MENTION = (
     "a.b, a.b(), a.b(constant), a.b(computed), =a.b, .b or a:.b",
     re.compile(r"\w+(\.\w+)*(\((constant|computed)?\))?|=\w+(\.\w+)*|(\w+:)?\.\w+").fullmatch,
 )
 _REGEX = ("a regular expression", re.compile)
 _CALL = {
-    "names": [_FACT],
+    "names": [_MENTION],
     "argument": [("a position or a keyword", lambda value: type(value) in (int, str))],
     "unless": _REGEX,
 }
-_MATCH = {"facts?": [_FACT], "calls?": [_CALL], "strings?": [_REGEX], "text?": [_REGEX]}
+_MATCH = {"mentions?": [_MENTION], "calls?": [_CALL], "strings?": [_REGEX], "text?": [_REGEX]}
 _VECTORS = {"violates": [_PROGRAM], "allows": [_PROGRAM]}
 _PACK = {"rules": [("a rule", lambda value: True)], "clean?": [_PROGRAM]}
 _RULE = {"id": _TEXT, "what": _TEXT, "penalty": _PENALTY, "match": _MATCH, **_VECTORS}
@@ -351,8 +352,9 @@ def _errors(where: str, value: Any, shape: Any) -> list[str]:
 def _rule(entry: dict[str, Any]) -> Rule:
     """Return the rule that a whole entry describes."""
     match = entry["match"]
-    facts = set(match.get("facts", ()))
-    facts |= {re.sub(r"\.\w+$", ".*", fact) for fact in facts if re.match(r"\w+\.", fact)}
+    mentions = set(match.get("mentions", ()))
+    dotted = {mention for mention in mentions if re.fullmatch(r"\w+(\.\w+)+", mention)}
+    stars = {mention.rpartition(".")[0] + ".*" for mention in dotted}
     calls = [
         Call(frozenset(call["names"]), tuple(call["argument"]), re.compile(call["unless"]))
         for call in match.get("calls", ())
@@ -363,7 +365,7 @@ def _rule(entry: dict[str, Any]) -> Rule:
         id=entry["id"],
         what=entry["what"],
         penalty=float(entry["penalty"]),
-        facts=frozenset(facts),  # `from os import *` may be any of os
+        mentions=frozenset(mentions | stars),  # `from os import *` may be any of os
         calls=tuple(calls),
         **patterns,
         **vectors,
