@@ -10,7 +10,6 @@ import builtins
 import functools
 import math
 import re
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from codexhf.completions import parse_python
 from codexhf.refusals import nearest
 from codexhf.strict_yaml import load_yaml_text
 
@@ -55,20 +55,6 @@ class Rule:
     calls: tuple[Call, ...]
     strings: tuple[re.Pattern[str], ...]
     text: tuple[re.Pattern[str], ...]
-
-
-def parse_python(code: str) -> ast.Module | None:
-    """Return the syntax tree of `code`, or None where Python itself would refuse it.
-
-    Deep nesting ends the parser with MemoryError or RecursionError, a lone surrogate or a null
-    byte with ValueError: a model can write all of them.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # such as "invalid escape sequence"
-        try:
-            return ast.parse(code)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return None
 
 
 def violations(code: str, rules: Sequence[Rule]) -> list[Violation]:
