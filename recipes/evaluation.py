@@ -8,7 +8,7 @@ Writes  runs/evaluation: answers.json, README.md, manifest.json (last) with ever
 """
 
 from codexhf.arguments import EvaluationArguments, parse
-from codexhf.data import load_heldout_texts, load_problems
+from codexhf.data import load_heldout_texts, load_tasks
 from codexhf.evaluation import evaluate_models
 from codexhf.execution import check_isolation
 from codexhf.models import load_tokenizer, room_for
@@ -19,7 +19,7 @@ def main(argv=None):
     (stage,) = parse((EvaluationArguments,), __file__, argv)
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.reference)
-    problems = load_problems(
+    problems = load_tasks(
         stage.heldout_cards,
         tokenizer,
         max_rows=stage.max_problems,

@@ -8,7 +8,7 @@ Writes  runs/m2: policy, value_model/, tokenizer, README.md, manifest.json (last
 """
 
 from codexhf.arguments import PPOArguments, parse
-from codexhf.data import load_demonstrations, load_problems
+from codexhf.data import load_demonstrations, load_tasks
 from codexhf.execution import check_isolation
 from codexhf.models import load_tokenizer, merge_adapters, room_for, within_context
 from codexhf.ppo import PPOConfig
@@ -21,7 +21,7 @@ def main(argv=None):
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.model, padding_side="left")
     room = room_for(stage.model, training.response_length)
-    prompts = load_problems(
+    prompts = load_tasks(
         stage.prompt_cards,
         tokenizer,
         exclude=stage.exclude_cards,
@@ -34,7 +34,7 @@ def main(argv=None):
         within_context(stage.model, training.sft_max_length),
         exclude=stage.exclude_cards,
     )
-    problems = load_problems(
+    problems = load_tasks(
         stage.eval_cards,
         tokenizer,
         max_rows=stage.eval_problems,

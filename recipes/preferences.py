@@ -8,7 +8,7 @@ Writes  runs/prefs: train.jsonl, test.jsonl, README.md and test.md (their cards)
 """
 
 from codexhf.arguments import PreferencesArguments, parse
-from codexhf.data import load_problems
+from codexhf.data import load_tasks
 from codexhf.execution import check_isolation
 from codexhf.models import load_policy, load_tokenizer, room_for, to_device
 from codexhf.preferences import make_pairs
@@ -19,7 +19,7 @@ def main(argv=None):
     (stage,) = parse((PreferencesArguments,), __file__, argv)
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.model)
-    problems = load_problems(
+    problems = load_tasks(
         stage.prompt_cards,
         tokenizer,
         exclude=stage.exclude_cards,

@@ -10,7 +10,7 @@ Writes  runs/m1: weights, tokenizer, README.md, manifest.json (last).
 from trl import SFTConfig, SFTTrainer
 
 from codexhf.arguments import SFTArguments, parse
-from codexhf.data import load_demonstrations, load_problems
+from codexhf.data import load_demonstrations, load_tasks
 from codexhf.evaluation import PassAt1, demonstrations_of
 from codexhf.execution import check_isolation
 from codexhf.models import (
@@ -36,7 +36,7 @@ def main(argv=None):
         weights=stage.weights,
         seed=training.seed,
     )
-    problems = load_problems(
+    problems = load_tasks(
         stage.eval_cards,
         tokenizer,
         max_rows=stage.eval_problems,

@@ -12,7 +12,7 @@ import torch
 from codexhf import data
 from codexhf.cards import CardError, load_card
 from codexhf.chat import text_of
-from codexhf.data import load_pairs, load_problems, load_split, pack, read_card
+from codexhf.data import load_pairs, load_tasks, load_split, pack, read_card
 
 ROOT = Path(__file__).parent.parent
 CARDS = sorted((ROOT / "data_cards").glob("*.md"))
@@ -275,27 +275,27 @@ def test_packed_documents_do_not_see_each_other(tokenizer, policy):
 # -- the stages' loaders ------------------------------------------------------------------------
 
 
-def test_load_problems_wraps_the_prompt_and_keeps_the_reference(write_card, tokenizer, problems):
-    out = load_problems([write_card(problems, "prompt-only")], tokenizer)
+def test_load_tasks_wraps_the_prompt_and_keeps_the_reference(write_card, tokenizer, problems):
+    out = load_tasks([write_card(problems, "prompt-only")], tokenizer)
     assert out.dataset[0]["prompt"] == [{"role": "user", "content": problems[0]["prompt"]}]
     assert out.dataset[0]["completion"] == problems[0]["completion"]
 
 
-def test_load_problems_refuses_rows_without_tests(write_card, tokenizer):
+def test_load_tasks_refuses_rows_without_tests(write_card, tokenizer):
     with pytest.raises(CardError, match="no column 'tests'"):
-        load_problems([write_card([{"prompt": "p"}], "prompt-only")], tokenizer)
+        load_tasks([write_card([{"prompt": "p"}], "prompt-only")], tokenizer)
 
 
 def test_a_prompt_longer_than_the_context_is_refused(write_card, tokenizer, problems):
     card = write_card(problems, "prompt-only")
     with pytest.raises(CardError, match="6 of 6 rows are longer than 5 tokens"):
-        load_problems([card], tokenizer, max_prompt_tokens=5)
+        load_tasks([card], tokenizer, max_prompt_tokens=5)
 
 
 def test_a_rare_overlong_row_is_dropped_and_counted(write_card, tokenizer, problems):
     rows = [dict(problems[0], id=str(i), prompt=f"p {i}") for i in range(150)]
     rows.append(dict(problems[0], prompt="word " * 100))
-    out = load_problems([write_card(rows, "prompt-only")], tokenizer, max_prompt_tokens=40)
+    out = load_tasks([write_card(rows, "prompt-only")], tokenizer, max_prompt_tokens=40)
     assert len(out.dataset) == 150 and out.notes["dropped_as_too_long"] == 1
 
 

@@ -359,8 +359,8 @@ def _finish(output_dir, stage, identity, data, metrics, wall, history=None, step
             name: {
                 "fingerprint": identity["data"][name],
                 "rows": len(part.dataset),
-                "cards": part.facts,
-                "notes": part.notes,
+                "cards": part.cards,
+                "stats": part.stats,
             }
             for name, part in data.items()
         },
