@@ -34,6 +34,7 @@ def main(argv=None):
         within_context(stage.model, training.max_length),
         exclude=stage.exclude_cards,
         weights=stage.weights,
+        completion_only=training.completion_only_loss,
         seed=training.seed,
     )
     problems = load_tasks(
@@ -47,7 +48,7 @@ def main(argv=None):
     trainer = SFTTrainer(
         model=model,
         args=training,
-        train_dataset=train.dataset,
+        train_dataset=train.ids,
         eval_dataset=demonstrations_of(problems),
         processing_class=tokenizer,
         peft_config=lora_config(stage),

@@ -10,6 +10,7 @@ run and the other processes of a machine read them.
 import ast
 import hashlib
 import json
+import keyword
 import os
 import re
 from collections import Counter
@@ -184,7 +185,17 @@ def normalised(text: str) -> str:
     try:
         return ast.dump(ast.parse(text))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return " ".join(re.findall(r"\w+", text.lower()))
+        return _prose(text)
+
+
+def _prose(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _names(code: str) -> str:
+    """Return the names in code without strings, which are the same where the AST is."""
+    code = re.sub("#.*", "", code)
+    return " ".join(n for n in re.findall(r"\b[A-Za-z_]\w*", code) if not keyword.iskeyword(n))
 
 
 def _hash(text: str) -> int:
@@ -204,29 +215,49 @@ class HeldOut:
 
     def __init__(self, cards: Sequence[str]):
         self.texts: set[int] = set()
+        self.alike: set[int] = set()  # of texts that are worth a parse: their names or their prose
         self.words: dict[str, int] = {}
         grams = []
         for path in cards:
             for row in read_card(load_card(path), "all").dataset:
-                for column in ("prompt", "completion", "text"):
-                    text = text_of(row.get(column))
+                for text in (text_of(row.get(c)) for c in ("prompt", "completion", "text")):
                     if text:
-                        self.texts.add(_hash(normalised(text)))
+                        self._add_text(text)
                         words = WORD.findall(text.lower())
                         self.words.update((w, _hash(w) | 1) for w in words)
                         grams.append(self._grams(words))
         self.grams = np.unique(np.concatenate(grams)) if grams else np.empty(0, np.uint64)
 
+    def _add_text(self, text: str) -> None:
+        self.texts.add(_hash(normalised(text)))
+        self.alike.add(_hash(_prose(text)))
+        try:
+            self.alike.add(_hash(_names(ast.unparse(ast.parse(text)))))
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            pass
+
     def overlap(self, type: str, row: dict[str, str | None]) -> str | None:
+        """Return why a row must not be trained on, or None.
+
+        Args:
+            row: the texts of its columns.
+        """
         if type == "language-modeling":
-            found = np.isin(self._grams(WORD.findall(row["text"].lower())), self.grams).any()
+            grams = self._grams(WORD.findall(row["text"].lower()))
+            places = np.searchsorted(self.grams, grams) % max(len(self.grams), 1)
+            found = bool(len(grams)) and bool((self.grams[places] == grams).any())
             return f"shares {NGRAM} words with held-out data" if found else None
-        texts = [row[c] for c in ("prompt", "completion") if row.get(c)]
-        found = any(_hash(normalised(text)) in self.texts for text in texts)
+        found = any(self._has(row[c]) for c in ("prompt", "completion") if row.get(c))
         return "prompt or completion is in held-out data" if found else None
 
+    def _has(self, text: str) -> bool:
+        simple = text.isascii() and not ("'" in text or '"' in text)
+        if simple and not {_hash(_prose(text)), _hash(_names(text))} & self.alike:
+            return False  # without the parse, which takes ten times as long
+        return _hash(normalised(text)) in self.texts
+
     def _grams(self, words: list[str]) -> np.ndarray:
-        """Return the hashes of all n-grams of words that stand in held-out data."""
+        """Return the hashes of the n-grams whose words all stand in held-out data."""
         get = self.words.get
         ids = np.fromiter((get(word, 0) for word in words), np.uint64, len(words))
         if len(ids) < NGRAM:
