@@ -10,7 +10,7 @@ import pytest
 
 from codexhf.arguments import PreferencesArguments
 from codexhf.chat import text_of
-from codexhf.data import load_tasks, load_split
+from codexhf.data import load_split, load_tasks
 from codexhf.execution import Result
 from codexhf.preferences import in_test, make_pairs, pair_up, worth, write_contested
 from conftest import ADD

@@ -110,7 +110,8 @@ class _Reader:
     def _shaped(self, columns: dict, faults: list[str | None], start: int) -> dict:
         """Return the type's columns; text that stands where it should is not looked at."""
         read = {name: columns[name] for name in self.needs}
-        if self.shape in KEEP_TEXT and all(_is_text(column) for column in read.values()):
+        plain = self.shape in KEEP_TEXT and "system" not in read
+        if plain and all(_is_text(column) for column in read.values()):
             return read
         names, out = list(read), []
         for number, cells in enumerate(zip(*map(_values, read.values()), strict=True)):
@@ -318,7 +319,7 @@ KEEP_TEXT = (_as_it_is, _demonstration, _pair)
 
 
 def spoken(name: str, value: Any, transcript: bool = False) -> Any:
-    """Return a text as it is and messages with role and content alone; other values as they are.
+    """Return a text as it is, messages with role and content alone, and None for anything else.
 
     Args:
         transcript: read a text as Anthropic's "\\n\\nHuman: ... \\n\\nAssistant: ...".
@@ -335,7 +336,7 @@ def spoken(name: str, value: Any, transcript: bool = False) -> Any:
     if isinstance(value, Mapping):
         value = [value]
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
-        return value
+        return None
     return [_turn(name, turn) for turn in value]
 
 
