@@ -11,10 +11,11 @@ Writes  runs/m0: weights, tokenizer, README.md, manifest.json (last).
 from transformers import Trainer, TrainingArguments
 
 from codexhf.arguments import PretrainArguments, parse
-from codexhf.data import load_packed, load_packed_each, packed_collator
+from codexhf.data import load_packed, load_packed_each
 from codexhf.evaluation import BitsPerByte
 from codexhf.models import load_tokenizer, new_or_loaded_policy
 from codexhf.run import launch, run_stage
+from codexhf.tokens import packed_collator
 
 
 def main(argv=None):

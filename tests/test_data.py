@@ -253,7 +253,7 @@ def test_pack_treats_special_tokens_in_text_as_text(tokenizer):
 
 def test_packed_documents_do_not_see_each_other(tokenizer, policy):
     # the last document's logits stay the same whatever stands before it in the row
-    from codexhf.data import packed_collator
+    from codexhf.tokens import packed_collator
 
     tail = [*tokenizer("return a")["input_ids"], tokenizer.eos_token_id]
     rows = []

@@ -411,11 +411,11 @@ def test_labels_are_the_answer_or_everything(card, tokenizer):
 
 
 def test_tokens_are_kept_for_equal_rows_and_tokenizer_only(card, tokenizer, tmp_path, monkeypatch):
-    from codexhf import data
+    from codexhf import tokens
 
     calls = []
-    original = data.answered_ids_batch
-    monkeypatch.setattr(data, "answered_ids_batch", lambda *a: calls.append(1) or original(*a))
+    original = tokens.answered_ids_batch
+    monkeypatch.setattr(tokens, "answered_ids_batch", lambda *a: calls.append(1) or original(*a))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     path = card("prompt-completion", [{"prompt": "p", "completion": "x = 1"}])
     first = demonstrations(path, tokenizer).ids[:]

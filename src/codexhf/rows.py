@@ -520,14 +520,15 @@ def called_name(tests: Any) -> str | None:
     """Return the name of the function that assert code calls, or None."""
     if not isinstance(tests, str):
         return None
-    for statement in ast.parse(tests).body:
-        if not isinstance(statement, ast.Assert):
-            continue
-        for node in ast.walk(statement.test):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                if not hasattr(builtins, node.func.id):
-                    return node.func.id
-    return None
+    called = [
+        node.func.id
+        for statement in ast.parse(tests).body
+        if isinstance(statement, ast.Assert)
+        for node in ast.walk(statement.test)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
+    # MBPP has functions that are called like a builtin: these come last
+    return min(called, key=lambda name: hasattr(builtins, name), default=None)
 
 
 # -- tables ------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from codexhf.refusals import nearest
 
 FORMATS = ("json", "csv", "parquet", "arrow", "pandas")  # the suffix says it more precisely
 MAX_ROW_BYTES = 16 * 2**20
-BATCH_ROWS, BATCH_BYTES = 5000, 8 * 2**20
+BATCH_ROWS, BATCH_BYTES = 5000, 4 * 2**20
 
 
 def load_source(card: Card) -> pa.Table:
