@@ -60,6 +60,16 @@ def text_of(value: Any) -> str | None:
     return None
 
 
+def in_form(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    """Return a prompt in the form in which this tokenizer's model is prompted.
+
+    With a chat template text becomes a user's message, without one messages become their text.
+    """
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt
+    return prompt if tokenizer.chat_template else (text_of(list(prompt)) or "")
+
+
 def render_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the text that a model continues: messages with the assistant's turn opened."""
     if isinstance(prompt, str):
@@ -118,8 +128,10 @@ def answered_ids_batch(
     rows = []
     for start, whole in zip(starts, wholes, strict=True):
         answer = whole[_common_prefix(start, whole) :]
-        last = next((i for i in reversed(range(len(answer))) if answer[i] in ends), len(answer) - 1)
-        rows.append(([*start, *answer[: last + 1]], len(start)))
+        last = next((i for i in reversed(range(len(answer))) if answer[i] in ends), None)
+        # a template may have no end; without one nobody would learn to stop
+        answer = [*answer, tokenizer.eos_token_id] if last is None else answer[: last + 1]
+        rows.append(([*start, *answer], len(start)))
     return rows
 
 
