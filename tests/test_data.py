@@ -121,7 +121,7 @@ def test_read_card_maps_columns(write_card):
 
 
 def test_a_mapped_column_replaces_the_source_s_own(write_card):
-    rows = [{"prompt": "q", "completion": "slip", "reference": "right"}]
+    rows = [{"prompt": "q", "completion": "flawed", "reference": "right"}]
     columns = {"prompt": "prompt", "completion": "reference"}
     card = write_card(rows, "prompt-completion", codexhf={"columns": columns})
     assert rows_of(card).dataset[0] == {"prompt": "q", "completion": "right"}
