@@ -15,7 +15,7 @@ from codexhf.parsing import parse
 def main(argv=None):
     (stage,) = parse((EvaluationArguments,), __file__, argv)
     # Late, so that what parse() refuses is refused at once.
-    from codexhf.data import load_heldout_texts, load_problems
+    from codexhf.data import load_heldout_texts, load_tasks
     from codexhf.evaluation import evaluate_models, parents_of
     from codexhf.execution import check_isolation
     from codexhf.models import load_tokenizer, room_for
@@ -23,7 +23,7 @@ def main(argv=None):
 
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.reference)
-    tasks = load_problems(
+    tasks = load_tasks(
         stage.heldout_cards,
         tokenizer,
         max_rows=stage.max_tasks,

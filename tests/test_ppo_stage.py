@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from codexhf.arguments import PPOArguments
-from codexhf.data import Data, load_problems
+from codexhf.data import Data, load_tasks
 from codexhf.ppo import PPOConfig, PPOTrainer, stage
 from codexhf.ppo.config import COMPUTED_FIELDS, TRL_VALUES
 from codexhf.ppo.stage import UNREAD_BY_TRL, WITHOUT_INFLUENCE, _beyond_trl, new_trainer
@@ -31,7 +31,7 @@ def parts(model_folder, tokenizer, tmp_path, write_card, problems):
     rm.save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
     tokenizer.padding_side = "left"
-    prompts = load_problems([write_card(problems, "prompt-only")], tokenizer)
+    prompts = load_tasks([write_card(problems, "prompt-only")], tokenizer)
 
     def make(training=None, **fields):
         stage = PPOArguments(model=str(model_folder), reward_model=str(tmp_path / "rm"), **fields)

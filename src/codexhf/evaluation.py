@@ -226,7 +226,7 @@ class BitsPerByte(TrainerCallback):
 
     def __init__(self, heldout: dict[str, Data]):
         self.bytes_per_token = {
-            name: data.facts[name]["bytes_per_token"] for name, data in heldout.items()
+            name: data.cards[name]["bytes_per_token"] for name, data in heldout.items()
         }
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
