@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from codexhf.lineage import BY_FOLDER
 
 # Names that run.py and evaluation.py write.
@@ -26,10 +28,8 @@ MANIFEST = {
     "environment": {"versions": dict},
     "files": {str: {"sha256": str}},
 }
-ANSWERS = {
-    "tasks": [{"prompt": str, "reference": str}],
-    "all": {str: {"answers": [[str]], "verdicts": [[str]]}},
-}
+ANSWERS = {"all": {str: {"answers": [[str]], "verdicts": [[str]]}}}
+ANSWERED_TASKS = {"tasks": [{"prompt": str, "reference": str}]}  # written since samples are chosen
 
 
 class ReportError(ValueError):
@@ -42,6 +42,7 @@ class Runs:
 
     stages: dict[str, dict]
     answers: dict
+    folder: Path = Path()
 
     def metrics(self, folder: str) -> dict:
         return self.stages.get(folder, {}).get("metrics", {})
@@ -57,6 +58,17 @@ class Runs:
             for parent in manifest["parents"].values()
             if "stage" not in parent and folder != "evaluation"
         }
+
+    def parameters(self, stage: str) -> int | None:
+        """Parameters in a stage's saved weights, tied ones once; None where there are no weights."""
+        sizes = []
+        for path in (self.folder / stage).glob("*.safetensors"):
+            try:
+                with safe_open(path, "numpy") as weights:
+                    sizes += [math.prod(weights.get_slice(k).get_shape()) for k in weights.keys()]
+            except SafetensorError as error:
+                raise ReportError(f"{path}: {error}. Run the stage again.") from None
+        return sum(sizes) or None
 
     def missing(self) -> list[str]:
         """Stages to run: sources of finished ones, and all that come after the last one.
@@ -129,12 +141,19 @@ def manifest_errors(manifest) -> list[str]:
 
 
 def answers_errors(answers) -> list[str]:
+    """Also: each model has something of each kind for each of the tasks."""
     errors = errors_of(answers, ANSWERS)
-    return errors or [
-        f"all.{model}.{key}: expected at least one for each of {len(answers['tasks'])} tasks"
+    if not errors and "tasks" in answers:
+        errors = errors_of(answers, ANSWERED_TASKS)
+    if errors:
+        return errors
+    counts = [len(answers["tasks"])] if "tasks" in answers else []
+    counts += [len(raw["verdicts"]) for raw in answers["all"].values()]
+    return [
+        f"all.{model}.{key}: expected at least one for each of {counts[0]} tasks"
         for model, raw in answers["all"].items()
         for key, groups in raw.items()
-        if len(groups) != len(answers["tasks"]) or not all(groups)
+        if len(groups) != counts[0] or not (all(groups) or key == "greedy")
     ]
 
 
@@ -176,4 +195,4 @@ def read_runs(folder: Path) -> Runs:
             )
     if errors:
         raise ReportError("\n".join(errors))
-    return Runs(stages, answers)
+    return Runs(stages, answers, folder)

@@ -163,7 +163,9 @@ def learning(runs: Runs, folder: str) -> Section:
 
 def samples(c: Comparison) -> Section:
     if not c.tasks:
-        return Section("Samples", notes=["None: there is no evaluation/answers.json."])
+        return Section(
+            "Samples", notes=["None: evaluation/answers.json is not there, or without tasks."]
+        )
     seed = c.config.get("seed")
     chosen, kinds = sampled(c, c.config.get("samples_in_report", 6), seed)
     shown = []
@@ -185,10 +187,10 @@ def samples(c: Comparison) -> Section:
 def training(runs: Runs, trained: Sequence[str]) -> Section:
     """Size, steps, rows and tokens seen, and the settings of every model."""
     manifests = [runs.stages[folder] for folder in trained]
-    rows = [
+    rows = [["parameters", *(cell(runs.parameters(folder)) for folder in trained)]]
+    rows += [
         [label, *(Cell(plain(value_of(m))) for m in manifests)]
         for label, value_of in (
-            ("parameters", lambda m: number(m.get("parameters"))),
             ("optimizer steps", lambda m: number(m.get("steps"))),
             ("rows trained on", rows_seen),
             ("tokens trained on", tokens_seen),
