@@ -97,9 +97,36 @@ def run_stages(folder):
 
 
 @pytest.fixture(scope="session")
-def real(tmp_path_factory):
-    """The folder of a real run of all stages."""
-    return run_stages(tmp_path_factory.mktemp("report"))
+def as_written(tmp_path_factory):
+    """The folder of a real run of all stages, and its answers.json."""
+    runs = run_stages(tmp_path_factory.mktemp("report"))
+    return runs, json.loads((runs / "evaluation/answers.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def real(as_written):
+    """The folder; where the evaluation does not write the tasks yet, they are added."""
+    runs, answers = as_written
+    if "tasks" not in answers:
+        answers = {"tasks": tasks_of(runs.parent / "heldout.jsonl"), "all": answers["all"]}
+        manifest = json.loads((runs / "evaluation/manifest.json").read_text())
+        save(runs, {"evaluation": manifest, "answers": answers})
+    return runs
+
+
+def tasks_of(path):
+    """What answers.json says of the tasks of the held-out card."""
+    rows = map(json.loads, path.read_text().splitlines())
+    return [
+        {"prompt": row["prompt"], "reference": row["completion"], "group": row["tier"]}
+        for row in rows
+    ]
+
+
+@pytest.mark.xfail(strict=True, reason="evaluation.py is to write them")
+def test_evaluation_writes_the_tasks(as_written):
+    runs, answers = as_written
+    assert answers["tasks"] == tasks_of(runs.parent / "heldout.jsonl")
 
 
 @pytest.fixture(scope="session")
@@ -113,9 +140,6 @@ def records(real):
 def runs(records):
     """A copy of the real records to change; pass rates as a better run would have them."""
     changed = copy.deepcopy(records)
-    rows = (ROWS / "heldout.jsonl").read_text().splitlines()[:24]
-    for task, row in zip(changed["answers"]["tasks"], map(json.loads, rows), strict=True):
-        assert task["prompt"] == row["prompt"] and task["group"] == row["tier"]
     with_rates(changed, {"m0": 0.0, "m1": 0.4, "m2": 0.8})
     return changed
 
@@ -405,15 +429,16 @@ def test_curve_of_a_long_run_is_thinned_to_means():
     assert len(points) == charts.POINTS and points[0] == (1.5, 1.5)
 
 
-def test_over_optimisation_is_drawn_in_episodes_with_the_kept_weights(runs):
-    chart = charts.charts_of("m2", runs["m2"])[0]
+def test_over_optimisation_is_drawn_in_episodes_with_the_kept_weights(runs, monkeypatch):
+    monkeypatch.setitem(charts.CHARTS, "m2", charts.CHARTS["m2"][:1])
+    (chart,) = charts.charts_of("m2", runs["m2"])
     assert chart.wide
     for text in ("Proxy: the score of R", "Gold: answers that pass, %", "Price: KL", ">episodes<"):
         assert text in chart.svg
     assert chart.svg.count("stroke-dasharray: 0.9") == 3
     for row in runs["m2"]["history"]:
         row.pop("episode", None)
-    chart = charts.charts_of("m2", runs["m2"] | {"config": {}})[0]
+    (chart,) = charts.charts_of("m2", runs["m2"] | {"config": {}})
     assert ">steps<" in chart.svg and "stroke-dasharray: 0.9" not in chart.svg
 
 

@@ -60,7 +60,7 @@ class Runs:
         }
 
     def parameters(self, stage: str) -> int | None:
-        """Parameters in a stage's saved weights, tied ones once; None where there are no weights."""
+        """Parameters in a stage's saved weights (tied ones once); None where there are none."""
         sizes = []
         for path in (self.folder / stage).glob("*.safetensors"):
             try:
