@@ -45,8 +45,8 @@ class Section:
     title: str
     charts: Sequence[Chart] = ()
     tables: Sequence[Table] = ()
-    samples: Sequence[tuple[str, list]] = ()  # prompt, [(who, verdict, text)]
     notes: Sequence[str] = ()
+    samples: Sequence[tuple[str, list]] = ()  # prompt, [(who, verdict, text)]
 
 
 def report_of(runs: Runs) -> dict:
@@ -237,7 +237,7 @@ def data(runs: Runs) -> Section:
             head = f"{symbol(name)}, {part}: {written(number(facts.get('rows')))} rows"
             seen = rows_seen(manifest) if part in ("train", "prompts") else None
             head += f" in the mix, {written(seen)} trained on" if seen else ""
-            rows.append("; ".join(filter(None, [head, plain(facts[STATS])])))
+            rows.append(f"{head}; {plain(facts[STATS])}" if facts[STATS] else head)
             for card, stats in sorted(facts[CARDS].items()):
                 shares = [number(stats.get(f"share_{k}")) for k in ("requested", "realised")]
                 size = number(stats.get("tokens"))
@@ -247,7 +247,7 @@ def data(runs: Runs) -> Section:
                         *(cell(share, 1, 100) for share in shares),
                         "–" if size is None else f"{written(size)} {unit}",
                         *(cell(number(stats.get(k))) for k in ("rows_read", "rows")),
-                        plain(stats.get("dropped")) or "none",
+                        plain(stats.get("dropped", {})),
                         str(stats.get("license", "–")),
                     ]
                 )
@@ -266,7 +266,7 @@ def lineage(runs: Runs) -> Section:
     for name, manifest in runs.stages.items():
         parents = [
             (symbol(Path(p["path"]).name) if "stage" in p else p["path"])
-            + {True: " ✓", False: " ✗ differs", None: ""}[runs.same(p)]
+            + {True: "\u00a0✓", False: "\u00a0✗ differs", None: ""}[runs.same(p)]
             for p in manifest["parents"].values()
         ]
         wall = [number(manifest["wall_s"].get(k)) for k in ("train_s", "evaluate_s", "work_s")]
@@ -320,6 +320,8 @@ def when(manifest: Mapping) -> str:
 
 def plain(value) -> str:
     """A setting, or what was counted, on one line."""
+    if isinstance(value, Mapping) and not value:
+        return "none"
     if isinstance(value, Mapping):
         return ", ".join(f"{str(k).replace('_', ' ')} {plain(v)}" for k, v in sorted(value.items()))
     if isinstance(value, list):
