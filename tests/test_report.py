@@ -573,8 +573,11 @@ def test_a_lineage_that_begins_with_an_outside_model(runs, tmp_path):
     assert row_of(text, "M1", "## Lineage")[1] == "org/name-1.5B"
 
 
-def test_title_names_what_was_trained(rendered):
+def test_title_names_what_was_trained(runs, rendered, tmp_path):
     assert rendered[1].startswith("# M0, M1, R, M2, from random weights\n")
+    runs["m0"]["config"]["model"] = "org/name"  # pretraining went on from it
+    runs["rm"]["parents"] = {"m1": {"path": "org/another"}}  # no base of the others
+    assert report(tmp_path, runs)[1].startswith("# M0, M1, R, M2, from org/name\n")
 
 
 @pytest.mark.parametrize("stage", BY_FOLDER)

@@ -66,11 +66,13 @@ def report_of(runs: Runs) -> dict:
         environment(runs),
     ]
     bases = runs.bases()
+    first = trained[0] if trained else ""
+    base = runs.config("m0").get("model") if first == "m0" else bases.get(first)
     made = ", ".join(map(symbol, trained or runs.stages))
     seconds = sum(sum(m["wall_s"].values()) for m in runs.stages.values())
     times = sorted(map(when, runs.stages.values()))
     return {
-        "title": f"{made}, from {next(iter(bases.values()), 'random weights')}",
+        "title": f"{made}, from {base or 'random weights'}" if trained else made,
         "dateline": f"Finished {times[0]} to {times[-1]} UTC, {seconds / 60:,.1f} minutes of work.",
         "finding": finding,
         "sure": sure,
@@ -197,17 +199,20 @@ def training(runs: Runs, trained: Sequence[str]) -> Section:
             ("learning rate", lambda m: m["config"].get("learning_rate")),
         )
     ]
+    configs = [runs.config(folder) for folder in runs.stages]
     settings = [
-        [key, *(plain(m["config"].get(key, "–")) for m in manifests)]
-        for key in sorted({key for m in manifests for key in m["config"]})
+        [key, *(plain(config.get(key, "–")) for config in configs)]
+        for key in sorted({key for config in configs for key in config})
     ]
-    columns = ["", *map(symbol, trained)]
+    columns = ["", *map(symbol, runs.stages)]
     folded = Table(columns, settings, "All settings that are not the library's defaults")
     note = (
         "A row counts each time it was trained on; PPO's rows are episodes and its tokens those "
         "of their answers."
     )
-    return Section("Training", tables=[Table(columns, rows), folded], notes=[note])
+    return Section(
+        "Training", tables=[Table(["", *map(symbol, trained)], rows), folded], notes=[note]
+    )
 
 
 def rows_seen(manifest: Mapping) -> float | None:
@@ -296,9 +301,8 @@ def environment(runs: Runs) -> Section:
     machines: dict[tuple, list[str]] = {}
     for name, manifest in runs.stages.items():
         found = manifest["environment"]
-        machine = (
-            f"{found.get('device')}, {found.get('processes')} × {found.get('threads')} threads"
-        )
+        threads = f"{found.get('processes')} × {found.get('threads')} threads"
+        machine = f"{found.get('device')}, {threads}"
         key = machine, str(found.get("git_commit") or "unknown")[:8], plain(found["versions"])
         machines.setdefault(key, []).append(symbol(name))
     rows = [[", ".join(names), *key] for key, names in machines.items()]
