@@ -24,7 +24,7 @@ def main(argv=None):
     max_length = within_context(stage.model, training.max_length)
     train = load_pairs(stage.train_cards, tokenizer, max_length)
     test = load_pairs(stage.eval_cards, tokenizer, max_length)
-    model = load_reward_model(stage.model, new_head=True, seed=training.seed)
+    model = load_reward_model(stage.model, tokenizer, new_head=True, seed=training.seed)
     trainer = RewardTrainer(
         model=model,
         args=training,
