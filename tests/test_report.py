@@ -466,7 +466,10 @@ def test_every_colour_of_a_chart_has_a_dark_one(rendered):
     drawn = {c for x in re.findall(r"<svg.*?</svg>", rendered[0], re.DOTALL)
              for c in re.findall(r"(?:stroke|fill): (#\w+)", x)}  # fmt: skip
     assert len(drawn) > 8 and drawn - set(charts.DARK) <= {"#56b4e9"}  # which is light and dark
-    assert "@media (prefers-color-scheme: dark)" in rendered[0]
+    dark = rendered[0].split("@media (prefers-color-scheme: dark)")[1].split("@media")[0]
+    for light, shade in charts.DARK.items():
+        assert f'[style*="stroke: {light}"] {{ stroke: {shade} !important; }}' in dark
+        assert f'[style*="fill: {light}"] {{ fill: {shade} !important; }}' in dark
 
 
 def test_stage_without_history_says_so(runs, tmp_path):
@@ -541,7 +544,7 @@ def test_parents_that_do_not_fit_are_pointed_out(runs, rendered, tmp_path):
 def test_times_are_added_up(records, rendered):
     total = sum(x for n in BY_FOLDER for x in records[n]["wall_s"].values())
     assert f"{total / 60:.1f} minutes of work" in rendered[1]
-    shown = row_of(rendered[1], "M0", "## Lineage")[4:6]
+    shown = row_of(rendered[1], "M0", "## Lineage")[3:5]
     assert shown == [f"{records['m0']['wall_s'][k]:.1f}" for k in ("train_s", "evaluate_s")]
 
 

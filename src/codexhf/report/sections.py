@@ -281,13 +281,12 @@ def lineage(runs: Runs) -> Section:
                 weights(manifest)[:8],
                 ", ".join(parents) or "–",
                 str(manifest.get("isolation") or "–"),
-                cell(number(manifest.get("steps"))),
                 *(cell(seconds, 1) for seconds in wall),
                 cell(number(manifest.get("peak_memory_gib")), 2),
                 when(manifest),
             ]
         )
-    columns = ["Stage", "Weights", "Made from", "Isolation", "Steps", "Train, s", "Evaluate, s"]
+    columns = ["Stage", "Weights", "Made from", "Isolation", "Train, s", "Evaluate, s"]
     columns += ["Work, s", "Memory, GiB", "Finished, UTC"]
     note = (
         "Weights: the sha256 of what the stage made begins so. ✓ the parent is the one in this "
