@@ -257,6 +257,23 @@ def test_headline_claims_nothing_without_numbers(runs):
     assert "no evaluation" in headline(compared(runs))[0]
 
 
+def test_models_of_one_name_are_told_apart(runs, records, tmp_path):
+    models = ["runs/seed-42/m1", "runs/seed-43/m1"]
+    names = [path.removeprefix("runs/") for path in models]
+    found = {k[3:]: v for k, v in runs["evaluation"]["metrics"].items() if k.startswith("m1/")}
+    runs["evaluation"]["metrics"] = {f"{n}/{k}": v for n in names for k, v in found.items()}
+    runs["evaluation"]["config"]["models"] = models
+    runs["answers"]["all"] = {n: runs["answers"]["all"]["m1"] for n in names}
+    for task in runs["answers"]["tasks"]:
+        task["reference"] = None
+    assert compared(runs).models == names
+    text = report(tmp_path, runs)[1]
+    assert "seed-43/m1 passes" in text and "none is known" in text
+    assert (
+        f"of {records['evaluation']['metrics'][TASKS]} held-out" in headline(compared(records))[0]
+    )
+
+
 def test_paired_difference_by_hand():
     before, after = [[0, 1], [1, 1], [0, 0], [0, 0]], [[1, 1], [1, 1], [0, 1], [0, 0]]
     # gaps .5 0 .5 0: mean .25, deviation sqrt(1/12), half 1.96 sqrt(1/12) / 2

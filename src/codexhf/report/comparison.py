@@ -6,7 +6,6 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from codexhf.report.manifests import TASKS, Runs, number, symbol
@@ -101,8 +100,10 @@ class Comparison:
         self.task_count = number(metrics.get(TASKS))
         self.metrics: dict[str, dict] = {}
         self.answers = runs.answers.get("all", {})
+        names = {key.rpartition("/")[0] for key in metrics if "/" in key}
         for path in config.get("models", []):
-            name = Path(path).name
+            # Folders of one name are told apart by their parents' names: m1, or seed-43/m1.
+            name = max((n for n in names if f"/{path}".endswith(f"/{n}")), key=len, default=path)
             mine = {k[len(name) + 1 :]: v for k, v in metrics.items() if k.startswith(f"{name}/")}
             counts = mine.pop("verdicts", {})
             for verdict in ("pass", "fail", *sorted(counts)) if counts else ():

@@ -13,7 +13,7 @@ from codexhf.lineage import BY_FOLDER
 
 # Names that run.py and evaluation.py write.
 CARDS, STATS = "cards", "notes"  # of one part of a stage's data
-TASKS = "problems"  # the evaluation's metric: how many held-out tasks it ran
+TASKS = "tasks"  # the evaluation's metric: how many held-out tasks it ran
 
 # A shape is a type, [the shape of each], {key: shape} or {str: the shape of every value}.
 MANIFEST = {
@@ -29,7 +29,7 @@ MANIFEST = {
     "files": {str: {"sha256": str}},
 }
 ANSWERS = {"all": {str: {"answers": [[str]], "verdicts": [[str]]}}}
-ANSWERED_TASKS = {"tasks": [{"prompt": str, "reference": str}]}  # written since samples are chosen
+ANSWERED_TASKS = {"tasks": [{"prompt": str}]}  # written since samples are chosen
 
 
 class ReportError(ValueError):

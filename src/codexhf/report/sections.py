@@ -172,7 +172,7 @@ def samples(c: Comparison) -> Section:
     chosen, kinds = sampled(c, c.config.get("samples_in_report", 6), seed)
     shown = []
     for i in chosen:
-        parts = [("reference", "", c.tasks[i]["reference"])]
+        parts = [("reference", "", str(c.tasks[i].get("reference") or "none is known"))]
         for model in c.models:
             raw = c.answers[model]
             parts.append((symbol(model), raw["verdicts"][i][0], raw["answers"][i][0]))
