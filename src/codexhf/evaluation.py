@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from codexhf.arguments import EvaluationArguments
+from codexhf.arguments import EvaluationArguments, SFTArguments
 from codexhf.chat import answered_ids, decode, in_form, prompt_ids, right_pad, text_of
 from codexhf.checkpoints import write_json
 from codexhf.completions import judge
@@ -244,9 +244,9 @@ class PassAt1(TrainerCallback):
     Only text is kept; no logits. Runs on the main process of a single-model setup.
     """
 
-    def __init__(self, problems: Dataset, tokenizer, max_new_tokens: int, seed: int = 42):
+    def __init__(self, problems: Dataset, tokenizer, stage: SFTArguments, seed: int = 42):
         self.problems, self.tokenizer = problems, tokenizer
-        self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.stage, self.seed = stage, seed
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
         if not len(self.problems) or not state.is_world_process_zero:
@@ -255,10 +255,11 @@ class PassAt1(TrainerCallback):
             model,
             self.tokenizer,
             self.problems["prompt"],
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.stage.eval_max_new_tokens,
             seed=self.seed,
         )
-        verdicts = judge(answers, self.problems["tests"], self.problems["entry_point"])
+        tests, names = self.problems["tests"], self.problems["entry_point"]
+        verdicts = judge(answers, tests, names, self.stage.timeout_s)
         passed = np.mean([group[0] == "pass" for group in verdicts])
         add_metrics(state, metrics, {"eval_pass@1": float(passed)})
 
@@ -467,6 +468,12 @@ def names_of(paths: Sequence[str]) -> list[str]:
     while len({part[-depth:] for part in parts}) < len(set(parts)):
         depth += 1
     return ["/".join(part[-depth:]) for part in parts]
+
+
+def parents_of(stage: EvaluationArguments) -> dict[str, str | None]:
+    """Name -> folder of everything that an evaluation reads."""
+    models = dict(zip(names_of(stage.models), stage.models, strict=True))
+    return {"reward_model": stage.reward_model, "reference": stage.reference, **models}
 
 
 def _wins(record: dict, parent: dict) -> dict:

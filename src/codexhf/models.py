@@ -315,14 +315,18 @@ def to_device(model: PreTrainedModel) -> PreTrainedModel:
     return model.to(PartialState().device).eval()
 
 
-def lora_config(stage) -> LoraConfig | None:
-    """The LoRA settings of a stage with `use_peft`, on all linear layers; None without it."""
+def lora_config(stage, dropout: float = 0.0) -> LoraConfig | None:
+    """The LoRA settings of a stage with `use_peft`, on all linear layers; None without it.
+
+    Args:
+        dropout: on the adapters; PPO has none, as its ratio compares two forwards.
+    """
     if not stage.use_peft:
         return None
     return LoraConfig(
         r=stage.lora_r,
         lora_alpha=stage.lora_alpha,
-        lora_dropout=stage.lora_dropout,
+        lora_dropout=dropout,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
