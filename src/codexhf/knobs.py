@@ -29,8 +29,15 @@ def knob(
     metadata = {"help": help, "low": low, "high": high, "above": above}
     if isinstance(default, list | dict):
         copy = type(default)
-        return dataclasses.field(default_factory=lambda: copy(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+        return dataclasses.field(default_factory=lambda: copy(default), metadata=_Rule(metadata))
+    return dataclasses.field(default=default, metadata=_Rule(metadata))
+
+
+class _Rule(dict):
+    """A knob's metadata; HfArgumentParser hands its copy to argparse, which only knows `help`."""
+
+    def copy(self) -> dict:
+        return {"help": self["help"]}
 
 
 def knob_errors(instance: Any) -> list[str]:

@@ -5,11 +5,8 @@ the only way in which the gradients of the RL and the SFT loss are both right un
 """
 
 import copy
-from collections import defaultdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
@@ -180,7 +177,7 @@ class PolicyAndCritic(nn.Module):
             targets,
             temperature,
             block=max(BLOCK_ROWS, BLOCK_BYTES // row),
-            keep=hidden.size(0) * row <= self._kept_bytes,
+            keep=torch.is_grad_enabled() and hidden.size(0) * row <= self._kept_bytes,
             dtype=matmul_dtype(hidden),
         )
 
@@ -244,45 +241,3 @@ def critic_from_policy(policy: nn.Module) -> PreTrainedModel:
     wanted.load_state_dict({name: weights[name] for name in wanted.state_dict()})
     draw_head(critic, seed=0)
     return critic
-
-
-def load_weights(module: nn.Module, folder: Path) -> None:
-    """Load saved weights into a model in place, adapters into a PEFT model.
-
-    Raises:
-        ValueError: the folder lacks weights that the model needs, or has others.
-    """
-    if not isinstance(module, PreTrainedModel):
-        named = folder / module.active_adapter  # where PEFT puts all but the one called default
-        where = named if named.is_dir() else folder
-        module.load_adapter(str(where), module.active_adapter, is_trainable=True)
-        return
-    files = sorted(folder.glob("model*.safetensors"))
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        weights |= safetensors.torch.load_file(file)
-    result = module.load_state_dict(weights, strict=False)
-    shared = _shared_names(module)
-    missing = [name for name in result.missing_keys if name not in shared]
-    if missing or result.unexpected_keys or not files:
-        raise ValueError(
-            f"{folder}: got weights without {missing[:3]} and with unknown "
-            f"{result.unexpected_keys[:3]} in {len(files)} files, "
-            f"expected those of {type(module).__name__}. Resume with the model that was saved."
-        )
-
-
-def _shared_names(module: nn.Module) -> set[str]:
-    """Return names of tensors that share memory with another; only one of them is saved."""
-    names = defaultdict(list)
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        names[tensor.data_ptr()].append(name)
-    return {name for group in names.values() if len(group) > 1 for name in group}
-
-
-def parts_of(wrapper: PolicyAndCritic, folder: Path) -> list[tuple[nn.Module, str, Path]]:
-    """Return each model of the wrapper with its prefix and its folder."""
-    return [
-        (wrapper.policy, "policy.", folder),
-        (wrapper.value_model, "value_model.", folder / "value_model"),
-    ]

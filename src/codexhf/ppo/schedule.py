@@ -20,7 +20,7 @@ class Position:
     rollout: int
     ppo_epoch: int
     minibatch: int  # within the pass
-    micro: int  # within the minibatch
+    micro_batch: int  # within the minibatch
 
     @property
     def starts_rollout(self) -> bool:
@@ -30,7 +30,7 @@ class Position:
     @property
     def starts_minibatch(self) -> bool:
         """Whether this is the first micro batch behind an optimizer step."""
-        return self.micro == 0
+        return self.micro_batch == 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Schedule:
 
     rollout_rows: int  # prompts per rollout and process
     micro_rows: int
-    micros: int  # micro batches per minibatch: Trainer's gradient_accumulation_steps
+    micro_batches: int  # micro batches per minibatch: Trainer's gradient_accumulation_steps
     minibatches: int  # per pass
     ppo_epochs: int
     world_size: int
@@ -85,7 +85,7 @@ class Schedule:
         return cls(
             rollout_rows=rows,
             micro_rows=micro,
-            micros=minibatch // micro,
+            micro_batches=minibatch // micro,
             minibatches=args.num_mini_batches,
             ppo_epochs=args.num_ppo_epochs,
             world_size=world,
@@ -96,14 +96,14 @@ class Schedule:
         )
 
     @property
-    def micros_per_epoch(self) -> int:
+    def micro_batches_per_epoch(self) -> int:
         """Micro batches in one pass over a rollout."""
-        return self.micros * self.minibatches
+        return self.micro_batches * self.minibatches
 
     @property
-    def micros_per_rollout(self) -> int:
+    def micro_batches_per_rollout(self) -> int:
         """Micro batches in all passes over a rollout."""
-        return self.micros_per_epoch * self.ppo_epochs
+        return self.micro_batches_per_epoch * self.ppo_epochs
 
     @property
     def updates_per_rollout(self) -> int:
@@ -122,14 +122,14 @@ class Schedule:
 
     def identity(self) -> dict[str, int]:
         """Return what a run must have in common with the one that it resumes."""
-        return {k: v for k, v in asdict(self).items() if k not in ("rollouts", "micros")}
+        return {k: v for k, v in asdict(self).items() if k not in ("rollouts", "micro_batches")}
 
     def at(self, micro_step: int) -> Position:
         """Return where the micro batch number `micro_step` of a run lies."""
-        rollout, rest = divmod(micro_step, self.micros_per_rollout)
-        ppo_epoch, rest = divmod(rest, self.micros_per_epoch)
-        minibatch, micro = divmod(rest, self.micros)
-        return Position(rollout, ppo_epoch, minibatch, micro)
+        rollout, rest = divmod(micro_step, self.micro_batches_per_rollout)
+        ppo_epoch, rest = divmod(rest, self.micro_batches_per_epoch)
+        minibatch, micro_batch = divmod(rest, self.micro_batches)
+        return Position(rollout, ppo_epoch, minibatch, micro_batch)
 
     def prompt_rows(self, rollout: int, rank: int) -> list[int]:
         """Return the data set rows that process `rank` answers in a rollout."""
