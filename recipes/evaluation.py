@@ -23,13 +23,13 @@ def main(argv=None):
         stage.heldout_cards,
         tokenizer,
         max_rows=stage.max_problems,
-        max_prompt_tokens=room_for(stage.reference, stage.max_new_tokens),
+        max_prompt_tokens=room_for([stage.reference, *stage.models], stage.max_new_tokens),
         seed=stage.seed,
     )
     corpora = load_heldout_texts(stage.text_cards, max_rows=stage.max_documents)
     return run_task(
         stage,
-        lambda folder: evaluate_models(stage, tokenizer, problems, corpora, folder),
+        lambda folder: evaluate_models(stage, problems, corpora, folder),
         data={"problems": problems, **corpora},
         parents={"reward_model": stage.reward_model, **{m: m for m in stage.models}},
     )

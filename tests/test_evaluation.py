@@ -143,7 +143,7 @@ def test_evaluate_models_writes_the_suite(model_folder, tokenizer, tmp_path, wri
     from datasets import Dataset
 
     corpora = {"code": Data(Dataset.from_dict({"text": ["x = 1\n" * 5]}))}
-    metrics = evaluation.evaluate_models(stage, tokenizer, data, corpora, tmp_path)
+    metrics = evaluation.evaluate_models(stage, data, corpora, tmp_path)
     assert metrics["model/kl"] == pytest.approx(0, abs=1e-6)
     assert metrics["other/kl"] > 0
     assert metrics["model/pass@1"] == 0.0 and metrics["model/verdicts"] == {"fail": 12}

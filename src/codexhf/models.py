@@ -3,7 +3,7 @@
 The reward model is in reward_model.py.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -169,7 +170,7 @@ def load_policy(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
         ValueError: weights that hold NaN or infinity; a vocabulary smaller than the tokenizer's.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, use_cache=False
     )
     if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise ValueError(
@@ -199,8 +200,12 @@ def nonfinite_parameter(model: nn.Module) -> str | None:
 
 def context_length(path: str) -> int | None:
     """Longest sequence that the model of a folder or Hub id was built for; None if unbounded."""
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
-    return getattr(config, "max_position_embeddings", None)
+    return context_of(AutoConfig.from_pretrained(path, trust_remote_code=False))
+
+
+def context_of(config: PreTrainedConfig) -> int | None:
+    """Longest sequence of a model with this config; None where positions have no end."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def within_context(path: str, max_length: int) -> int:
@@ -214,19 +219,24 @@ def within_context(path: str, max_length: int) -> int:
     return max_length
 
 
-def room_for(path: str, new_tokens: int) -> int | None:
-    """Longest prompt that leaves room for `new_tokens` in the model's context.
+def room_for(models: str | Sequence[str], new_tokens: int) -> int | None:
+    """Longest prompt that leaves room for `new_tokens` in the context of each model.
 
     Raises:
         ValueError: no prompt does.
     """
-    context = context_length(path)
-    if context is not None and new_tokens >= context:
+    paths = [models] if isinstance(models, str) else models
+    contexts = {path: context_length(path) for path in paths}
+    known = {path: context for path, context in contexts.items() if context is not None}
+    if not known:
+        return None
+    path = min(known, key=known.__getitem__)
+    if new_tokens >= known[path]:
         raise ValueError(
-            f"answers of {new_tokens} tokens leave no room for a prompt in the context of {path} "
-            f"({context} tokens). Lower max_new_tokens or response_length."
+            f"completions of {new_tokens} tokens leave no room for a prompt in the context of "
+            f"{path} ({known[path]} tokens). Lower max_new_tokens or response_length."
         )
-    return None if context is None else context - new_tokens
+    return known[path] - new_tokens
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
@@ -294,11 +304,9 @@ def disable_dropout(model: nn.Module) -> list[tuple[Any, str, float]]:
     return given
 
 
-def shortest_context(models: list[Any]) -> int | None:
-    """Return the positions of the model that has the fewest; None where none has a limit."""
-    configs = [model.config.get_text_config() for model in models]
-    limits = [getattr(config, "max_position_embeddings", None) for config in configs]
-    return min((limit for limit in limits if limit is not None), default=None)
+def shortest_context(models: Iterable[Any]) -> int | None:
+    """Positions of the model that has the fewest; None where none has a limit."""
+    return min(filter(None, (context_of(model.config) for model in models)), default=None)
 
 
 def to_device(model: PreTrainedModel) -> PreTrainedModel:

@@ -28,6 +28,7 @@ from codexhf.generation import sample
 from codexhf.models import (
     backbone_states,
     check_finite,
+    context_of,
     load_policy,
     load_tokenizer,
     to_device,
@@ -52,6 +53,7 @@ def load_reward_model(path: str, *, new_head: bool = False, seed: int = 42) -> P
         dtype=torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
+        use_cache=False,
         output_loading_info=True,
     )
     missing = [name for name in info["missing_keys"] if "score" in name or "classifier" in name]
@@ -131,9 +133,7 @@ class ModelReward:
         name: str = "reward_model",
     ) -> None:
         config = model.config.get_text_config()
-        # Not every architecture bounds its positions.
-        positions = getattr(config, "max_position_embeddings", None) or math.inf
-        limit = int(min(positions, processing_class.model_max_length))
+        limit = int(min(context_of(config) or math.inf, processing_class.model_max_length))
         errors = []
         if model.config.num_labels != 1:
             errors.append(
