@@ -34,10 +34,13 @@ def knob(
 
 
 class _Rule(dict):
-    """A knob's metadata; HfArgumentParser hands its copy to argparse, which only knows `help`."""
+    """A knob's metadata. Only `help` is listed: HfArgumentParser gives all that is to argparse."""
 
-    def copy(self) -> dict:
-        return {"help": self["help"]}
+    def keys(self):
+        return {"help": None}.keys()
+
+    def copy(self) -> dict:  # TRL's parser asks for one
+        return dict(help=self["help"])
 
 
 def knob_errors(instance: Any) -> list[str]:
