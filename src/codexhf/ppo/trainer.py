@@ -475,6 +475,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
     ) -> None:
         """Write README.md, with TRL's arguments or those of `Trainer.create_model_card`."""
         tags = [tags] if isinstance(tags, str) else list(tags or [])
+        kwargs.setdefault("dataset_tags", dataset_name)
         kwargs.setdefault("dataset", dataset_name)
         kwargs.setdefault("finetuned_from", self.policy_model.config._name_or_path or None)
         tags += [tag for tag in self._tag_names if tag not in tags]
