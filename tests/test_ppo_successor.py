@@ -283,6 +283,22 @@ def test_a_cache_that_the_engine_does_not_know_gives_way_to_one_that_does(tmp_pa
     assert type(trainer.engine).__name__ == "HFEngine"
 
 
+def test_a_model_without_a_cache_of_keys_is_left_to_generate(tmp_path):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "rwkv", vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, context_length=64,
+        attention_hidden_size=16, intermediate_size=24, eos_token_id=2, bos_token_id=1,
+    )  # fmt: skip
+    policy = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.warns(UserWarning, match="takes no cache of keys"):
+        trainer = new_trainer(
+            tmp_path, model=policy, value_model=models()["value_model"], config=ONE
+        )
+    # its recurrence also reads the padding in front of a prompt: another policy than in training
+    with pytest.raises(RuntimeError, match="HFEngine differ.*nats per token"):
+        trainer.train()
+
+
 # ------------------------------------------------------------------------------ R8
 
 

@@ -6,6 +6,7 @@ faster than `model.generate`. All sample from the model's own distribution, with
 its generation config.
 """
 
+import inspect
 import warnings
 from collections.abc import Sequence
 
@@ -84,6 +85,8 @@ def engine_for(
             preallocated_cache(base_model(model), 1)
         except ValueError as error:
             name, reason = "hf", str(error)
+        if "past_key_values" not in inspect.signature(base_model(model).forward).parameters:
+            name, reason = "hf", f"{type(base_model(model)).__name__} takes no cache of keys."
     if name != wanted:
         warnings.warn(f"{wanted!r} cannot sample: {reason} {name!r} samples instead.", stacklevel=3)
     return make_engine(name, sampling, cuda_graphs)

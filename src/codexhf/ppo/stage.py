@@ -9,7 +9,7 @@ from codexhf.arguments import PPOArguments
 from codexhf.chat import prompt_ids
 from codexhf.data import Data
 from codexhf.models import load_policy, lora_config
-from codexhf.ppo.config import TRL_VALUES, PPOConfig
+from codexhf.ppo.config import TRL_VALUES, UNREAD_FIELDS, PPOConfig
 from codexhf.ppo.trainer import PPOTrainer
 from codexhf.reward_model import load_model_reward, load_reward_model
 from codexhf.rewards import REWARD_MODEL, combine
@@ -46,6 +46,12 @@ def new_trainer(
         demonstrations: rows for the alpha_sft term; may be empty when alpha_sft is 0.
         problems: held-out problems; unit tests on them are the gold signal of evaluations.
     """
+    given = [f for f in fields(PPOConfig) if getattr(training, f.name) != f.default]
+    if unread := [f.name for f in given if f.name in UNREAD_FIELDS]:
+        raise ValueError(
+            f"{', '.join(unread)}: only TRL's own scripts read this, expected it to be left out. "
+            "Models are named by model and reward_model."
+        )
     if stage.trainer == "trl":
         return _trl_trainer(stage, training, tokenizer, prompts)
     model_reward = None
