@@ -12,7 +12,7 @@ import torch
 import transformers
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from peft import LoraConfig
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from transformers import AutoConfig, TrainerCallback, get_scheduler
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -170,6 +170,33 @@ def test_the_saved_config_has_the_users_dropout(tmp_path):
     for where in ("saved", "saved/value_model"):
         assert AutoConfig.from_pretrained(tmp_path / where).attention_dropout == 0.25
     assert trainer.policy_model.config.attention_dropout == 0.0
+
+
+# ------------------------------------------------------------------------------ R9
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=2, target_modules=["embed_tokens"]),
+        LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices=[5, 6]),
+    ],
+    ids=["embedding", "token indices"],
+)
+def test_adapters_of_embeddings_train_and_resume(tmp_path, config):
+    steps = {"save_strategy": "steps", "save_steps": 3, "step_unit": "optimizer"}
+    trainer = new_trainer(tmp_path, peft_config=config, config=steps)
+    trainer.train()
+    again = new_trainer(tmp_path, peft_config=config)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert same(state(again), state(trainer))
+
+
+@pytest.mark.parametrize("kind", [PrefixTuningConfig, PromptTuningConfig])
+def test_adapters_of_virtual_tokens_are_refused(tmp_path, kind):
+    config = kind(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with pytest.raises(ValueError, match="model: got an adapter of virtual tokens"):
+        new_trainer(tmp_path, peft_config=config)
 
 
 # ------------------------------------------------------------------------------ R5

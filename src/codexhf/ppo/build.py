@@ -464,7 +464,13 @@ def _policy_errors(args: PPOConfig, policy: nn.Module) -> list[str]:
             f"model: got {type(base_model(policy)).__name__}, expected a causal language model. "
             "Load it with AutoModelForCausalLM."
         )
-    known = [] if isinstance(policy, PreTrainedModel) else sorted(policy.peft_config)
+    adapters = {} if isinstance(policy, PreTrainedModel) else policy.peft_config
+    if any(config.is_prompt_learning for config in adapters.values()):
+        errors.append(
+            "model: got an adapter of virtual tokens (prompt or prefix tuning), expected one of "
+            "weights, such as LoRA: PPO scores the policy's own tokens."
+        )
+    known = sorted(adapters)
     for name in ("model_adapter_name", "ref_adapter_name"):
         wanted = getattr(args, name)
         if wanted is not None and wanted not in known:

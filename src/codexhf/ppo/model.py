@@ -5,6 +5,7 @@ the only way in which the gradients of the RL and the SFT loss are both right un
 """
 
 import copy
+import re
 from typing import Any, NamedTuple
 
 import torch
@@ -234,7 +235,7 @@ def critic_from_policy(policy: nn.Module) -> PreTrainedModel:
     critic = critic.to(device=model.device, dtype=model.dtype)
     trunk = getattr(model, model.base_model_prefix)
     weights = {
-        name.replace("base_layer.", "").replace("original_module.", ""): w
+        re.sub(r"(base_layer|original_module|token_adapter)\.", "", name): w
         for name, w in trunk.state_dict().items()
     }
     wanted = getattr(critic, critic.base_model_prefix)
