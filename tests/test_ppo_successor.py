@@ -411,6 +411,14 @@ def test_all_that_is_wrong_is_said_before_a_model_is_loaded(tmp_path, monkeypatc
         assert said in str(refused.value)
 
 
+def test_a_launch_that_cannot_work_is_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("codexhf.ppo.build.load_policy", lambda *args: pytest.fail("loaded"))
+    models()["model"].save_pretrained(tmp_path / "policy")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="(?s)accelerate: got FSDP.*`pip install vllm`"):
+        new_trainer(tmp_path, model=str(tmp_path / "policy"), config={"rollout_engine": "vllm"})
+
+
 # ------------------------------------------------------------------------------ T2
 
 

@@ -528,8 +528,8 @@ def _length_errors(given: Given, parts: Parts) -> list[str]:
     if short:
         errors.append(
             f"sft_dataset {short[0]} learn within {parts.sft_limit} ({len(short)} such rows), "
-            "expected room for an answer. Raise sft_max_length, where the policy's context allows "
-            "it, or drop such rows."
+            "expected room for a completion. Raise sft_max_length, where the policy's context "
+            "allows it, or drop such rows."
         )
     return errors
 

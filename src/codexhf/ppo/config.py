@@ -72,21 +72,21 @@ class PPOConfig(TrainingArguments):
     ref_adapter_name: str | None = knob(None, "PEFT adapter that is the reference.")
 
     # rollout
-    response_length: int = knob(53, "Most tokens per answer.", low=1)
+    response_length: int = knob(53, "Most tokens per completion.", low=1)
     temperature: float = knob(
         0.7, "Of sampling, and of every log-probability; the policy must be sampled.", above=0
     )
     stop_token: Literal["eos"] | None = knob(
         None,
-        "'eos' ends an answer at every end token: the tokenizer's, those of the policy's "
+        "'eos' ends a completion at every end token: the tokenizer's, those of the policy's "
         "generation config, the one that closes a turn of the chat template. None never ends one "
         "early, which is TRL's default and seldom what you want.",
     )
     stop_token_id: int | None = knob(
-        None, "The id that ends an answer instead; not together with stop_token.", low=0
+        None, "The id that ends a completion instead; not together with stop_token.", low=0
     )
     total_episodes: int | None = knob(
-        None, "Answers in the whole run. None: num_train_epochs over the prompts.", low=1
+        None, "Completions in the whole run. None: num_train_epochs over the prompts.", low=1
     )
     rollout_engine: Literal["native", "hf", "continuous_batching", "vllm"] = knob(
         "native",
@@ -122,11 +122,11 @@ class PPOConfig(TrainingArguments):
 
     # reward; its weights are an argument of the trainer, these shape the sum
     missing_eos_penalty: float | None = knob(
-        None, "Subtracted from the score of an answer that did not end.", low=0
+        None, "Subtracted from the score of a completion that did not end.", low=0
     )
     missing_eos_check: Literal["stop_token", "eos_token"] = knob(
         "stop_token",
-        "stop_token asks whether an answer ended by a stop token; eos_token whether it contains "
+        "stop_token asks whether a completion ended by a stop token; eos_token whether it contains "
         "the tokenizer's end token, as TRL.",
     )
     overlong_buffer: int = knob(
@@ -167,7 +167,7 @@ class PPOConfig(TrainingArguments):
         "k1", "k1 or k3 in the reward, k2 or k3 in the loss."
     )
     kl_target: float | None = knob(
-        None, "Mean KL per answer that an adaptive kl_coef aims at. None: it is fixed.", above=0
+        None, "Mean KL per completion that an adaptive kl_coef aims at. None: it is fixed.", above=0
     )
     kl_horizon: int = knob(10_000, "Episodes over which an adaptive kl_coef reacts.", low=1)
     entropy_coef: float = knob(
@@ -249,10 +249,10 @@ class PPOConfig(TrainingArguments):
 
     # evaluation and logging
     eval_temperature: float | None = knob(
-        None, "Of the answers that evaluate() scores. None: temperature; 0: greedy.", low=0
+        None, "Of the completions that evaluate() scores. None: temperature; 0: greedy.", low=0
     )
     num_sample_generations: int = knob(
-        10, "How often a few answers are printed during training, with an eval_dataset.", low=0
+        10, "How often a few completions are printed during training, with an eval_dataset.", low=0
     )
     log_grad_norms: bool = knob(
         True,

@@ -23,7 +23,7 @@ BLOCK_ROWS, BLOCK_BYTES = 256, 32 * 2**20
 class PolicyOutput(NamedTuple):
     """What one forward of `PolicyAndCritic` returns; None where it was not asked for.
 
-    N answer tokens and M values, row after row.
+    N completion tokens and M values, row after row.
     """
 
     logprobs: Tensor | None  # (N,) float32
@@ -116,7 +116,7 @@ class PolicyAndCritic(nn.Module):
         temperature: float,
         sft: dict[str, Tensor] | None = None,
     ) -> PolicyOutput:
-        """Score answers with the policy and the critic and, in the same pass, demonstrations.
+        """Score completions with the policy and the critic and, in the same pass, demonstrations.
 
         Args:
             input_ids: (b, l).

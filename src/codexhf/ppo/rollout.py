@@ -40,7 +40,7 @@ class Layout:
 
     input_ids: Tensor  # (b, l)
     attention_mask: Tensor | None  # (b, l) bool; None: no padding before a real token
-    policy_at: Tensor  # (b, l) bool, True where the next token belongs to the answer
+    policy_at: Tensor  # (b, l) bool, True where the next token belongs to the completion
     value_at: Tensor  # (b, l) bool, True where a value is wanted
     last: Tensor  # (b,) column of the last real token
 
@@ -58,7 +58,7 @@ class Sequences:
         """Return rows for a forward; `trim` moves them flush left and needs no attention mask.
 
         Flush left, padding only follows real tokens, which causal attention never looks at, and
-        the width is that of the longest row rather than longest prompt plus longest answer.
+        the width is that of the longest row rather than longest prompt plus longest completion.
         """
         ids, mask = self.input_ids[index], self.mask[index]  # (b, L)
         policy_at = self._sources(self.response_mask[index], mask)
@@ -82,7 +82,7 @@ class Sequences:
         )
 
     def _sources(self, wanted: Tensor, mask: Tensor) -> Tensor:
-        """Return (b, L) True one column before each wanted answer position (b, R)."""
+        """Return (b, L) True one column before each wanted position of the completion (b, R)."""
         sources = torch.zeros_like(mask)
         width = wanted.size(1)
         sources[:, -width - 1 : -1] = wanted
@@ -103,7 +103,7 @@ class Sequences:
 
 @dataclass
 class MicroBatch:
-    """What one forward and its loss read. N answer tokens and M values, row after row."""
+    """What one forward and its loss read. N completion tokens and M values, row after row."""
 
     layout: Layout
     targets: Tensor  # (N,) the completions' tokens
@@ -117,7 +117,7 @@ class MicroBatch:
 
 @dataclass
 class Rollout(Sequences):
-    """Everything the updates of one rollout read; one row per answer of this process."""
+    """Everything the updates of one rollout read; one row per completion of this process."""
 
     logprobs: Tensor  # (B, R) float32 of the sampling policy
     ref_logprobs: Tensor  # (B, R) float32
@@ -132,15 +132,15 @@ class Rollout(Sequences):
 
     def micro_batch(self, index: Tensor, trim: bool) -> MicroBatch:
         """Return some rows for an update."""
-        answer, value = self.response_mask[index], self.value_mask[index]
-        responses = self.input_ids[index][:, -answer.size(1) :]
+        real, value = self.response_mask[index], self.value_mask[index]
+        responses = self.input_ids[index][:, -real.size(1) :]
         return MicroBatch(
             layout=self.layout(index, trim),
-            targets=responses[answer],
-            logprobs=self.logprobs[index][answer],
-            ref_logprobs=self.ref_logprobs[index][answer],
-            advantages=self.advantages[index][answer],
-            importance=self.importance[index][answer],
+            targets=responses[real],
+            logprobs=self.logprobs[index][real],
+            ref_logprobs=self.ref_logprobs[index][real],
+            advantages=self.advantages[index][real],
+            importance=self.importance[index][real],
             values=self.values[index][value],
             returns=self.returns[index][value],
         )
@@ -156,7 +156,7 @@ class PromptEncoder:
         limit: int | None,
         pad_id: int | None = None,
     ):
-        """Keep `room` tokens free for the answer within the `limit` of the models.
+        """Keep `room` tokens free for the completion within the `limit` of the models.
 
         With `pad_id`, `input_ids` that begin or end with it and come without a mask are refused.
         """

@@ -24,7 +24,7 @@ class Position:
 
     @property
     def starts_rollout(self) -> bool:
-        """Whether answers must be sampled first."""
+        """Whether completions must be sampled first."""
         return self.starts_minibatch and self.minibatch == 0 and self.ppo_epoch == 0
 
     @property
@@ -80,7 +80,7 @@ class Schedule:
         if episodes < 1:
             raise ValueError(
                 f"num_train_epochs: got {args.num_train_epochs} of {dataset_rows} prompts, "
-                "expected at least one answer in all. Raise it, or set total_episodes."
+                "expected at least one completion in all. Raise it, or set total_episodes."
             )
         return cls(
             rollout_rows=rows,
@@ -141,7 +141,7 @@ class Schedule:
         return order[start : start + self.rollout_rows].tolist()
 
     def permutation(self, rollout: int, ppo_epoch: int, rank: int) -> torch.Tensor:
-        """Return the order (rollout_rows,) in which a pass visits the answers of a process."""
+        """Return the order (rollout_rows,) in which a pass visits the completions of a process."""
         random = self._random("rows", rollout, ppo_epoch, rank)
         return torch.from_numpy(random.permutation(self.rollout_rows))
 
@@ -157,7 +157,7 @@ class Schedule:
         return picked
 
     def rollout_seed(self, rollout: int, rank: int) -> int:
-        """Return the seed from which a process samples the answers of a rollout."""
+        """Return the seed from which a process samples the completions of a rollout."""
         return int(self._random("answers", rollout, rank).integers(2**63))
 
     def _random(self, stream: str, *numbers: int) -> np.random.Generator:

@@ -92,8 +92,8 @@ def _trl_trainer(stage: PPOArguments, training: PPOConfig, tokenizer, prompts: D
             "pip install 'codexhf[trl-ppo]', or leave --trainer at codexhf."
         ) from None
     known = {f.name for f in fields(theirs.PPOConfig)}
-    if problems := _beyond_trl(stage, training, known):
-        lines = "\n".join(f"    {problem}" for problem in problems)
+    if errors := _beyond_trl(stage, training, known):
+        lines = "\n".join(f"    {error}" for error in errors)
         raise ValueError(
             f"trainer: got 'trl', whose class cannot do what these settings ask for:\n{lines}\n"
             "    Set what is expected (None: leave it out), as recipes/trl-1.12/ppo.yaml does, or "

@@ -58,9 +58,9 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         reward_funcs: names from `codexhf.rewards.REWARDS`, or functions
             f(prompts, completions, **columns) -> list[float | None], or a RewardSum of such.
         reward_weights: one per reward, reward models first; None weighs each 1.
-        reward_processing_class: tokenizer of the reward model (a list for several). Given, answers
-            reach the reward model as text, through its own chat template; None: as the policy's
-            token ids, which is right only if both share the tokenizer.
+        reward_processing_class: tokenizer of the reward model (a list for several). Given,
+            completions reach the reward model as text, through its own chat template; None: as the
+            policy's token ids, which is right only if both share the tokenizer.
         sft_dataset: demonstrations with `prompt` and `completion`, or `messages`; for alpha_sft.
         eval_reward_funcs: further rewards that evaluate() reports and training never sees.
     """
@@ -270,7 +270,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
             for parameter in self.policy_model.parameters():
                 parameter.grad = None
         if now.micro_batch == self.schedule.micro_batches - 1:
-            if not self.args.fp16:  # whose loss scaler looks for infinity itself
+            if self.accelerator.mixed_precision != "fp16":  # its loss scaler looks for infinity
                 StopOnNaN().on_pre_optimizer_step(self.args, self.state, self.control, model)
             if self.args.early_stop_kl is not None:
                 kl, tokens = self._total(torch.stack(self._minibatch_kl)).tolist()
@@ -308,7 +308,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         return {"batch": batch, "sft": sft, "now": now}
 
     def _permutation(self, now: Position, rank: int) -> Tensor:
-        """Return the order in which a pass visits the answers of this process."""
+        """Return the order in which a pass visits the completions of this process."""
         return self.schedule.permutation(now.rollout, now.ppo_epoch, rank)
 
     def _begin_minibatch(self, now: Position) -> None:
