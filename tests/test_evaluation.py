@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from codexhf import evaluation
+from codexhf import completions, evaluation
 from codexhf.data import Data, load_problems
 from codexhf.evaluation import PassAtK, answer_logprobs, bits_per_byte, pass_at_k, win_rate
 from codexhf.generation import sample, sample_ids
@@ -159,6 +159,8 @@ def test_the_sandbox_failing_is_no_verdict(monkeypatch, problems):
     from codexhf.execution import Result
 
     broken = Result("sandbox_error", 0, 1, "worker lost", 0.0, "none")
-    monkeypatch.setattr(evaluation, "run_tests", lambda programs, *a, **k: [broken] * len(programs))
+    monkeypatch.setattr(
+        completions, "run_tests", lambda programs, *a, **k: [broken] * len(programs)
+    )
     with pytest.raises(RuntimeError, match="worker lost"):
-        evaluation.judge([[ADD]], [problems[0]["tests"]], ["f"])
+        completions.judge([[ADD]], [problems[0]["tests"]], ["f"])

@@ -1,4 +1,4 @@
-"""What a model wrote: the code in it, found as a reader would find it.
+"""What a model wrote: the code in it, found as a reader would find it, and how that does in tests.
 
 Every reward, label, metric and report looks at code through `code_of`, so they judge one thing. It
 reads each line once: a model that writes a million backticks costs no more than its length.
@@ -8,8 +8,12 @@ import ast
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from tqdm.auto import tqdm
+
+from codexhf.execution import Result, run_tests
 
 PYTHON = {"", "py", "python", "python3", "py3", "ipython", "pycon"}
 """Names of Python behind a fence; none counts as well."""
@@ -193,3 +197,49 @@ def _without_prose(text: str) -> str:
         if parse_python(code) is not None:
             return code
     return text
+
+
+def grade(
+    completions: Sequence[Sequence[str]],
+    tests: Sequence[Any],
+    entry_points: Sequence[str],
+    timeout_s: float = 3.0,
+    progress: str | None = None,
+) -> list[list[Result]]:
+    """Run the tests of each task on its completions in the sandbox: [task][completion] results.
+
+    Args:
+        progress: what to write before a progress bar; none when None.
+    Raises:
+        RuntimeError: the sandbox failed on a program; an outage is neither a label nor a verdict.
+    """
+    owner = [i for i, group in enumerate(completions) for _ in group]
+    with tqdm(total=len(owner), desc=progress, disable=progress is None) as bar:
+        results = run_tests(
+            [code_of(text) for group in completions for text in group],
+            [tests[i] for i in owner],
+            [entry_points[i] for i in owner],
+            timeout_s=timeout_s,
+            progress=lambda done, total: bar.update(done - bar.n),
+        )
+    out: list[list[Result]] = [[] for _ in completions]
+    for i, result in zip(owner, results, strict=True):
+        if result.verdict == "sandbox_error":
+            raise RuntimeError(
+                f"the sandbox failed on a completion of task {i}: {result.detail}. Nothing was "
+                "counted. Run `python -m codexhf.execution selftest`."
+            )
+        out[i].append(result)
+    return out
+
+
+def judge(
+    completions: Sequence[Sequence[str]],
+    tests: Sequence[Any],
+    entry_points: Sequence[str],
+    timeout_s: float = 3.0,
+    progress: str | None = None,
+) -> list[list[str]]:
+    """Return the verdict of each completion: [task][completion] pass, fail, timeout or memory."""
+    results = grade(completions, tests, entry_points, timeout_s, progress)
+    return [[result.verdict for result in group] for group in results]

@@ -16,15 +16,13 @@ import evaluate
 import numpy as np
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from codexhf.arguments import EvaluationArguments
+from codexhf.arguments import EvaluationArguments, SFTArguments
 from codexhf.chat import answered_ids, decode, in_form, prompt_ids, right_pad, text_of
 from codexhf.checkpoints import write_json
-from codexhf.completions import code_of
+from codexhf.completions import judge
 from codexhf.data import Data
-from codexhf.execution import Result, run_tests
 from codexhf.generation import sample, sample_ids
 from codexhf.models import (
     evaluating,
@@ -108,44 +106,6 @@ class PassAtK(evaluate.Metric):
         names = [r["entry_point"] for r in references]
         verdicts = judge(predictions, tests, names, self.timeout_s, self.progress)
         return summarise(verdicts, k)
-
-
-def grade(
-    answers: Sequence[Sequence[str]],
-    tests: Sequence,
-    entry_points: Sequence[str],
-    timeout_s: float = 3.0,
-    progress: str | None = None,
-) -> list[list[Result]]:
-    """Run each answer's tests in the sandbox: [problem][answer] results.
-
-    Raises:
-        RuntimeError: the sandbox failed on a program; an outage is neither a label nor a verdict.
-    """
-    owner = [i for i, group in enumerate(answers) for _ in group]
-    with tqdm(total=len(owner), desc=progress, disable=progress is None) as bar:
-        results = run_tests(
-            [code_of(code) for group in answers for code in group],
-            [tests[i] for i in owner],
-            [entry_points[i] for i in owner],
-            timeout_s=timeout_s,
-            progress=lambda done, total: bar.update(done - bar.n),
-        )
-    out: list[list[Result]] = [[] for _ in answers]
-    for i, result in zip(owner, results, strict=True):
-        if result.verdict == "sandbox_error":
-            raise RuntimeError(
-                f"the sandbox failed on an answer to problem {i}: {result.detail}. Nothing was "
-                "counted. Run `python -m codexhf.execution selftest`."
-            )
-        out[i].append(result)
-    return out
-
-
-def judge(answers, tests, entry_points, timeout_s=3.0, progress=None) -> list[list[str]]:
-    """Verdict of each answer: [problem][answer] pass, fail, timeout or memory."""
-    results = grade(answers, tests, entry_points, timeout_s, progress)
-    return [[result.verdict for result in group] for group in results]
 
 
 def summarise(verdicts: Sequence[Sequence[str]], k: Sequence[int]) -> dict:
@@ -284,9 +244,9 @@ class PassAt1(TrainerCallback):
     Only text is kept; no logits. Runs on the main process of a single-model setup.
     """
 
-    def __init__(self, problems: Dataset, tokenizer, max_new_tokens: int, seed: int = 42):
+    def __init__(self, problems: Dataset, tokenizer, stage: SFTArguments, seed: int = 42):
         self.problems, self.tokenizer = problems, tokenizer
-        self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.stage, self.seed = stage, seed
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
         if not len(self.problems) or not state.is_world_process_zero:
@@ -295,10 +255,11 @@ class PassAt1(TrainerCallback):
             model,
             self.tokenizer,
             self.problems["prompt"],
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.stage.eval_max_new_tokens,
             seed=self.seed,
         )
-        verdicts = judge(answers, self.problems["tests"], self.problems["entry_point"])
+        tests, names = self.problems["tests"], self.problems["entry_point"]
+        verdicts = judge(answers, tests, names, self.stage.timeout_s)
         passed = np.mean([group[0] == "pass" for group in verdicts])
         add_metrics(state, metrics, {"eval_pass@1": float(passed)})
 

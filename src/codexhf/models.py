@@ -25,7 +25,7 @@ from transformers import (
 
 from accelerate import PartialState
 from codexhf.arguments import PretrainArguments, TokenizerArguments
-from codexhf.chat import text_of
+from codexhf.chat import end_ids, text_of
 from codexhf.data import Data
 from codexhf.refusals import nearest
 
@@ -100,19 +100,33 @@ def train_tokenizer(
 def load_tokenizer(path: str, padding_side: str = "right") -> PreTrainedTokenizerBase:
     """Load a tokenizer that has a pad token.
 
+    Where none is set, a special token that nothing else uses pads, or else the end token: no stage
+    takes padding for text, since masks come from lengths.
+
     Raises:
-        ValueError: no pad or end token, which training would silently learn wrongly from.
+        ValueError: no end token, without which a model would never learn to stop.
     """
     tokenizer = AutoTokenizer.from_pretrained(
         path, padding_side=padding_side, trust_remote_code=False
     )
-    for name in ("pad_token", "eos_token"):
-        if getattr(tokenizer, name) is None:
-            raise ValueError(
-                f"{path}: the tokenizer has no {name}. Set one and save it: "
-                f"tokenizer.{name} = ...; tokenizer.save_pretrained(...)"
-            )
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"{path}: the tokenizer has no eos_token. Set one and save it: "
+            "tokenizer.eos_token = ...; tokenizer.save_pretrained(...)"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = spare_token(tokenizer) or tokenizer.eos_token
+        print(f"{path}: no pad token; {tokenizer.pad_token!r} pads", flush=True)
     return tokenizer
+
+
+def spare_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A special token that neither begins nor ends a text nor stands in the chat template."""
+    taken = {*end_ids(tokenizer), tokenizer.bos_token_id}
+    special = {*tokenizer.all_special_ids}
+    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    tokens = [tokenizer.convert_ids_to_tokens(i) for i in sorted(special - taken)]
+    return next((t for t in tokens if t not in (tokenizer.chat_template or "")), None)
 
 
 def new_policy(
@@ -193,7 +207,8 @@ def check_finite(model: PreTrainedModel, path: str) -> PreTrainedModel:
 def nonfinite_parameter(model: nn.Module) -> str | None:
     """Return the name of the first parameter that holds NaN or infinity; None where none does."""
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        # sharded loading gives the weights to the first process alone, which looks at them
+        if not parameter.is_meta and not torch.isfinite(parameter).all():
             return name
     return None
 
@@ -314,14 +329,18 @@ def to_device(model: PreTrainedModel) -> PreTrainedModel:
     return model.to(PartialState().device).eval()
 
 
-def lora_config(stage) -> LoraConfig | None:
-    """The LoRA settings of a stage with `use_peft`, on all linear layers; None without it."""
+def lora_config(stage, dropout: float = 0.0) -> LoraConfig | None:
+    """The LoRA settings of a stage with `use_peft`, on all linear layers; None without it.
+
+    Args:
+        dropout: on the adapters; PPO has none, as its ratio compares two forwards.
+    """
     if not stage.use_peft:
         return None
     return LoraConfig(
         r=stage.lora_r,
         lora_alpha=stage.lora_alpha,
-        lora_dropout=stage.lora_dropout,
+        lora_dropout=dropout,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )

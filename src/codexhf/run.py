@@ -21,13 +21,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, ClassVar
+from typing import IO
 
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from codexhf import launch
 from codexhf.arguments import StageArguments
 from codexhf.chat import end_ids
 from codexhf.checkpoints import (
@@ -42,7 +43,7 @@ from codexhf.checkpoints import (
     wrong_file,
 )
 from codexhf.data import Data
-from codexhf.execution import SandboxUnavailable, isolation_used
+from codexhf.execution import isolation_used
 from codexhf.hub import write_card
 from codexhf.identity import (
     IDENTITY,
@@ -58,25 +59,6 @@ from codexhf.refusals import refuse
 
 PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers")
-
-
-def launch(main: Callable[[], object]) -> None:
-    """Run a recipe's main; what is refused before the work begins is one message and exit code 2.
-
-    Set CODEXHF_DEBUG=1 to see the traceback instead.
-    """
-    try:
-        main()
-    except (ValueError, OSError, SandboxUnavailable) as error:
-        if _Begun.anywhere or os.environ.get("CODEXHF_DEBUG"):
-            raise
-        refuse([str(error)], Path(sys.argv[0]).name)
-    except KeyboardInterrupt:
-        _say("interrupted; start the same command again, it resumes from the last checkpoint")
-        raise SystemExit(130) from None
-    finally:
-        if torch.distributed.is_initialized():  # else its threads abort the process at its end
-            torch.distributed.destroy_process_group()
 
 
 def run_stage(
@@ -230,7 +212,6 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
 class _Begun:
     finished: dict | None = None  # the manifest, where there is nothing left to do
     checkpoint: Path | None = None  # where to go on
-    anywhere: ClassVar[bool] = False  # whether a stage of this process has begun its work
 
 
 @contextlib.contextmanager
@@ -253,7 +234,7 @@ def _begin(
             begun = agree(begun)
         if begun is None:
             raise SystemExit(2)
-        _Begun.anywhere = begun.finished is None
+        launch.begun = begun.finished is None
         yield begun
     finally:
         if lock is not None:
