@@ -57,7 +57,6 @@ def test_models_whose_names_change_on_saving_resume_bit_for_bit(tmp_path, family
         return new_trainer(
             tmp_path,
             model=policy_of(family),
-            value_model=models()["value_model"] if family == "olmoe" else None,
             config={"step_unit": "optimizer", "old_logprobs": "recompute", **config},
         )
 

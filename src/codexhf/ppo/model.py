@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from codexhf.models import backbone_states, base_model, evaluating, mask_arguments
 from codexhf.ppo.objective import linear_logprobs, logits_logprobs
-from codexhf.reward_model import draw_head
+from codexhf.reward_model import classifier_class, draw_head
 
 BLOCK_ROWS, BLOCK_BYTES = 256, 32 * 2**20
 """Logits are made this many rows at a time, or as many as fit into this memory if that is more."""
@@ -231,7 +231,11 @@ def critic_from_policy(policy: nn.Module) -> PreTrainedModel:
     model = base_model(policy)
     config = copy.deepcopy(model.config)
     config.num_labels = 1
-    critic = AutoModelForSequenceClassification.from_config(config)
+    kind = classifier_class(config)
+    if hasattr(kind, "from_config"):
+        critic = kind.from_config(config)
+    else:  # of the generic kind, which knows no other implementations of experts
+        critic = kind(type(config).from_dict(config.to_dict()))
     critic = critic.to(device=model.device, dtype=model.dtype)
     trunk = getattr(model, model.base_model_prefix)
     weights = {
