@@ -176,6 +176,15 @@ class PreferencesArguments(CodeRunningArguments):
     include_reference: bool = knob(
         False, "Let the card's reference completion take part as one more answer."
     )
+    label_by: str = knob(
+        "unit_tests",
+        "unit_tests: pairs that the tests tell apart. people: pairs for the labelling page, of "
+        "prompts without tests too. both: one and the other.",
+    )
+    pairs_to_label: int = knob(500, "Pairs queued for people at most.")
+    reward_model: str | None = knob(
+        None, "R: people are first shown pairs of which it is unsure; default: none yet."
+    )
     max_prompts: int | None = knob(None, "Prompts to use at most; default: all.")
     max_new_tokens: int = knob(96, "Longest completion, in tokens.")
     temperatures: list[float] = knob(
@@ -199,6 +208,9 @@ class PreferencesArguments(CodeRunningArguments):
             *check_range("temperatures: how many", len(self.temperatures), 1, None),
             *check_range("batch_size", self.batch_size, 1, None),
             *check_range("test_share", self.test_share, 0.01, 0.5),
+            *check_choice("label_by", self.label_by, ("unit_tests", "people", "both")),
+            *check_range("pairs_to_label", self.pairs_to_label, 2, None),
+            *(check_model("reward_model", self.reward_model) if self.reward_model else []),
             *(
                 check_range("max_prompts", self.max_prompts, 2, None)
                 if self.max_prompts is not None

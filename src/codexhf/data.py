@@ -506,8 +506,11 @@ def load_problems(
     max_rows: int | None = None,
     max_prompt_tokens: int | None = None,
     seed: int = 42,
+    need_tests: bool = True,
 ) -> Data:
     """Load problems (prompts with tests); the prompt as messages, the reference as text.
+
+    Without `need_tests` rows may lack them: people compare their answers.
 
     Raises:
         CardError: a row without tests or entry_point: nothing could be graded by it.
@@ -516,7 +519,7 @@ def load_problems(
         return Data(Dataset.from_dict({}))
     data = load_split(cards, "prompt-only", exclude=exclude, max_rows=max_rows, seed=seed)
     for column in ("tests", "entry_point"):
-        if column not in data.dataset.column_names:
+        if need_tests and column not in data.dataset.column_names:
             raise CardError(
                 f"{', '.join(map(str, cards))}: rows have no column {column!r}, so answers cannot "
                 "be run. Map it under codexhf.columns."
