@@ -325,7 +325,7 @@ def _owner_only(request: Request) -> None:
         raise HTTPException(403, "This page is for the owner of the project.")
 
 
-async def _body(request: Request, **types: type) -> dict:
+async def _body(request: Request, /, **types: type) -> dict:
     """The JSON object that was sent, with exactly these keys and types.
 
     Raises:

@@ -62,6 +62,8 @@ def _parses(text: str) -> bool:
 
 def _python(text: str) -> Markup:
     html = highlight(text, PythonLexer(stripnl=False, ensurenl=False), HtmlFormatter(nowrap=True))
+    if not text.endswith("\n"):
+        html = html.removesuffix("\n")  # which the formatter adds
     return Markup(html)  # pygments escapes what it colours
 
 

@@ -35,6 +35,7 @@ CREATE TABLE IF NOT EXISTS demonstration (
 CREATE TABLE IF NOT EXISTS lease (
     pair TEXT NOT NULL, labeller TEXT NOT NULL, tab TEXT NOT NULL, until REAL NOT NULL,
     PRIMARY KEY (labeller, tab));
+CREATE INDEX IF NOT EXISTS queue ON pair (position);
 CREATE INDEX IF NOT EXISTS label_of ON label (pair, labeller, adjudicates, seq);
 CREATE INDEX IF NOT EXISTS lease_of ON lease (pair);
 CREATE TRIGGER IF NOT EXISTS label_kept BEFORE DELETE ON label
@@ -47,21 +48,15 @@ CREATE VIEW IF NOT EXISTS current AS SELECT * FROM label l WHERE choice <> 'undo
 """
 
 NEXT = """
-SELECT p.* FROM pair p LEFT JOIN lease mine
-    ON mine.pair = p.id AND mine.labeller = :me AND mine.tab = :tab AND mine.until > :now
-WHERE p.position IS NOT NULL
+SELECT p.id FROM pair p WHERE p.position IS NOT NULL
 AND NOT EXISTS (SELECT 1 FROM current c
     WHERE c.pair = p.id AND c.labeller = :me AND NOT c.adjudicates)
-AND NOT EXISTS (SELECT 1 FROM lease l
-    WHERE l.pair = p.id AND l.labeller = :me AND l.tab <> :tab AND l.until > :now)
-AND (mine.pair IS NOT NULL OR :overlap > (
+AND NOT EXISTS (SELECT 1 FROM lease l WHERE l.pair = p.id AND l.labeller = :me AND l.tab <> :tab)
+AND (EXISTS (SELECT 1 FROM lease l WHERE l.pair = p.id AND l.labeller = :me) OR :overlap > (
     SELECT count(*) FROM current c
     WHERE c.pair = p.id AND c.labeller <> :me AND NOT c.adjudicates AND c.choice <> 'skip'
 ) + (
-    SELECT count(DISTINCT l.labeller) FROM lease l
-    WHERE l.pair = p.id AND l.labeller <> :me AND l.until > :now
-))
-ORDER BY mine.pair IS NULL, p.position LIMIT 1
+    SELECT count(DISTINCT l.labeller) FROM lease l WHERE l.pair = p.id AND l.labeller <> :me))
 """
 
 DISAGREED = """
@@ -157,11 +152,14 @@ class Store:
         Passed over are pairs that he has labelled or has open in another tab, and those that
         `overlap` others have labelled or are looking at.
         """
-        now = time.time()
         with self._transaction():
-            self.db.execute("DELETE FROM lease WHERE until < ?", (now,))
-            values = {"me": labeller, "tab": tab, "now": now, "overlap": overlap}
-            found = self.db.execute(NEXT, values).fetchone()
+            self.db.execute("DELETE FROM lease WHERE until < ?", (time.time(),))
+            values = {"me": labeller, "tab": tab, "overlap": overlap}
+            mine = "AND p.id = (SELECT pair FROM lease WHERE labeller = :me AND tab = :tab)"
+            found = (
+                self.db.execute(f"{NEXT} {mine}", values).fetchone()
+                or self.db.execute(f"{NEXT} ORDER BY p.position LIMIT 1", values).fetchone()
+            )
             if found is None:
                 return None
             self._lease(found["id"], labeller, tab)
