@@ -275,6 +275,10 @@ def test_noise_and_a_labeller_without_signal_are_named():
     found = a.summarise(pairs, rows)["labellers"]
     assert {n for n, r in found.items() if r["no_signal"]} == {"dice", "lazy"}
     assert found["lazy"]["side_bias_p"] < 1e-6 and found["ann"]["side_bias_p"] > 0.01
+    noisy = said(pairs, "ann", flipped(0.1)) + said(pairs, "dice", flipped(0.5))
+    found = a.summarise(pairs, noisy)["labellers"]  # ann's only colleague says nothing
+    assert not found["ann"]["no_signal"] and found["ann"]["compared_with"] == "tests"
+    assert found["dice"]["no_signal"]
     few = a.summarise(pairs, said(list(pairs)[:5], "new", ["a"] * 5))["labellers"]["new"]
     assert few["no_signal"] is None
 
@@ -326,7 +330,7 @@ def test_code_is_only_ever_text(text):
 
 def test_visible_names_what_cannot_be_seen():
     text = "a\u202eb\x00c\u200bd\ud800e\x1b[1m\ufefff\tg\n√é漢🎉\u00a0"
-    named = "a⟨U+202E⟩b⟨U+0000⟩c⟨U+200B⟩d⟨U+D800⟩e␛[1m⟨U+FEFF⟩f\tg\n√é漢🎉\u00a0"
+    named = "a⟨U+202E⟩b⟨U+0000⟩c⟨U+200B⟩d⟨U+D800⟩e⟨U+001B⟩[1m⟨U+FEFF⟩f\tg\n√é漢🎉\u00a0"
     assert visible(text) == named
     visible(text).encode()
 

@@ -58,7 +58,7 @@ def kappa(x: Sequence[Hashable], y: Sequence[Hashable]) -> float:
     Source: Cohen 1960, "A coefficient of agreement for nominal scales", eq. 1.
     """
     n = len(x)
-    observed = sum(a == b for a, b in zip(x, y, strict=True)) / n
+    observed = percent_equal(x, y) / 100
     left, right = Counter(x), Counter(y)
     chance = sum(left[v] * right[v] for v in left) / n**2
     return (observed - chance) / (1 - chance) if chance < 1 else math.nan
@@ -206,7 +206,11 @@ def _two_by_two(names: Sequence[str], table: Table) -> list[dict]:
 
 
 def _labeller(name: str, labels, by_pair, pairs) -> dict:
-    """One labeller against the majority of the others; where nobody else labelled, the tests, R."""
+    """One labeller against the majority of the others, the tests and R, whichever fits best.
+
+    A person who says something can still differ from one of them, so only who agrees with none of
+    them beyond chance has no signal; the p-value pays for the best of several (Bonferroni).
+    """
     mine = [r for r in labels if r["labeller"] == name and not r["adjudicates"]]
     said = [r for r in mine if r["choice"] != "skip"]
     compared: dict[str, list] = {"others": [], "tests": [], "R": []}
@@ -216,8 +220,11 @@ def _labeller(name: str, labels, by_pair, pairs) -> dict:
         for who, value in marks.items():
             if value is not None and not (row["informed"] and who != "others"):
                 compared[who].append((word(row["choice"]), value))
-    against = next((w for w, both in compared.items() if len(both) >= ENOUGH), None)
-    p = chance_p(*zip(*compared[against], strict=True)) if against else None
+    enough = {w: list(zip(*both, strict=True)) for w, both in compared.items()
+              if len(both) >= ENOUGH}  # fmt: skip
+    chances = {who: chance_p(*both) for who, both in enough.items()}
+    best = min(chances, key=chances.get, default=None)
+    p = min(1.0, len(chances) * chances[best]) if best else None
     sides = [r["choice"] == r["shown_left"] for r in said if r["choice"] in ("a", "b")]
     return {
         "labels": len(said),
@@ -225,10 +232,13 @@ def _labeller(name: str, labels, by_pair, pairs) -> dict:
         "seconds": float(np.median([r["seconds"] for r in said])),
         "left_percent": 100 * float(np.mean(sides)) if sides else None,
         "side_bias_p": sign_p(sum(sides), len(sides)),
-        "compared_with": against,
-        "agrees_percent": 100 * float(np.mean([x == y for x, y in compared[against]]))
-        if against
-        else None,
+        "compared_with": best,
+        "agrees_percent": percent_equal(*enough[best]) if best else None,
         "p_chance": p,
         "no_signal": None if p is None else p > 0.05,
     }
+
+
+def percent_equal(x: Sequence[Hashable], y: Sequence[Hashable]) -> float:
+    """Share of places where two sequences are equal, in percent."""
+    return 100 * sum(a == b for a, b in zip(x, y, strict=True)) / len(x)

@@ -30,8 +30,6 @@ def visible(text: str) -> str:
 
 def _name(match: re.Match) -> str:
     c = match[0]
-    if c == "\x1b":
-        return "␛"
     if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
         return f"⟨U+{ord(c):04X}⟩"
     return c

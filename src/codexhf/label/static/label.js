@@ -61,6 +61,7 @@ async function choose(button) {
     line.hidden = false;
   }
   say("Saved.");
+  document.querySelector(".choices").classList.add("saved");
   document.querySelector("[data-undo]").disabled = false;
   const button2 = document.querySelector("[data-next]");
   button2.hidden = button2.disabled = false;
