@@ -117,8 +117,10 @@ def test_hostile_answers_are_shown_as_text_and_fit_a_phone(tmp_path, browsers):
     with Server(tmp_path, rows, "--reveal", "never") as server:
         tab = enter(browsers(), server)
         for text in HOSTILE:
-            for width in (390, 1280):
+            for width in (1280, 390):
                 assert tab.look(tmp_path / "page.png", width, 800, dark=width == 390) == 0
+            size = "b => b.getBoundingClientRect().width > 40 && b.offsetHeight >= 44"
+            assert tab.run(f"[...document.querySelectorAll('[data-choice]')].every({size})")
             shown = tab.run("document.querySelector('pre').textContent")
             seen = re.sub(r"⟨U\+([0-9A-F]+)⟩", lambda m: chr(int(m[1], 16)), shown)
             assert seen == text

@@ -171,7 +171,7 @@ def choose_for_people(problems: Dataset, distinct, results, stage, folder: Path)
     open_, decided = [], []
     for row, group, verdicts, scored in zip(problems, distinct, results, scores, strict=True):
         for pair in pairs_to_label(row, group, verdicts, scored, stage, generator):
-            (decided if pair["tests_label"] in ("a", "b") else open_).append(pair)
+            (decided if pair["tests_label"] else open_).append(pair)
     queue: list[dict] = []
     for rows in (open_, decided):
         generator.shuffle(rows)  # equals in an order that is the seed's and not the card's
@@ -187,27 +187,29 @@ def choose_for_people(problems: Dataset, distinct, results, stage, folder: Path)
     write_rows(folder / "unlabelled.jsonl", queue)
     return {
         "pairs_to_label": len(queue),
-        "pairs_to_label_undecided": sum(p["tests_label"] not in ("a", "b") for p in queue),
+        "pairs_to_label_undecided": sum(p["tests_label"] is None for p in queue),
         "pairs_not_queued": len(open_) + len(decided),
     }
 
 
 def pairs_to_label(row, answers, results, scores, stage, generator) -> list[dict]:
-    """Up to `pairs_per_prompt` pairs of one prompt, the most telling ones, no answer used twice."""
+    """The most telling pairs of one prompt that tests cannot tell apart, and those that they can.
+
+    Up to `pairs_per_prompt` of each kind, and within a kind no answer is used twice.
+    """
     sides = []
     for i, j in combinations(range(len(answers)), 2):
         gap = None if scores is None else scores[i] - scores[j]
         tied = not results or worth(results[i]) == worth(results[j])
-        sides.append((tied, telling(answers[i], answers[j], gap), i, j))
-    sides.sort(key=lambda side: (not side[0], -side[1]))
-    used: set[int] = set()
+        sides.append((telling(answers[i], answers[j], gap), tied, i, j))
+    sides.sort(key=lambda side: -side[0])
+    used: dict[bool, list[int]] = {True: [], False: []}
     pairs: list[dict] = []
-    for tied, tells, i, j in sides:
-        if len(pairs) == stage.pairs_per_prompt or {i, j} & used or tells == 0:
+    for tells, tied, i, j in sides:
+        if len(used[tied]) == 2 * stage.pairs_per_prompt or {i, j} & {*used[tied]} or tells == 0:
             continue
-        used |= {i, j}
+        used[tied] += [i, j]
         a, b = (j, i) if generator.integers(2) else (i, j)
-        better = "a" if results and worth(results[a]) > worth(results[b]) else "b"
         pair = {"id": f"{row['id']}/{len(pairs)}", "prompt": row["prompt"]}
         for side, k in (("a", a), ("b", b)):
             made = stage.include_reference and answers[k] == row["completion"]
@@ -215,15 +217,18 @@ def pairs_to_label(row, answers, results, scores, stage, generator) -> list[dict
             pair[f"model_{side}"] = "the card's reference" if made else stage.model
             pair[f"tests_{side}"] = _why(results[k]) if results else None
             pair[f"reward_{side}"] = None if scores is None else scores[k]
-        pair |= {
-            "tests_label": None if not results else "tie" if tied else better,
-            "telling": round(tells, 4),
-            "order_seed": stage.seed,
-            "split": "test" if in_test(row["prompt"], stage.test_share) else "train",
-            "tests": row.get("tests"),
-            "entry_point": row.get("entry_point"),
-        }
-        pairs.append(pair)
+        better = None if tied else "a" if worth(results[a]) > worth(results[b]) else "b"
+        pairs.append(
+            pair
+            | {
+                "tests_label": better,
+                "telling": round(tells, 4),
+                "order_seed": stage.seed,
+                "split": "test" if in_test(row["prompt"], stage.test_share) else "train",
+                "tests": row.get("tests"),
+                "entry_point": row.get("entry_point"),
+            }
+        )
     return pairs
 
 

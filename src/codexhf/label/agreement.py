@@ -133,8 +133,7 @@ def machine_labels(row: Mapping) -> dict[str, str | None]:
     """What the tests and R say of one pair: a, b, or None where they do not decide."""
     a, b = row.get("reward_a"), row.get("reward_b")
     score = None if a is None or b is None or a == b else "a" if a > b else "b"
-    tests = row.get("tests_label")
-    return {"tests": tests if tests in ("a", "b") else None, "R": score}
+    return {"tests": row.get("tests_label"), "R": score}
 
 
 def summarise(pairs: Mapping[str, Mapping], labels: Sequence[Mapping]) -> dict:
