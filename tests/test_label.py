@@ -3,6 +3,7 @@
 python -m pytest tests/test_label.py
 """
 
+import csv
 import json
 import math
 import multiprocessing
@@ -22,6 +23,7 @@ from codexhf.label import agreement as a
 from codexhf.label.export import export, settle
 from codexhf.label.show import code, markdown, messages, visible
 from codexhf.label.store import Conflict, Store, pair_id
+from codexhf.label_words import check_labels, read_label
 
 
 def pair(i, **fields):
@@ -419,3 +421,49 @@ def test_demonstrations_become_a_card_for_sft(store, tmp_path):
     (row,) = load_split([str(tmp_path / "demonstrations.md")], "prompt-completion").dataset
     assert row["completion"] == [{"role": "assistant", "content": "def f():\n    return 1"}]
     assert "1 whose tests fail are left out" in (tmp_path / "demonstrations.md").read_text()
+
+
+# -- labels made elsewhere ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["a", "b", "tie"], ["A ", "B", "Tie"], [1, 2, 0], ["left", "right", "both"],
+        ["model_a", "model_b", "tie (bothbad)"], ["[[A]]", "[[B]]", "[[C]]"],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_labels_made_elsewhere_come_in_through_the_column_map(tmp_path, labels, kind):
+    rows = [
+        {"question": f"q{i}", "one": f"first, {i}", "two": f'second "{i}"', "winner": label}
+        for i, label in enumerate(labels)
+    ]
+    path = tmp_path / f"votes.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    columns = {"prompt": "question", "response_a": "one", "response_b": "two", "label": "winner"}
+    load = {"path": "json" if kind == "jsonl" else "csv", "data_files": path.name}
+    front = {"license": "mit", "codexhf": {"type": "preference", "load": load, "columns": columns}}
+    (tmp_path / "votes.md").write_text(
+        f"---\n{json.dumps(front)}\n---\n## Provenance\nx\n## Known problems\nx\n"
+    )
+    data = read_card(load_card(tmp_path / "votes.md"))
+    assert data.dataset["chosen"] == ["first, 0", 'second "1"']
+    assert data.facts["dropped"] == {"tie": 1}
+
+
+def test_labels_that_could_mean_two_things_are_refused():
+    with pytest.raises(ValueError, match="0 and 1 alone"):
+        check_labels([0, 1.0, "1"])
+    check_labels([0, 1, 2])
+    check_labels(["a", "tie"])
+    for value in (None, True, 3, "", "c", float("nan")):
+        with pytest.raises(ValueError, match="expected a, b or tie"):
+            read_label(value)
+    assert read_label(1.0) == "a"

@@ -21,6 +21,7 @@ from datasets import Dataset
 
 from codexhf.cards import Card, CardError, load_card
 from codexhf.chat import ROLES, answered_ids, prompt_ids, text_of
+from codexhf.label_words import check_labels, read_label
 from codexhf.refusals import nearest
 
 COLUMNS = {
@@ -171,12 +172,15 @@ def _native_pairs(card: Card, dataset: Dataset) -> tuple[Dataset, Counter]:
             f"missing: {', '.join(missing)}."
         )
     rows, dropped = [], Counter()
+    try:
+        check_labels(dataset["label"])
+    except ValueError as error:
+        raise CardError(f"{card.path}: {error}") from None
     for index, row in enumerate(dataset):
-        label = str(row["label"]).lower()
-        if label not in ("a", "b", "tie"):
-            raise CardError(
-                f"{card.path}: row {index}: label is {row['label']!r}, expected a, b or tie."
-            )
+        try:
+            label = read_label(row["label"])
+        except ValueError as error:
+            raise CardError(f"{card.path}: row {index}: {error}") from None
         if label == "tie":
             dropped["tie"] += 1
             continue
