@@ -300,3 +300,18 @@ def test_behind_tls_only_its_own_name_is_answered_and_the_cookie_is_secure(tmp_p
         assert status == 200 and "secure" in headers["set-cookie"].lower()
         elsewhere = {"Host": f"10.0.0.1:{server.port}"}
         assert server.request("GET", path, headers=elsewhere, drop=("Cookie",))[0] == 421
+
+
+def test_half_a_character_and_other_forms_of_text_are_shown(tmp_path):
+    rows = [
+        pair(0, a="x = '\ud800'", b=[{"role": "assistant", "content": "<b>\udfff"}], tests=None),
+        pair(1, prompt="<i>plain", a="", b="b"),
+    ]
+    with Server(tmp_path, rows) as server:
+        for _ in range(2):
+            page = server.shown()
+            for side in ("left", "right"):
+                path = f"/write?pair={page['pair'].replace('#', '%23')}&from={side}"
+                status, _, text = server.request("GET", path)
+                assert status == 200 and "<b>" not in text and "<i>" not in text
+            assert server.choose("bad")[0] == 200

@@ -27,9 +27,11 @@ HOSTILE = [
     "\x1b[2J\x1b[31mred\x1b[0m \x1b]8;;http://evil.example\x07link\x1b]8;;\x07 \x07\x00",
     "\u202edef f(): return 'reversed'\u202c \u2066isolate\u2069 a\u200bb \ufeff",
     "x = '" + "<i>" * 33_000 + "'",
+    "</textarea><script>alert('textarea')</script>",
     "<style>*{display:none}</style><meta http-equiv=refresh content='0;url=http://evil.example'>",
     "javascript:alert(1) <a href=javascript:alert(1) onclick=alert(1) autofocus onfocus=alert(1)>",
 ]
+HOSTILE_COMMENT = "<script>alert(1)</script>\x1b[31m"
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ def press(tab, key):
 
 
 def test_thirty_pairs_by_keyboard_with_undo_and_reload_store_what_was_pressed(tmp_path, browsers):
-    rows = [pair(i, a=f"def f():\n    return {i}") for i in range(22)]
+    rows = [pair(i, a=f"def f():\n    return {i}") for i in range(21)]
     for i, text in enumerate(HOSTILE):
         rows.insert(3 * i, pair(100 + i, a=text, b=text[::-1]))
     keys = {"ArrowLeft": "left", "1": "left", "ArrowRight": "right", "2": "right", "t": "tie",
@@ -125,6 +127,12 @@ def test_hostile_answers_are_shown_as_text_and_fit_a_phone(tmp_path, browsers):
             seen = re.sub(r"⟨U\+([0-9A-F]+)⟩", lambda m: chr(int(m[1], 16)), shown)
             assert seen == text
             assert tab.run("document.querySelectorAll('pre :not(span):not(code)').length") == 0
+            tab.run("document.querySelector('.edit a').click()")
+            tab.wait("location.pathname === '/write' && document.querySelector('#completion')")
+            written = tab.run("document.querySelector('#completion').value")
+            assert written == text.replace("\x00", "\ufffd")
+            tab.run("document.querySelector('a.button').click()")
+            tab.wait(f"location.pathname === '/compare' && {READY}")
             press(tab, "t")
         assert tab.dialogs == [] and tab.errors == []
 
@@ -259,7 +267,8 @@ def test_flipped_labels_and_a_labeller_without_signal_are_said_on_the_page(tmp_p
         for who, share in (("ann", 0.2), ("ben", 0.2), ("dice", 0.5)):
             while page := server.shown(who, who):
                 wanted = (page["left"] == truth[page["pair"]]) ^ (generator.random() < share)
-                assert server.choose("left" if wanted else "right", who, who)[0] == 200
+                choice = "left" if wanted else "right"
+                assert server.choose(choice, who, who, comment=HOSTILE_COMMENT)[0] == 200
         tab = enter(browsers(), server)
         tab.open(f"{server.origin}/agreement")
         text = tab.run("document.querySelector('main').innerText")
@@ -269,6 +278,8 @@ def test_flipped_labels_and_a_labeller_without_signal_are_said_on_the_page(tmp_p
         for width in (390, 1280):
             assert tab.look(tmp_path / "page.png", width) == 0
         tab.open(f"{server.origin}/adjudicate")
+        assert "<script>alert(1)</script>" in tab.run("document.body.innerText")
+        assert tab.dialogs == [] and tab.errors == []
         waiting = int(tab.run("document.querySelector('.progress').textContent.match(/\\d+/)[0]"))
         press(tab, "ArrowLeft")
         left = int(tab.run("document.querySelector('.progress').textContent.match(/\\d+/)[0]"))

@@ -52,7 +52,7 @@ def lengths(path, prompts):
 
 def test_a_labeller_who_likes_short_answers_gets_them(tokenizer, tmp_path, write_card):
     generator = random.Random(0)
-    base = LlamaForCausalLM(tiny_config(tokenizer))
+    base = LlamaForCausalLM(tiny_config(tokenizer, max_position_embeddings=512))
     base.save_pretrained(tmp_path / "m0")
     tokenizer.save_pretrained(tmp_path / "m0")
     demonstrations = [

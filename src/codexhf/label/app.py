@@ -156,9 +156,10 @@ class Page:
         return Guard(Starlette(routes=routes, exception_handlers=handlers), self.settings)
 
     def _render(self, template: str, request: Request, **values) -> HTMLResponse:
-        name = _labeller(request)
+        """A page; every link on it carries the tab along, so that its pair stays with it."""
+        name, tab = _labeller(request), _tab(request)
         page = self.jinja.get_template(template)
-        return HTMLResponse(page.render(name=name, owner=name == "owner", **values))
+        return HTMLResponse(page.render(name=name, owner=name == "owner", tab=tab, **values))
 
     # -- pages ---------------------------------------------------------------------------------
 
@@ -179,21 +180,21 @@ class Page:
         return response
 
     async def compare(self, request: Request) -> Response:
-        tab = request.query_params.get("tab", "")
-        if not tab.isalnum() or len(tab) > 32:
+        tab = _tab(request)
+        if not tab:
             return RedirectResponse("/", 303)
         pair = self.store.assign(_labeller(request), tab, self.settings.overlap)
-        return self._pair_page(request, pair, tab)
+        return self._pair_page(request, pair)
 
     async def adjudicate(self, request: Request) -> Response:
         _owner_only(request)
         pairs = self.store.disagreed()
-        return self._pair_page(request, pairs[0] if pairs else None, "", waiting=len(pairs))
+        return self._pair_page(request, pairs[0] if pairs else None, len(pairs))
 
-    def _pair_page(self, request, pair: str | None, tab: str, waiting: int | None = None):
+    def _pair_page(self, request, pair: str | None, waiting: int | None = None):
         name, adjudicates = _labeller(request), waiting is not None
         progress = self.store.progress(name, self.settings.overlap)
-        values = {"progress": progress, "tab": tab, "adjudicates": adjudicates, "waiting": waiting}
+        values = {"progress": progress, "adjudicates": adjudicates, "waiting": waiting}
         if pair is None:
             return self._render("done.html", request, **values)
         row, left = self.store.pair(pair), self.store.left(pair, name)
@@ -214,13 +215,14 @@ class Page:
         name = _labeller(request)
         pair = request.query_params.get("pair") or self.store.next_to_write(name)
         if pair is None:
-            return self._render("done.html", request, progress=None, tab="", adjudicates=False,
+            return self._render("done.html", request, progress=None, adjudicates=False,
                                 waiting=None)  # fmt: skip
         row = self.store.pair(pair)
         side = request.query_params.get("from", "")
         source = {"left": 0, "right": 1}.get(side)
         started = "nothing" if source is None else _order(self.store.left(pair, name))[source]
         text = "" if source is None else show.plain(row[f"response_{started}"])
+        text = text.encode("utf-8", "replace").decode()  # half a character cannot be sent
         return self._render(
             "write.html",
             request,
@@ -318,6 +320,12 @@ def _order(left: str) -> str:
 
 def _labeller(request: Request) -> str:
     return request.state.labeller
+
+
+def _tab(request: Request) -> str:
+    """The browser tab's id in the address; empty where there is none of ours."""
+    tab = request.query_params.get("tab", "")
+    return tab if tab.isalnum() and tab.isascii() and len(tab) <= 32 else ""
 
 
 def _owner_only(request: Request) -> None:

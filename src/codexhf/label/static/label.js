@@ -142,7 +142,7 @@ function writing() {
     if (answer === null) return;
     finished = save.disabled = true;
     say(answer.verdict && answer.verdict !== "pass" ? `Saved, but ${answer.detail}. It will be left out of the export.` : "Saved.");
-    setTimeout(() => { location.href = data.started === "nothing" ? "/write" : "/"; }, answer.verdict && answer.verdict !== "pass" ? 2500 : 400);
+    setTimeout(() => { location.href = `${data.started === "nothing" ? "/write" : "/compare"}?tab=${data.tab}`; }, answer.verdict && answer.verdict !== "pass" ? 2500 : 400);
   }
   save.addEventListener("click", keep);
   document.addEventListener("keydown", (event) => {
