@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from trl import TrlParser
 
 from codexhf.execution import UNSAFE_PHRASE
+from codexhf.hub import hub_name, pin_arguments
 from codexhf.refusals import nearest, refuse
 from codexhf.strict_yaml import load_yaml
 
@@ -336,6 +335,19 @@ class EvaluationArguments(CodeRunningArguments):
         return out
 
 
+@dataclass
+class PushArguments:
+    hub: str = knob("", "org/prefix, or a folder ./name/prefix: what every name there begins with.")
+    runs: str = knob("runs", "Folder of the finished stages.")
+    stages: list[str] = knob([], "Folders of `runs` to push; default: all, in order.")
+    public: bool = knob(False, "Let everybody see what is pushed.")
+    value_model: bool = knob(False, "Push PPO's value model with the policy.")
+    license: str | None = knob(
+        None, "Licence of everything, where its sources agree on none that codexhf knows to fit."
+    )
+    dry_run: bool = knob(False, "Show repositories, files, bytes and visibility, send nothing.")
+
+
 # ---------------------------------------------------------------------------------------------
 # Checks shared by the stages
 # ---------------------------------------------------------------------------------------------
@@ -363,6 +375,8 @@ def check_cards(name, paths, required=True) -> list[str]:
     for path in paths:
         if Path(path).is_dir() and (Path(path) / "README.md").is_file():
             continue  # a finished stage's folder is its own card
+        if hub_name(path):
+            continue
         if not Path(path).is_file():
             folder = Path(path).parent
             known = [str(p) for p in folder.glob("*.md")] if folder.is_dir() else []
@@ -380,19 +394,8 @@ def check_weights(name, weights, cards) -> list[str]:
     return []
 
 
-def is_hub_id(name: str) -> bool:
-    """`org/name` with no such folder here; anything else is taken as a path."""
-    if "/" not in name or name.startswith((".", "/", "runs")):
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
-
-
 def check_folder(name, path, file) -> list[str]:
-    if (Path(path) / file).is_file() or (not Path(path).exists() and is_hub_id(path)):
+    if (Path(path) / file).is_file() or hub_name(path):
         return []
     if not Path(path).is_dir():
         return [f"{name}: got {path!r}, which is no folder. Run the stage that makes it first."]
@@ -497,6 +500,9 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
         instances = _fill_stage(types, values, argv)
     for instance in instances:
         problems += _instance_problems(instance)
+    if not problems and isinstance(instances[0], StageArguments):
+        # The library's config comes second and has the folder; other stages name it themselves.
+        problems = pin_arguments(instances[0], instances[-1].output_dir)
     if problems:
         refuse(problems, f"{Path(recipe).name} with {config}")
     return instances
@@ -647,7 +653,7 @@ def _instance_problems(instance) -> list[str]:
         out.append(
             "push_to_hub, hub_token: refused while training: Trainer pushes publicly, in the "
             "background, with the optimizer and the token in training_args.bin. Upload the "
-            "finished folder instead: hf upload --private ORG/NAME FOLDER"
+            "finished run instead: make push HUB=org/prefix"
         )
     for f in fields(instance):
         if f.name in RANGES and getattr(instance, f.name) is not None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from codexhf.hub import resolve, sha256
 from codexhf.refusals import nearest
 from codexhf.strict_yaml import load_yaml_text
 
@@ -28,7 +29,8 @@ class Card:
 
     Attributes:
         path: the Markdown file.
-        name: the file's stem, or the folder's name for a finished stage.
+        source: what the recipe calls it: a path, or a hub name.
+        name: the file's stem, or the folder's name for a finished stage or a hub repository.
         type: one of TYPES: which columns the rows have after loading.
         load: arguments of `datasets.load_dataset`, or `{"builder": name, ...}` for one of ours.
         columns: our column name -> the source's column name; columns that are not named are kept.
@@ -37,6 +39,7 @@ class Card:
     """
 
     path: Path
+    source: str
     name: str
     type: str
     load: dict
@@ -44,14 +47,21 @@ class Card:
     heldout: float = 0.0
     license: str = ""
 
+    def digests(self) -> dict[str, str]:
+        """Path relative to the card -> sha256, of each of its data files."""
+        files = self.load.get("data_files", [])
+        patterns = [files] if isinstance(files, str) else files
+        found = sorted(file for p in patterns for file in self.path.parent.glob(p))
+        return {file.relative_to(self.path.parent).as_posix(): sha256(file) for file in found}
+
 
 def load_card(path: str | Path) -> Card:
-    """Read and validate one card; a folder stands for the README.md in it.
+    """Read and validate one card; a folder or hub name stands for the README.md in it.
 
     Raises:
         CardError: with all problems of the card at once.
     """
-    path = Path(path)
+    source, path = str(path), resolve(path, "dataset")
     file = path / "README.md" if path.is_dir() else path
     if not file.is_file():
         known = sorted(str(p) for p in file.parent.glob("*.md")) if file.parent.is_dir() else []
@@ -92,12 +102,13 @@ def load_card(path: str | Path) -> Card:
         raise CardError("\n  - ".join([f"{file}: {len(problems)} problem(s)", *problems]))
     return Card(
         path=file,
-        name=path.name if path.is_dir() else path.stem,
+        source=source,
+        name=Path(source.split("@")[0]).name if path.is_dir() else path.stem,
         type=own["type"],
         load=dict(load),
         columns=dict(columns),
         heldout=float(heldout),
-        license=str(front["license"]),
+        license=str(front.get("license_name") or front["license"]),
     )
 
 

@@ -318,7 +318,8 @@ def load_split(
         seen.update(tuple(text_of(row[c]) for c in COLUMNS[card.type]) for row in dataset)
         dataset = dataset.select_columns(shared_columns(card, dataset, types))
         facts[card.name] = {
-            "card": str(card.path),
+            "card": card.source,
+            "sha256": card.digests(),
             "license": card.license,
             "type": card.type,
             "rows_read": data.facts["rows_read"],

@@ -24,6 +24,7 @@ from codexhf.checkpoints import write_json
 from codexhf.data import Data
 from codexhf.execution import Result, run_tests
 from codexhf.generation import sample, sample_ids
+from codexhf.hub import short_name
 from codexhf.models import evaluating, load_policy, to_device
 from codexhf.reward_model import ModelReward, load_model_reward
 from codexhf.rewards import code_of, parses_reward, violation_rate
@@ -432,7 +433,7 @@ def evaluate_models(
     metrics: dict = {"problems": len(problems.dataset)}
     raw: dict = {}
     for path in stage.models:
-        name = Path(path).name
+        name = short_name(path)
         same = path == stage.reference
         model = reference if same else to_device(load_policy(path, tokenizer))
         found, raw[name] = evaluate_model(

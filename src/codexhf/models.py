@@ -26,6 +26,7 @@ from accelerate import PartialState
 from codexhf.arguments import PretrainArguments, TokenizerArguments
 from codexhf.chat import text_of
 from codexhf.data import Data
+from codexhf.hub import resolve
 from codexhf.refusals import nearest
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
@@ -103,7 +104,7 @@ def load_tokenizer(path: str, padding_side: str = "right") -> PreTrainedTokenize
         ValueError: no pad or end token, which training would silently learn wrongly from.
     """
     tokenizer = AutoTokenizer.from_pretrained(
-        path, padding_side=padding_side, trust_remote_code=False
+        resolve(path), padding_side=padding_side, trust_remote_code=False
     )
     for name in ("pad_token", "eos_token"):
         if getattr(tokenizer, name) is None:
@@ -169,7 +170,7 @@ def load_policy(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
         ValueError: weights that hold NaN or infinity; a vocabulary smaller than the tokenizer's.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        resolve(path), dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
     if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise ValueError(
@@ -191,7 +192,7 @@ def check_finite(model: PreTrainedModel, path: str) -> PreTrainedModel:
 
 def context_length(path: str) -> int | None:
     """Longest sequence that the model of a folder or Hub id was built for; None if unbounded."""
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
+    config = AutoConfig.from_pretrained(resolve(path), trust_remote_code=False).get_text_config()
     return getattr(config, "max_position_embeddings", None)
 
 

@@ -25,6 +25,7 @@ from transformers import (
 from codexhf.arguments import RewardModelArguments
 from codexhf.chat import Prompt, answered_ids, right_pad
 from codexhf.generation import sample
+from codexhf.hub import resolve
 from codexhf.models import (
     backbone_states,
     check_finite,
@@ -47,7 +48,7 @@ def load_reward_model(path: str, *, new_head: bool = False, seed: int = 42) -> P
     """
     set_seed(seed)
     model, info = AutoModelForSequenceClassification.from_pretrained(
-        path,
+        resolve(path),
         num_labels=1,
         dtype=torch.float32,
         use_safetensors=True,

@@ -40,8 +40,9 @@ from codexhf.checkpoints import (
 )
 from codexhf.data import Data
 from codexhf.execution import SandboxUnavailable, isolation_used
-from codexhf.hub import write_card
+from codexhf.hub import resolve
 from codexhf.lineage import BY_NAME
+from codexhf.model_card import write_card
 from codexhf.refusals import refuse
 
 PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
@@ -218,7 +219,7 @@ def _default(field: dataclasses.Field):
 
 
 def _parent_facts(path: str) -> dict:
-    folder, facts = Path(path), {"path": str(path)}
+    folder, facts = resolve(path), {"path": str(path)}
     if not folder.is_dir():
         return facts
     if (folder / MANIFEST).is_file():
