@@ -37,11 +37,12 @@ def hub_name(name: str | Path) -> re.Match | None:
     What exists here is a path, and so is a name whose first folder exists here, or a `.md`: else
     a misspelt path would be looked for on the hub.
     """
-    match = NAME.fullmatch(str(name))
-    if match is None or match[2] or Path(name).exists():
-        return match
-    first = Path(name).parts[0]
-    return None if first == "runs" or Path(first).is_dir() or str(name).endswith(".md") else match
+    match, path = NAME.fullmatch(str(name)), Path(name)
+    if match is None or path.exists():
+        return None
+    first = path.parts[0]
+    local = first == "runs" or Path(first).is_dir() or path.suffix == ".md"
+    return None if local and match[2] is None else match
 
 
 def kind_of(stage: str | None) -> str:
