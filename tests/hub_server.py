@@ -1,4 +1,4 @@
-"""A model hub for tests: the HTTP API that huggingface_hub speaks, in memory, with faults on demand.
+"""A model hub for tests: the HTTP API that huggingface_hub speaks, in memory, with faults.
 
 Repositories are private or not and hold a list of commits; content travels inside the commit or,
 for weights and big files, as git-lfs objects that the server checks by sha256. Xet is left out:
@@ -79,6 +79,8 @@ def is_lfs(path, size):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet: two cost 40 ms of delayed acknowledgement
+    disable_nagle_algorithm = True
 
     def log_message(self, *args):
         pass

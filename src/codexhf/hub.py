@@ -215,10 +215,8 @@ def _walk(name: str, folder: Path, why: str, recorded: dict, lines: list[str], s
 
 
 def _locate(name: str, child: Path, kind: str) -> Path:
-    """A recorded path or name; a folder that moved with its child is looked for beside it."""
-    path = resolve(name, kind)
-    moved = child.resolve().parent / path.name
-    return moved if not path.exists() and moved.exists() else path
+    """A recorded path or hub name; `../name` is next to the child, wherever that has moved to."""
+    return child / name if name.startswith("../") else resolve(name, kind)
 
 
 def pull(hub: str, runs: Path) -> list[str]:

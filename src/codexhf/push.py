@@ -42,7 +42,7 @@ SECRET = re.compile(
     rb"|xox[abprs]-[A-Za-z0-9-]{20,}|AIza[A-Za-z0-9_-]{35}|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 RETRIES = 4
-NO_COMMIT = "0" * 40
+NO_COMMIT = "@" + "0" * 40
 
 
 @dataclass
@@ -81,7 +81,8 @@ def push(stage: PushArguments) -> dict[str, str]:
     if errors:
         raise ValueError("\n  - ".join([f"{len(errors)} reasons not to push", *errors]))
     visible = "local" if local else "public" if stage.public else "private"
-    names = {p.source: _name(stage, p, None if local else NO_COMMIT) for p in parcels}
+    prefix = f"../{Path(stage.hub).name}" if local else stage.hub
+    names = {p.source: f"{prefix}-{p.suffix}{'' if local else NO_COMMIT}" for p in parcels}
     for parcel in parcels:
         files = _contents(parcel, names, stage, parcels)
         sizes = {name: _size(file) for name, file in files.items()}
@@ -97,14 +98,14 @@ def push(stage: PushArguments) -> dict[str, str]:
         print("dry run: nothing was sent")
         return {}
     for parcel in parcels:
-        name, commit = _name(stage, parcel, None), None
+        name = f"{stage.hub}-{parcel.suffix}"
         files = _contents(parcel, names, stage, parcels)
         if local:
             changed = _to_folder(Path(name).expanduser(), files)
         else:
             commit, changed = _to_hub(name, parcel.kind, files, stage.public)
-        names[parcel.source] = _name(stage, parcel, commit)
-        print(f"{names[parcel.source]}: {'pushed' if changed else 'nothing to change'}", flush=True)
+            names[parcel.source] = name = f"{name}@{commit}"
+        print(f"{name}: {'pushed' if changed else 'nothing to change'}", flush=True)
     _index(stage, parcels, names, local)
     return {str(source): name for source, name in names.items()}
 
@@ -191,7 +192,7 @@ def _contents(parcel: Parcel, names: dict, stage: PushArguments, parcels: list[P
     results = [p.manifest["metrics"] for p in parcels if p.suffix == "evaluation"]
     card = card_text(
         manifest,
-        _name(stage, parcel, None),
+        names[parcel.source].partition("@")[0] if "@" in names[parcel.source] else ".",
         stage.license or license_in(parcel.source / "README.md"),
         results[0] if results and parcel.kind == "model" else None,
     ).encode()
@@ -231,10 +232,6 @@ def _secrets(files: dict) -> list[str]:
             if SECRET.search(line) or (token and token in line)
         ]
     return found
-
-
-def _name(stage: PushArguments, parcel: Parcel, commit: str | None) -> str:
-    return f"{stage.hub}-{parcel.suffix}" + (f"@{commit}" if commit else "")
 
 
 def _size(file: Path | bytes) -> int:
@@ -353,7 +350,7 @@ def _index(stage: PushArguments, parcels: list[Parcel], names: dict, local: bool
         )
         held = {item.item_id for item in made.items}
         for parcel in parcels:
-            item = _name(stage, parcel, None)
+            item = f"{stage.hub}-{parcel.suffix}"
             if item not in held:
                 api.add_collection_item(
                     made.slug, item, parcel.kind, note=parcel.title, exists_ok=True
