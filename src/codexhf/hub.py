@@ -153,10 +153,10 @@ def sha256(path: Path) -> str:
 def faults(folder: Path) -> list[str]:
     """What of a finished stage's folder is not as its manifest records it."""
     recorded = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    return _compare(folder, {name: file["sha256"] for name, file in recorded.items()})
+    return compare(folder, {name: file["sha256"] for name, file in recorded.items()})
 
 
-def _compare(folder: Path, recorded: dict[str, str]) -> list[str]:
+def compare(folder: Path, recorded: dict[str, str]) -> list[str]:
     out = []
     for name, digest in recorded.items():
         if not (folder / name).is_file():
@@ -187,31 +187,28 @@ def verify(name: str, kind: str = "model") -> list[str]:
 def _walk(name: str, folder: Path, why: str, recorded: dict, lines: list[str], seen: set) -> None:
     """Check one stage against what its child recorded of it and against its own manifest."""
     whole = (folder / MANIFEST).is_file()
-    broken = _compare(folder, recorded) or (faults(folder) if whole else [])
+    broken = compare(folder, recorded) or (faults(folder) if whole else [])
     if broken or not folder.is_dir():
         raise ValueError(f"{name} ({why}): {broken[0] if broken else 'there is no such folder'}.")
     if folder.resolve() in seen:
         return
     seen.add(folder.resolve())
     lines.append(f"{name} ({why}): {'as recorded' if whole else 'from outside, nothing recorded'}")
-    if not whole:
-        return
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    for role, parent in manifest["parents"].items():
-        where = _locate(parent["path"], folder, kind_of(parent.get("stage")))
-        _walk(parent["path"], where, f"{role} of {name}", parent.get("sha256", {}), lines, seen)
-    for use, part in manifest["data"].items():
-        for card, stats in part["cards"].items():
-            path = _locate(stats["card"], folder, "dataset")
-            broken = _compare(path if path.is_dir() else path.parent, stats.get("sha256", {}))
-            if broken:
-                raise ValueError(f"{stats['card']} ({use} data of {name}): {broken[0]}.")
-            beside = path if path.is_dir() else path.parent
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) if whole else {}
+    for role, parent in manifest.get("parents", {}).items():
+        path = _locate(parent["path"], folder, kind_of(parent.get("stage")))
+        digests = parent.get("sha256", {})
+        _walk(parent["path"], path, f"{role} of {name}", digests, lines, seen)
+    for use, part in manifest.get("data", {}).items():
+        for stats in part["cards"].values():
+            path, digests = _locate(stats["card"], folder, "dataset"), stats.get("sha256", {})
+            beside, why = path if path.is_dir() else path.parent, f"{use} data of {name}"
             if (beside / MANIFEST).is_file():
-                _walk(stats["card"], beside, f"{use} data of {name}", {}, lines, seen)
+                _walk(stats["card"], beside, why, digests, lines, seen)
+            elif broken := compare(beside, digests):
+                raise ValueError(f"{stats['card']} ({why}): {broken[0]}.")
             else:
-                what = f"{len(stats.get('sha256', {}))} files as recorded"
-                lines.append(f"{card} ({use} data of {name}): {what}")
+                lines.append(f"{stats['card']} ({why}): {len(digests)} files as recorded")
 
 
 def _locate(name: str, child: Path, kind: str) -> Path:
