@@ -53,7 +53,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.lock = threading.RLock()
-        self.repos, self.objects, self.collections = {}, {}, {}
+        self.repos, self.objects = {}, {}
         self.requests, self.sent = [], []
         self.fault = lambda number, request: None
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
@@ -265,27 +265,6 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(206, None, headers, data[int(span[1]) : end + 1])
         self.answer(200, None, headers, data)
 
-    def new_collection(self, body):
-        asked = json.loads(body)
-        slug = f"{asked['namespace']}/{re.sub(r'[^a-z0-9]+', '-', asked['title'].lower())}-0"
-        if slug in self.server.collections:
-            return self.answer(409, {"slug": slug})
-        value = {"slug": slug, "title": asked["title"], "owner": {"name": asked["namespace"]}}
-        value |= {"items": [], "private": asked["private"], "position": 0, "theme": "blue"}
-        value |= {"upvotes": 0, "lastUpdated": "2026-01-01T00:00:00.000Z", "description": None}
-        self.server.collections[slug] = value
-        self.answer(200, value)
-
-    def collection(self, body, slug):
-        self.answer(200, self.server.collections[slug])
-
-    def add_item(self, body, slug):
-        asked, held = json.loads(body), self.server.collections[slug]
-        item = {"_id": str(len(held["items"])), "id": asked["item"]["id"], "position": 0}
-        item |= {"type": asked["item"]["type"], "note": {"text": asked.get("note", "")}}
-        held["items"].append(item)
-        self.answer(200, held)
-
 
 def entry(path, data):
     oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
@@ -309,7 +288,4 @@ ROUTES = [
     (r"POST /(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", Handler.batch),
     (r"PUT /objects/(\w{64})", Handler.put),
     (r"(?:GET|HEAD) /(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", Handler.content),
-    (r"POST /api/collections", Handler.new_collection),
-    (r"GET /api/collections/(.+)", Handler.collection),
-    (r"POST /api/collections/(.+)/items", Handler.add_item),
 ]

@@ -14,7 +14,6 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,66 +64,59 @@ def resolve(name: str | Path, kind: str = "model") -> Path:
 
 def short_name(name: str) -> str:
     """What a model is called in tables: m1, be it runs/m1 or org/prefix-m1@revision."""
-    match = hub_name(name)
-    manifest = match and resolve(name) / MANIFEST
-    if manifest and manifest.is_file():
-        return json.loads(manifest.read_text(encoding="utf-8"))["name"]
-    return Path(match[1] if match else name).name
+    if match := hub_name(name):
+        manifest = resolve(name) / MANIFEST
+        return json.loads(manifest.read_text())["name"] if manifest.is_file() else match[1]
+    return Path(name).name
 
 
-def pin(name: str, kind: str = "model", before: str | None = None) -> str:
+def pin(name: str, kind: str = "model", record: str = "") -> str:
     """Add the commit to a hub name; a path stays as it is.
 
-    Args:
-        before: what the run in the output folder began with, which counts as long as nobody names
-            a revision: a run that goes on, goes on with the same model.
+    A commit that `record`, the text of the output folder's run.json, has for a name without
+    revision still counts: a run that goes on, goes on with the same model.
     """
     match = hub_name(name)
     if match is None:
         return name
-    if match[2] is None and str(before).startswith(f"{name}@"):
-        return str(before)
+    began = re.search(rf'"({re.escape(name)}@[0-9a-f]{{40}})"', record)
+    if began:
+        return began[1]
     commit = _fetch(match[1], match[2], kind).name
     return f"{match[1]}@{commit}" + (f"/{match[3]}" if match[3] else "")
 
 
-def pin_arguments(stage: Any, output_dir: str | None) -> list[str]:
+def pin_arguments(stage: Any, output_dir: str) -> list[str]:
     """Pin every hub name in a stage's arguments, in place; return what is wrong, by field."""
-    record, errors = Path(output_dir or "") / "run.json", []
-    config = {}
-    if record.is_file() and not stage.restart:
-        config = json.loads(record.read_text(encoding="utf-8"))["config"]
+    begun, errors = Path(output_dir or "", "run.json"), []
+    record = begun.read_text() if begun.is_file() and not stage.restart else ""
     for field, value in vars(stage).items():
-        kind = "dataset" if field.endswith("_cards") else "model" if field in MODELS else None
-        if kind is None or not value:
-            continue
-        names, before = ([v] if isinstance(v, str) else v for v in (value, config.get(field) or []))
-        before = [*before, *[None] * len(names)]
-        try:
-            pinned = [pin(*each) for each in zip(names, [kind] * len(names), before, strict=False)]
-            setattr(stage, field, pinned[0] if isinstance(value, str) else pinned)
-        except ValueError as error:
-            errors.append(f"{field}: {error}")
+        kind = "dataset" if field.endswith("_cards") else "model"
+        if value and (kind == "dataset" or field in MODELS):
+            try:
+                each = [
+                    pin(v, kind, record) for v in ([value] if isinstance(value, str) else value)
+                ]
+                setattr(stage, field, each[0] if isinstance(value, str) else each)
+            except ValueError as error:
+                errors.append(f"{field}: {error}")
     return errors
 
 
 @functools.cache
 def _fetch(repo: str, revision: str | None, kind: str) -> Path:
     """Snapshot of a repository; its folder is named by the commit. A broken one is fetched anew."""
+    asked = {"repo_id": repo, "repo_type": kind}
     for again in (False, True):
         try:
-            folder = Path(
-                HfApi().snapshot_download(
-                    repo,
-                    repo_type=kind,
-                    revision=revision,
-                    allow_patterns=READ,
-                    force_download=again,
-                )
+            folder = HfApi().snapshot_download(
+                **asked, revision=revision, allow_patterns=READ, force_download=again
             )
-            broken = faults(folder) if (folder / MANIFEST).is_file() else []
-            if not (folder / MANIFEST).is_file() and not is_offline_mode():
-                found = HfApi().verify_repo_checksums(repo, repo_type=kind, revision=folder.name)
+            folder, broken = Path(folder), []
+            if (folder / MANIFEST).is_file():
+                broken = faults(folder)
+            elif not is_offline_mode():
+                found = HfApi().verify_repo_checksums(**asked, revision=folder.name)
                 broken = [f"{m['path']} is not what the hub has" for m in found.mismatches]
         except Exception as error:  # whatever the client raises, the name is what the user can fix
             raise ValueError(
@@ -171,16 +163,18 @@ def compare(folder: Path, recorded: dict[str, str]) -> list[str]:
 # ---------------------------------------------------------------------------------------------
 
 
-def verify(name: str, kind: str = "model") -> list[str]:
+def verify(name: str, kind: str = "model", seen: set | None = None) -> list[str]:
     """Walk a stage's parents and data to their roots, recomputing every recorded sha256.
 
+    Args:
+        seen: folders that are verified already, to be skipped; added to.
     Returns:
         one line for each link, children first.
     Raises:
         ValueError: names the first link that does not hold.
     """
     lines: list[str] = []
-    _walk(name, resolve(name, kind), "asked for", {}, lines, set())
+    _walk(name, resolve(name, kind), "asked for", {}, lines, set() if seen is None else seen)
     return lines
 
 
@@ -217,56 +211,48 @@ def _locate(name: str, child: Path, kind: str) -> Path:
 
 
 def pull(hub: str, runs: Path) -> list[str]:
-    """Fetch every stage that was pushed under `org/prefix` into folders that `make` goes on from.
+    """Fetch every stage that was pushed as `org/prefix` into a folder that `make` goes on from.
 
     Returns:
         one line for each stage.
     Raises:
         ValueError: nothing there, or a folder that exists already.
     """
-    found = []
+    lines, partial = [], runs.with_name(f"_{runs.name}.partial")
+    if runs.exists():
+        raise ValueError(f"{runs}: there already. Give another folder.")
+    shutil.rmtree(partial, ignore_errors=True)
     for stage in STAGES:
         repo, kind = f"{hub}-{stage.folder}", kind_of(stage.name)
         try:
             there = HfApi().repo_exists(repo, repo_type=kind)
-        except Exception as error:
+        except Exception as error:  # as in _fetch
             raise ValueError(f"{repo}: the hub did not answer: {said(error)}.") from None
         if there:
-            found.append((runs / stage.folder, pin(repo, kind), kind))
-    if not found:
-        raise ValueError(f"{hub}: no {hub}-m0 or any other stage there. Check name and HF_TOKEN.")
-    taken = [str(folder) for folder, _, _ in found if folder.exists()]
-    if taken:
-        raise ValueError(f"{', '.join(taken)}: there already. Give another folder.")
-    for folder, name, kind in found:
-        partial = folder.with_name(f"_{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        # copies, not the cache's links: what is changed here must not change there
-        shutil.copytree(resolve(name, kind), partial, copy_function=shutil.copyfile)
-        partial.rename(folder)
-        (folder / MANIFEST).touch()  # newer than its parents', as make wants it
-    return [f"{folder} from {name}" for folder, name, _ in found]
+            source = resolve(repo, kind)
+            # copies, not the cache's links: what is changed here must not change there
+            shutil.copytree(source, partial / stage.folder, copy_function=shutil.copyfile)
+            (partial / stage.folder / MANIFEST).touch()  # newer than its parents', for make
+            lines.append(f"{runs / stage.folder} from {repo}@{source.name}")
+    if not lines:
+        raise ValueError(f"{hub}: no {hub}-m0 or other stage there. Check the name and HF_TOKEN.")
+    partial.rename(runs)
+    return lines
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line; an error is one sentence and exit code 2."""
-    parser = argparse.ArgumentParser("python -m codexhf.hub", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    fetch = commands.add_parser("pull", help="fetch a whole run")
-    fetch.add_argument("hub", help="org/prefix")
-    fetch.add_argument("runs", type=Path, help="folder to make, e.g. runs/pulled")
-    check = commands.add_parser("verify", help="recompute every sha256 of a lineage")
-    check.add_argument("name", help="runs/m2 or org/prefix-m2@revision")
-    check.add_argument("--kind", choices=["model", "dataset"], default="model")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("codexhf.hub", description=__doc__, formatter_class=form)
+    parser.add_argument("command", choices=["pull", "verify"])
+    parser.add_argument("name", help="org/prefix to pull; folder or hub name to verify")
+    parser.add_argument("runs", nargs="?", help="folder that pull makes", default="runs/pulled")
     given = parser.parse_args(argv)
     try:
-        if given.command == "pull":
-            lines = pull(given.hub, given.runs)
-        else:
-            lines = verify(given.name, given.kind)
+        pulled = given.command == "pull"
+        print("\n".join(pull(given.name, Path(given.runs)) if pulled else verify(given.name)))
     except ValueError as error:
         refuse([str(error)], f"hub {given.command}")
-    print("\n".join(lines), file=sys.stdout)
 
 
 if __name__ == "__main__":

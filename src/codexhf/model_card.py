@@ -44,7 +44,9 @@ def write_card(folder: Path, manifest: dict) -> None:
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def card_text(manifest: dict, where: str, license: str, results: Mapping | None = None) -> str:
+def card_text(
+    manifest: dict, where: str, license: str, results: Mapping | None = None, run: Iterable = ()
+) -> str:
     """Return the card as Markdown.
 
     Args:
@@ -52,10 +54,11 @@ def card_text(manifest: dict, where: str, license: str, results: Mapping | None 
         where: folder or hub name that the loading example uses.
         license: of the whole; `other` where none is known to fit.
         results: metrics of the evaluation stage, of which the model's own are shown.
+        run: what was pushed before it, in the order of the lineage.
     """
     stage, own = BY_NAME[manifest["stage"]], f"{manifest['name']}/"
     results = numbers({k.removeprefix(own): v for k, v in (results or {}).items() if own in k})
-    fields = {**manifest, "title": stage.title, "task": stage.task, "where": where}
+    fields = {**manifest, "title": stage.title, "task": stage.task, "where": where, "run": run}
     fields["cards"] = cards_of(manifest)
     fields["metrics"] = numbers({**manifest["metrics"], **results})
     fields["config"] = json.dumps(manifest["config"], indent=1, sort_keys=True)

@@ -25,7 +25,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError
 
 from codexhf.arguments import PushArguments
-from codexhf.hub import MANIFEST, compare, faults, hub_name, kind_of, said, sha256
+from codexhf.hub import MANIFEST, hub_name, kind_of, said, sha256, verify
 from codexhf.lineage import STAGES
 from codexhf.model_card import card_text, cards_of, license_in
 from codexhf.refusals import nearest, refuse
@@ -51,9 +51,9 @@ class Parcel:
     suffix: str  # of its name, behind the prefix
     source: Path
     kind: str  # model or dataset
-    title: str
     files: dict[str, Path | bytes]  # path in the repository -> local file, or content
     manifest: dict | None = None
+    sent: bool = True  # else it must be there already, as it is here
 
 
 def push(stage: PushArguments) -> dict[str, str]:
@@ -70,7 +70,7 @@ def push(stage: PushArguments) -> dict[str, str]:
     prefix = f"../{Path(stage.hub).name}" if local else stage.hub
     names = {p.source: f"{prefix}-{p.suffix}{'' if local else UNKNOWN}" for p in parcels}
     seen = "local" if local else "public" if stage.public else "private"
-    for parcel in parcels:
+    for parcel in (p for p in parcels if p.sent):
         files = _contents(parcel, names, stage, parcels)
         sizes = {name: _size(file) for name, file in files.items()}
         total = f"{len(files)} files, {sum(sizes.values()):,} bytes"
@@ -85,12 +85,11 @@ def push(stage: PushArguments) -> dict[str, str]:
     for parcel in parcels:
         name, files = f"{stage.hub}-{parcel.suffix}", _contents(parcel, names, stage, parcels)
         if local:
-            changed = _to_folder(Path(name).expanduser(), files)
+            changed = _to_folder(Path(name).expanduser(), files, parcel.sent)
         else:
-            commit, changed = _to_hub(name, parcel.kind, files, stage.public)
+            commit, changed = _to_hub(name, parcel, files, stage.public)
             names[parcel.source] = name = f"{name}@{commit}"
         print(f"{name}: {'pushed' if changed else 'nothing to change'}", flush=True)
-    (_index_file if local else _collection)(stage, parcels)
     return {str(source): name for source, name in names.items()}
 
 
@@ -100,14 +99,16 @@ def push(stage: PushArguments) -> dict[str, str]:
 
 
 def _pack(stage: PushArguments) -> tuple[list[Parcel], list[str]]:
-    """Data cards and stages, parents first; and every reason not to push them."""
+    """Data cards and stages, parents first and wanted or not; every reason not to push them."""
     known = [s.folder for s in STAGES]
     errors = [f"stages: unknown {s!r}.{nearest(s, known)}" for s in stage.stages if s not in known]
-    stages, cards = [], {}
-    for found in (s for s in STAGES if not stage.stages or s.folder in stage.stages):
-        folder = Path(stage.runs) / found.folder
+    last = max((known.index(s) for s in stage.stages if s in known), default=len(known))
+    stages, cards, verified = [], {}, set()
+    for found in STAGES[: last + 1]:
+        folder, kind = Path(stage.runs, found.folder), kind_of(found.name)
+        sent = not stage.stages or found.folder in stage.stages
         if not (folder / MANIFEST).is_file():
-            if stage.stages:
+            if stage.stages and sent:
                 errors.append(f"{folder}: not finished, {MANIFEST} is missing. Run the stage.")
             continue
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -117,17 +118,16 @@ def _pack(stage: PushArguments) -> tuple[list[Parcel], list[str]]:
             if any(fnmatchcase(Path(name).name, pattern) for pattern in SENT)
             and (stage.value_model or not name.startswith("value_model/"))
         }
-        stages.append(
-            Parcel(found.folder, folder, kind_of(found.name), found.title, files, manifest)
-        )
-        wrong = [*faults(folder), *_orphaned(manifest, stages)]
+        stages.append(Parcel(found.folder, folder, kind, files, manifest, sent))
+        try:
+            verify(str(folder), kind, verified)
+        except ValueError as error:
+            errors.append(f"{error} Run `make pipeline` again.")
         for _, name, card in cards_of(manifest):
-            path, digests = Path(card["card"]), card.get("sha256", {})
+            path = Path(card["card"])
             if path.is_file() and not (path.parent / MANIFEST).is_file():
-                files = {"README.md": path, **{file: path.parent / file for file in digests}}
-                cards[name] = Parcel(name, path, "dataset", f"data: {name}", files)
-                wrong += [f"{error} ({path})" for error in compare(path.parent, digests)]
-        errors += [f"{folder}: {error}. Run the stage again." for error in wrong]
+                files = {file: path.parent / file for file in card.get("sha256", {})}
+                cards[name] = Parcel(name, path, "dataset", {**files, "README.md": path})
         if not stage.license and license_in(folder / "README.md") == "other":
             sources = {f"{name} {card['license']}" for _, name, card in cards_of(manifest)}
             errors.append(
@@ -137,18 +137,6 @@ def _pack(stage: PushArguments) -> tuple[list[Parcel], list[str]]:
     if not stages:
         errors.append(f"runs: no finished stage in {stage.runs}. Run `make pipeline` first.")
     return [*cards.values(), *stages], errors
-
-
-def _orphaned(manifest: dict, packed: list[Parcel]) -> list[str]:
-    """Parents that are pushed as well, but are not the ones that this stage was made from."""
-    recorded = {os.path.abspath(p["path"]): p for p in manifest["parents"].values()}
-    return [
-        f"{name} of {parent.source} is not the one that it was made from"
-        for parent in packed
-        if (facts := recorded.get(os.path.abspath(parent.source)))
-        for name, digest in facts.get("sha256", {}).items()
-        if parent.manifest["files"].get(name, {}).get("sha256") != digest
-    ]
 
 
 def _contents(parcel: Parcel, names: dict, stage: PushArguments, parcels: list[Parcel]) -> dict:
@@ -163,7 +151,8 @@ def _contents(parcel: Parcel, names: dict, stage: PushArguments, parcels: list[P
     license = stage.license or license_in(parcel.source / "README.md")
     where, at, _ = names[parcel.source].partition("@")
     models_own = results[0] if results and parcel.kind == "model" else {}
-    card = card_text(manifest, where if at else ".", license, models_own).encode()
+    run = [names[p.source] for p in parcels[: parcels.index(parcel)] if p.manifest]
+    card = card_text(manifest, where if at else ".", license, models_own, run).encode()
     manifest["files"]["README.md"] = {"size": len(card), "sha256": hashlib.sha256(card).hexdigest()}
     text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
     return {**parcel.files, "README.md": card, MANIFEST: text.encode()}
@@ -210,16 +199,17 @@ def _size(file: Path | bytes) -> int:
 # ---------------------------------------------------------------------------------------------
 
 
-def _to_hub(repo: str, kind: str, files: dict, public: bool) -> tuple[str, bool]:
+def _to_hub(repo: str, parcel: Parcel, files: dict, public: bool) -> tuple[str, bool]:
     """Make the repository hold these files by one commit; return the commit, and if it is new.
 
     After a commit, and after an answer that got lost, the repository is read again: only what the
     hub itself says it holds counts as pushed.
     """
-    api, parent, failures = HfApi(), None, 0
+    api, kind, parent, failures = HfApi(), parcel.kind, None, 0
     while True:
         try:
-            api.create_repo(repo, repo_type=kind, private=not public, exist_ok=True)
+            if parcel.sent:
+                api.create_repo(repo, repo_type=kind, private=not public, exist_ok=True)
             info = api.repo_info(repo, repo_type=kind)
             tree = api.list_repo_tree(repo, recursive=True, revision=info.sha, repo_type=kind)
             held = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
@@ -235,6 +225,8 @@ def _to_hub(repo: str, kind: str, files: dict, public: bool) -> tuple[str, bool]
                     changes.append(CommitOperationAdd(path, added))
             if not changes:
                 return info.sha, parent is not None
+            if not parcel.sent:
+                raise ValueError(f"{repo}: not there as it is here. Push {parcel.suffix} as well.")
             if parent not in (None, info.sha):
                 raise ValueError(f"{repo}: somebody else changed it meanwhile. Push again.")
             parent = info.sha
@@ -267,12 +259,14 @@ def _same(entry: RepoFile | None, file: Path | bytes) -> bool:
     return entry.blob_id == hashlib.sha1(head + _bytes(file)).hexdigest()
 
 
-def _to_folder(folder: Path, files: dict) -> bool:
+def _to_folder(folder: Path, files: dict, sent: bool) -> bool:
     """The same into a local folder, whole or as it was; return if anything changed."""
     held = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
     same = held.keys() == files.keys()
     if same and all(held[name].read_bytes() == _bytes(file) for name, file in files.items()):
         return False
+    if not sent:
+        raise ValueError(f"{folder}: not there as it is here. Push it as well.")
     if held and "README.md" not in held:
         raise ValueError(f"{folder}: holds {min(held)}, which codexhf did not push. Rename.")
     partial, old = (folder.with_name(f"_{folder.name}.{end}") for end in ("partial", "old"))
@@ -285,30 +279,3 @@ def _to_folder(folder: Path, files: dict) -> bool:
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
     return True
-
-
-def _index_file(stage: PushArguments, parcels: list[Parcel]) -> None:
-    """The run as a list, in the order of the lineage, in a file beside the folders."""
-    prefix = Path(stage.hub).name
-    lines = [f"- [{p.title}]({prefix}-{p.suffix}/README.md)" for p in parcels]
-    text = "\n".join([f"# {prefix}: M0 -> M1 -> R -> M2", "", *lines, ""])
-    Path(f"{stage.hub}.md").expanduser().write_text(text, encoding="utf-8")
-
-
-def _collection(stage: PushArguments, parcels: list[Parcel]) -> None:
-    """The same as a collection of the hub."""
-    org, _, prefix = stage.hub.partition("/")
-    api, title = HfApi(), f"{prefix}: M0 -> M1 -> R -> M2"
-    try:
-        made = api.create_collection(title, namespace=org, private=not stage.public, exists_ok=True)
-        held = {item.item_id for item in made.items}
-        for parcel in parcels:
-            item = f"{stage.hub}-{parcel.suffix}"
-            if item not in held:
-                api.add_collection_item(
-                    made.slug, item, parcel.kind, note=parcel.title, exists_ok=True
-                )
-    except Exception as error:  # as above
-        raise ValueError(
-            f"{stage.hub}: all is pushed, but not the collection: {said(error)}. Push again."
-        ) from None
