@@ -7,9 +7,10 @@ Reads   runs/*/manifest.json and the files that these record; data cards that th
 Writes  org/prefix-m0 and so on: one commit each, private, none if nothing changed.
 """
 
-from codexhf.arguments import PushArguments, parse
+from codexhf.arguments import PushArguments
+from codexhf.launch import launch
+from codexhf.parsing import parse
 from codexhf.push import push
-from codexhf.run import launch
 
 
 def main(argv=None):

@@ -29,7 +29,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from codexhf import hub, run
+from codexhf import hub, launch, run
 from codexhf.arguments import (
     PPOArguments,
     PreferencesArguments,
@@ -38,12 +38,13 @@ from codexhf.arguments import (
     RewardModelArguments,
     SFTArguments,
     TokenizerArguments,
-    parse,
 )
 from codexhf.cards import load_card
 from codexhf.data import load_split
+from codexhf.identity import load_manifest
 from codexhf.model_card import strictest
 from codexhf.models import load_policy, load_tokenizer
+from codexhf.parsing import parse
 from codexhf.preferences import write_card as write_pairs_card
 from codexhf.push import push
 from codexhf.reward_model import load_model_reward
@@ -377,12 +378,12 @@ def test_without_token_or_network_it_is_one_sentence_and_exit_code_2(
     here, server, lacking, said, capsys, monkeypatch
 ):
     token = "hf_" + "w" * 34
-    monkeypatch.setattr(run._Begun, "anywhere", False)  # the stages of this process are over
+    monkeypatch.setattr(launch, "begun", False)  # the stages of this process are over
     monkeypatch.setenv("HF_TOKEN", token)
     if lacking == "network":
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SystemExit) as stop:
-        run.launch(pushed)
+        launch.launch(pushed)
     out = "".join(capsys.readouterr())
     assert stop.value.code == 2 and said in out and "Nothing is lost" in out
     assert token not in out and "Traceback" not in out and not server.repos
@@ -428,7 +429,7 @@ def test_a_stage_goes_on_from_the_hub_and_its_lineage_can_be_walked(here, server
     data = {"train": load_split([names["cards/chats.md"]], "prompt-completion")}
     stage = SFTArguments(model=names["runs/m0"])
     finish("runs/m1", model, tokenizer, stage, {"m0": names["runs/m0"]}, data)
-    manifest = run.load_manifest("runs/m1")
+    manifest = load_manifest("runs/m1")
     assert manifest["parents"]["m0"]["path"] == names["runs/m0"]
     assert manifest["data"]["train"]["cards"]["x-chats"]["card"] == names["cards/chats.md"]
     front = huggingface_hub.ModelCard.load("runs/m1/README.md").data
@@ -643,7 +644,7 @@ def test_results_of_the_evaluation_become_the_model_index(here, server, tokenize
 def test_the_card_says_how_generated_code_was_isolated(here, isolation, said):
     from codexhf.model_card import card_text
 
-    text = card_text({**run.load_manifest("runs/m2"), "isolation": isolation}, ".", "mit")
+    text = card_text({**load_manifest("runs/m2"), "isolation": isolation}, ".", "mit")
     assert said in text if said else "Generated code ran" not in text
 
 

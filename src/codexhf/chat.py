@@ -60,6 +60,16 @@ def text_of(value: Any) -> str | None:
     return None
 
 
+def in_form(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    """Return a prompt in the form in which this tokenizer's model is prompted.
+
+    With a chat template text becomes a user's message, without one messages become their text.
+    """
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt
+    return prompt if tokenizer.chat_template else (text_of(list(prompt)) or "")
+
+
 def render_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the text that a model continues: messages with the assistant's turn opened."""
     if isinstance(prompt, str):
@@ -104,7 +114,9 @@ def answered_ids(
     common = _common_prefix(start, whole)
     answer = whole[common:]
     ends = set(end_ids(tokenizer))
-    last = max((i for i, token in enumerate(answer) if token in ends), default=len(answer) - 1)
+    last = max((i for i, token in enumerate(answer) if token in ends), default=None)
+    if last is None:  # a template without an end: without one nobody would learn to stop
+        return [*start, *answer, tokenizer.eos_token_id], len(start)
     return [*start, *answer[: last + 1]], len(start)
 
 

@@ -15,17 +15,12 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any
-
-from huggingface_hub import HfApi
-from huggingface_hub.constants import is_offline_mode
 
 from codexhf.lineage import STAGES
 from codexhf.refusals import refuse
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+)(?:/(.+))?)?")
-MODELS = ("model", "models", "tokenizer", "reference", "reward_model", "value_model")
 # Nothing that runs when it is loaded: no pickles, no Python.
 READ = ["*.safetensors", "*.json", "*.jsonl", "*.parquet", "*.jinja", "*.txt", "*.md", "*.model"]
 
@@ -63,11 +58,11 @@ def resolve(name: str | Path, kind: str = "model") -> Path:
 
 
 def short_name(name: str) -> str:
-    """What a model is called in tables: m1, be it runs/m1 or org/prefix-m1@revision."""
-    if match := hub_name(name):
-        manifest = resolve(name) / MANIFEST
-        return json.loads(manifest.read_text())["name"] if manifest.is_file() else match[1]
-    return Path(name).name
+    """The path itself; of a hub name what the stage called its folder: m1."""
+    if hub_name(name) is None:
+        return name
+    manifest = resolve(name) / MANIFEST
+    return json.loads(manifest.read_text())["name"] if manifest.is_file() else name
 
 
 def pin(name: str, kind: str = "model", record: str = "") -> str:
@@ -86,26 +81,12 @@ def pin(name: str, kind: str = "model", record: str = "") -> str:
     return f"{match[1]}@{commit}" + (f"/{match[3]}" if match[3] else "")
 
 
-def pin_arguments(stage: Any, output_dir: str) -> list[str]:
-    """Pin every hub name in a stage's arguments, in place; return what is wrong, by field."""
-    begun, errors = Path(output_dir or "", "run.json"), []
-    record = begun.read_text() if begun.is_file() and not stage.restart else ""
-    for field, value in vars(stage).items():
-        kind = "dataset" if field.endswith("_cards") else "model"
-        if value and (kind == "dataset" or field in MODELS):
-            try:
-                each = [
-                    pin(v, kind, record) for v in ([value] if isinstance(value, str) else value)
-                ]
-                setattr(stage, field, each[0] if isinstance(value, str) else each)
-            except ValueError as error:
-                errors.append(f"{field}: {error}")
-    return errors
-
-
 @functools.cache
 def _fetch(repo: str, revision: str | None, kind: str) -> Path:
     """Snapshot of a repository; its folder is named by the commit. A broken one is fetched anew."""
+    from huggingface_hub import HfApi  # late: most runs need no hub
+    from huggingface_hub.constants import is_offline_mode
+
     asked = {"repo_id": repo, "repo_type": kind}
     for again in (False, True):
         try:
@@ -218,6 +199,8 @@ def pull(hub: str, runs: Path) -> list[str]:
     Raises:
         ValueError: nothing there, or a folder that exists already.
     """
+    from huggingface_hub import HfApi
+
     lines, partial = [], runs.with_name(f"_{runs.name}.partial")
     if runs.exists():
         raise ValueError(f"{runs}: there already. Give another folder.")

@@ -12,7 +12,7 @@ from codexhf.models import load_policy, lora_config
 from codexhf.ppo.config import TRL_VALUES, PPOConfig
 from codexhf.ppo.trainer import PPOTrainer
 from codexhf.reward_model import load_model_reward, load_reward_model
-from codexhf.rewards import REWARD_MODEL, combine
+from codexhf.rewards import REWARD_MODEL, UnitTestsReward, combine
 
 WITHOUT_INFLUENCE = {
     "rollout_engine",
@@ -59,7 +59,8 @@ def new_trainer(
         ref_model=None,
         reward_model=None,
         value_model=load_reward_model(
-            stage.value_model or stage.reward_model, new_head=stage.value_model is not None
+            stage.value_model or stage.reward_model or stage.model,
+            new_head=stage.value_model is not None or stage.reward_model is None,
         ),
         train_dataset=prompts.dataset,
         eval_dataset=problems.dataset if len(problems.dataset) else None,
@@ -72,7 +73,11 @@ def new_trainer(
             timeout_s=stage.timeout_s if uses_tests else None,
         ),
         sft_dataset=demonstrations.dataset if training.alpha_sft else None,
-        eval_reward_funcs=[name for name in ["unit_tests"] if name not in stage.rewards],
+        eval_reward_funcs=[
+            reward
+            for reward in [UnitTestsReward(timeout_s=stage.timeout_s)]
+            if reward.__name__ not in stage.rewards
+        ],
     )
 
 
