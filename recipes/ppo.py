@@ -16,7 +16,7 @@ from codexhf.ppo import PPOConfig
 def main(argv=None):
     stage, training = parse((PPOArguments, PPOConfig), __file__, argv)
     # Late, so that what parse() refuses is refused at once.
-    from codexhf.data import load_demonstrations, load_problems
+    from codexhf.data import load_demonstrations, load_tasks
     from codexhf.execution import check_isolation
     from codexhf.models import load_tokenizer, merge_adapters, room_for, within_context
     from codexhf.ppo.stage import new_trainer
@@ -25,7 +25,7 @@ def main(argv=None):
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.model, padding_side="left")
     room = room_for(stage.model, training.response_length)
-    prompts = load_problems(
+    prompts = load_tasks(
         stage.prompt_cards,
         tokenizer,
         exclude=stage.exclude_cards,
@@ -38,7 +38,7 @@ def main(argv=None):
         within_context(stage.model, training.sft_max_length),
         exclude=stage.exclude_cards,
     )
-    tasks = load_problems(
+    tasks = load_tasks(
         stage.eval_cards,
         tokenizer,
         max_rows=stage.eval_tasks,
@@ -50,8 +50,8 @@ def main(argv=None):
         trainer,
         stage,
         training,
-        data={"prompts": prompts, "demonstrations": demonstrations, "problems": tasks},
-        parents={"m1": stage.model, "rm": stage.reward_model},
+        data={"prompts": prompts, "demonstrations": demonstrations, "tasks": tasks},
+        parents={"m1": stage.model, "rm": stage.reward_model, "critic": stage.value_model},
         finish=merge_adapters,
     )
 

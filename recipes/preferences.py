@@ -15,7 +15,7 @@ from codexhf.parsing import parse
 def main(argv=None):
     (stage,) = parse((PreferencesArguments,), __file__, argv)
     # Late, so that what parse() refuses is refused at once.
-    from codexhf.data import load_problems
+    from codexhf.data import load_tasks
     from codexhf.execution import check_isolation
     from codexhf.models import load_policy, load_tokenizer, room_for, to_device
     from codexhf.preferences import make_pairs
@@ -23,7 +23,7 @@ def main(argv=None):
 
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.model)
-    tasks = load_problems(
+    tasks = load_tasks(
         stage.prompt_cards,
         tokenizer,
         exclude=stage.exclude_cards,

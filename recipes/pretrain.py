@@ -20,10 +20,11 @@ def main(argv=None):
     # Late, so that what parse() refuses is refused at once.
     from transformers import Trainer
 
-    from codexhf.data import load_packed, load_packed_each, packed_collator
+    from codexhf.data import load_packed, load_packed_each
     from codexhf.evaluation import BitsPerByte
     from codexhf.models import load_tokenizer, new_or_loaded_policy
     from codexhf.run import run_stage
+    from codexhf.tokens import packed_collator
 
     tokenizer = load_tokenizer(stage.tokenizer)
     train = load_packed(

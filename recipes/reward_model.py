@@ -34,8 +34,8 @@ def main(argv=None):
     trainer = RewardTrainer(
         model=model,
         args=training,
-        train_dataset=train.dataset,
-        eval_dataset=test.dataset,
+        train_dataset=train.ids,
+        eval_dataset=test.ids,
         processing_class=tokenizer,
     )
     return run_stage(

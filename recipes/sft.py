@@ -20,7 +20,7 @@ def main(argv=None):
     from trl import SFTTrainer
 
     from codexhf import models
-    from codexhf.data import load_demonstrations, load_problems
+    from codexhf.data import load_demonstrations, load_tasks
     from codexhf.evaluation import PassAt1, demonstrations_of
     from codexhf.execution import check_isolation
     from codexhf.run import run_stage
@@ -34,16 +34,17 @@ def main(argv=None):
         longest,
         exclude=stage.exclude_cards,
         weights=stage.weights,
+        completion_only=training.completion_only_loss,
         seed=seed,
     )
     room = models.room_for(stage.model, stage.eval_max_new_tokens)
-    tasks = load_problems(
+    tasks = load_tasks(
         stage.eval_cards, tokenizer, max_rows=stage.eval_tasks, max_prompt_tokens=room, seed=seed
     )
     trainer = SFTTrainer(
         model=models.load_policy(stage.model, tokenizer),
         args=training,
-        train_dataset=train.dataset,
+        train_dataset=train.ids,
         eval_dataset=demonstrations_of(tasks),
         processing_class=tokenizer,
         peft_config=models.lora_config(stage, stage.lora_dropout),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from codexhf import completions, evaluation
-from codexhf.data import Data, load_problems
+from codexhf.data import Data, load_tasks
 from codexhf.evaluation import PassAtK, answer_logprobs, bits_per_byte, pass_at_k, win_rate
 from codexhf.generation import sample, sample_ids
 from conftest import ADD
@@ -120,7 +120,7 @@ def test_sample_does_not_depend_on_what_shares_the_batch(policy, tokenizer):
 def test_evaluate_models_writes_the_suite(model_folder, tokenizer, tmp_path, write_card, problems):
     from codexhf.arguments import EvaluationArguments
 
-    data = load_problems([write_card(problems, "prompt-only")], tokenizer)
+    data = load_tasks([write_card(problems, "prompt-only")], tokenizer)
     other = tmp_path / "other"
     import shutil
 

@@ -10,7 +10,7 @@ import pytest
 
 from codexhf.arguments import PreferencesArguments
 from codexhf.chat import text_of
-from codexhf.data import load_problems, load_split
+from codexhf.data import load_split, load_tasks
 from codexhf.execution import Result
 from codexhf.preferences import in_test, make_pairs, pair_up, worth, write_contested
 from conftest import ADD
@@ -81,7 +81,7 @@ def test_make_pairs_writes_both_splits_and_their_cards(
 ):
     rows = [dict(p, id=f"p{i}", prompt=f"Add {i}.") for i in range(4) for p in problems[:1]]
     rows += [dict(rows[0], id=f"q{i}", prompt=f"Sum {i}.") for i in range(10)]
-    data = load_problems([write_card(rows, "prompt-only")], tokenizer)
+    data = load_tasks([write_card(rows, "prompt-only")], tokenizer)
     metrics = make_pairs(policy, tokenizer, data.dataset, stage(tmp_path), tmp_path)
     train, test = (
         [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()]
@@ -98,7 +98,7 @@ def test_make_pairs_writes_both_splits_and_their_cards(
 def test_make_pairs_stops_when_nothing_can_be_compared(
     policy, tokenizer, tmp_path, write_card, problems
 ):
-    data = load_problems([write_card(problems, "prompt-only")], tokenizer)
+    data = load_tasks([write_card(problems, "prompt-only")], tokenizer)
     settings = stage(tmp_path)
     settings.include_reference = False
     with pytest.raises(RuntimeError, match="pairs: 6 prompts gave .*all equally wrong"):

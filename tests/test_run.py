@@ -19,7 +19,8 @@ from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArg
 
 from codexhf import checkpoints, identity, run
 from codexhf.arguments import PretrainArguments
-from codexhf.data import pack, packed_collator
+from codexhf.data import pack
+from codexhf.tokens import packed_collator
 from conftest import tiny_config, weights_hash
 
 ROOT = Path(__file__).parent.parent

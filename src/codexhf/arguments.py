@@ -22,7 +22,7 @@ def card(path: str) -> str:
     """A data card, a finished stage's folder, which is its own card, or a hub name of either."""
     if path and (Path(path).is_file() or (Path(path) / "README.md").is_file()):
         return ""
-    if hub.hub_name(path):
+    if hub.hub_name(path.partition("#")[0]):
         return ""
     folder = Path(path).parent
     known = [str(p) for p in folder.glob("*.md")] if folder.is_dir() else []
@@ -79,6 +79,10 @@ def rule_pack(path: str) -> str:
     except (ValueError, OSError) as error:
         return f"which is not a rule pack: {error}"
     return ""
+
+
+PATH_CHECKS = (card, model_folder, tokenizer_folder, output_folder, rule_pack)
+"""Checks of the fields that name files: what lies there is compared, not how it is spelled."""
 
 
 def reward(name: str) -> str:

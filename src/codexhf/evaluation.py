@@ -227,7 +227,7 @@ class BitsPerByte(TrainerCallback):
 
     def __init__(self, heldout: dict[str, Data]):
         self.bytes_per_token = {
-            name: data.facts[name]["bytes_per_token"] for name, data in heldout.items()
+            name: data.cards[name]["bytes_per_token"] for name, data in heldout.items()
         }
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
@@ -469,6 +469,12 @@ def names_of(paths: Sequence[str]) -> list[str]:
     while len({part[-depth:] for part in parts}) < len(set(parts)):
         depth += 1
     return ["/".join(part[-depth:]) for part in parts]
+
+
+def parents_of(stage: EvaluationArguments) -> dict[str, str | None]:
+    """Name -> folder of everything that an evaluation reads."""
+    models = dict(zip(names_of(stage.models), stage.models, strict=True))
+    return {"reward_model": stage.reward_model, "reference": stage.reference, **models}
 
 
 def _wins(record: dict, parent: dict) -> dict:

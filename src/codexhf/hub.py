@@ -71,14 +71,15 @@ def pin(name: str, kind: str = "model", record: str = "") -> str:
     A commit that `record`, the text of the output folder's run.json, has for a name without
     revision still counts: a run that goes on, goes on with the same model.
     """
+    name, mark, split = name.partition("#")  # of a data card
     match = hub_name(name)
     if match is None:
-        return name
-    began = re.search(rf'"({re.escape(name)}@[0-9a-f]{{40}})"', record)
+        return name + mark + split
+    began = re.search(rf'"({re.escape(name)}@[0-9a-f]{{40}})["#]', record)
     if began:
-        return began[1]
+        return began[1] + mark + split
     commit = _fetch(match[1], match[2], kind).name
-    return f"{match[1]}@{commit}" + (f"/{match[3]}" if match[3] else "")
+    return f"{match[1]}@{commit}" + (f"/{match[3]}" if match[3] else "") + mark + split
 
 
 @functools.cache

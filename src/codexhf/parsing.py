@@ -348,6 +348,8 @@ def _library_errors(owner: type, values: dict[str, Any]) -> list[str]:
 def _missing_packages(config: Any) -> list[str]:
     """Return what the libraries say of trackers and optimizers whose package is not installed."""
     out = []
+    if not hasattr(config, "report_to"):
+        return out  # what trains nothing
     if config.report_to:
         from transformers.integrations import get_reporting_integration_callbacks
 

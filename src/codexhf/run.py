@@ -350,8 +350,8 @@ def _finish(output_dir: Path, record: Record) -> dict:
             name: {
                 "fingerprint": record.identity["data"][name],
                 "rows": len(part.dataset),
-                "cards": part.facts,
-                "notes": part.notes,
+                "cards": part.cards,
+                "stats": part.stats,
             }
             for name, part in record.data.items()
         },
