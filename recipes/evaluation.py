@@ -16,7 +16,7 @@ def main(argv=None):
     (stage,) = parse((EvaluationArguments,), __file__, argv)
     # Late, so that what parse() refuses is refused at once.
     from codexhf.data import load_heldout_texts, load_tasks
-    from codexhf.evaluation import evaluate_models
+    from codexhf.evaluation import evaluate_models, parents_of
     from codexhf.execution import check_isolation
     from codexhf.models import load_tokenizer, room_for
     from codexhf.run import run_task
@@ -34,8 +34,8 @@ def main(argv=None):
     return run_task(
         stage,
         lambda folder: evaluate_models(stage, tasks, corpora, folder),
-        data={"problems": tasks, **corpora},
-        parents={"reward_model": stage.reward_model, **{m: m for m in stage.models}},
+        data={"tasks": tasks, **corpora},
+        parents=parents_of(stage),
     )
 
 

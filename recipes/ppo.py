@@ -50,8 +50,8 @@ def main(argv=None):
         trainer,
         stage,
         training,
-        data={"prompts": prompts, "demonstrations": demonstrations, "problems": tasks},
-        parents={"m1": stage.model, "rm": stage.reward_model},
+        data={"prompts": prompts, "demonstrations": demonstrations, "tasks": tasks},
+        parents={"m1": stage.model, "rm": stage.reward_model, "critic": stage.value_model},
         finish=merge_adapters,
     )
 

@@ -155,7 +155,7 @@ def test_a_switch_that_is_on_can_be_switched_off(lineage, flags, expected):
 def test_parse_names_missing_paths_beside_what_the_library_refuses(capsys, lineage):
     argv = ["--kl_coef", "-1", "--model", "nope/", "--reward_model", "runs/none", "--seed", "3"]
     text = refusal(capsys, STAGES["ppo"], ROOT / "recipes/ppo.py", argv)
-    assert "kl_coef: got -1.0, expected 0 or more" in text
+    assert "kl_coef: got -1.0, expected at least 0" in text
     assert "model: got 'nope/', which is not a folder" in text
     assert "reward_model: got 'runs/none', which is not a folder" in text
 

@@ -17,8 +17,8 @@ FILES = {
     for path in (SOURCE / "codexhf").rglob("*.py")
 }
 CHEAP = [
-    "arguments", "cards", "completions", "execution", "knobs", "lineage", "refusals", "rewards",
-    "safety", "strict_yaml",
+    "arguments", "cards", "completions", "execution", "help", "knobs", "launch", "lineage",
+    "parsing", "refusals", "rewards", "safety", "strict_yaml",
 ]  # fmt: skip
 """Modules that a refusal, a card or a rule needs: they import no torch."""
 

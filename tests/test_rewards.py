@@ -147,7 +147,7 @@ def test_violation_rate_agrees_with_the_reward():
 def test_safety_rules_of_the_user_replace_the_default(tmp_path):
     pack = tmp_path / "rules.yaml"
     pack.write_text(
-        "rules:\n- {id: maths, what: Maths., penalty: 3, match: {imports: [math]}, "
+        "rules:\n- {id: maths, what: Maths., penalty: 3, match: {mentions: [math]}, "
         "violates: [import math], allows: [import os]}\n"
     )
     answers = ["import math", SHELL]

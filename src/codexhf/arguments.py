@@ -92,6 +92,10 @@ def rule_pack(path: str) -> str:
     return ""
 
 
+PATH_CHECKS = (card, model_folder, tokenizer_folder, output_folder, rule_pack)
+"""Checks of the fields that name files: what lies there is compared, not how it is spelled."""
+
+
 def reward(name: str) -> str:
     """A name from `rewards.REWARDS`, "reward_model", or an importable `module:function`."""
     from codexhf.rewards import REWARD_MODEL, REWARDS, reward_of_name  # only PPO names any

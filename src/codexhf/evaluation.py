@@ -470,6 +470,12 @@ def names_of(paths: Sequence[str]) -> list[str]:
     return ["/".join(part[-depth:]) for part in parts]
 
 
+def parents_of(stage: EvaluationArguments) -> dict[str, str | None]:
+    """Name -> folder of everything that an evaluation reads."""
+    models = dict(zip(names_of(stage.models), stage.models, strict=True))
+    return {"reward_model": stage.reward_model, "reference": stage.reference, **models}
+
+
 def _wins(record: dict, parent: dict) -> dict:
     """Win rates of one model's record against another's, by the reward model and by tests."""
     passed = [

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from codexhf.arguments import PATH_CHECKS
 from codexhf.checkpoints import MANIFEST, file_stats, wrong_file
 
 IDENTITY = "run.json"
@@ -59,7 +60,7 @@ def run_identity(stage: Any, training: Any, data: Mapping[str, Any], parents: di
         parents: name -> what `parent_record` found.
     """
     config = configuration(stage, training)
-    paths = {f.name for f in dataclasses.fields(stage) if f.metadata.get("kind")}
+    paths = {f.name for f in dataclasses.fields(stage) if f.metadata.get("check") in PATH_CHECKS}
     best = getattr(training, "load_best_model_at_end", False)
     skipped = paths if best else paths | NEUTRAL_WITHOUT_BEST
     rules = config.get("safety_rules")

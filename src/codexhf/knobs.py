@@ -46,8 +46,18 @@ def knob(
     metadata |= {"check": check, "each": each, "needs": needs}
     if isinstance(default, list | dict):
         copy = type(default)
-        return dataclasses.field(default_factory=lambda: copy(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+        return dataclasses.field(default_factory=lambda: copy(default), metadata=_Rule(metadata))
+    return dataclasses.field(default=default, metadata=_Rule(metadata))
+
+
+class _Rule(dict):
+    """A knob's metadata. Only `help` is listed: HfArgumentParser gives all that is to argparse."""
+
+    def keys(self):
+        return {"help": None}.keys()
+
+    def copy(self) -> dict:  # TRL's parser asks for one
+        return dict(help=self["help"])
 
 
 def knob_errors(instance: Any) -> list[str]:

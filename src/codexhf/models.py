@@ -196,13 +196,21 @@ def load_policy(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
 
 def check_finite(model: PreTrainedModel, path: str) -> PreTrainedModel:
     """Refuse weights that hold NaN or infinity: every later number would be NaN."""
+    name = nonfinite_parameter(model)
+    if name is not None:
+        raise ValueError(
+            f"{path}: {name} holds NaN or infinity. Take an earlier checkpoint of that run."
+        )
+    return model
+
+
+def nonfinite_parameter(model: nn.Module) -> str | None:
+    """Return the name of the first parameter that holds NaN or infinity; None where none does."""
     for name, parameter in model.named_parameters():
         # sharded loading gives the weights to the first process alone, which looks at them
         if not parameter.is_meta and not torch.isfinite(parameter).all():
-            raise ValueError(
-                f"{path}: {name} holds NaN or infinity. Take an earlier checkpoint of that run."
-            )
-    return model
+            return name
+    return None
 
 
 def context_length(path: str) -> int | None:
@@ -286,11 +294,15 @@ def evaluating(*modules: nn.Module | None) -> Iterator[None]:
             module.train(training)
 
 
-def disable_dropout(model: nn.Module) -> None:
+def disable_dropout(model: nn.Module) -> list[tuple[Any, str, float]]:
     """Set every dropout of `model` to 0, also those that layers apply as functions.
 
     Log-probabilities at sampling and in training must be those of one and the same policy.
+
+    Returns:
+        (configuration, name, value) of each that a configuration had, for the saved model's.
     """
+    given = []
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -301,8 +313,10 @@ def disable_dropout(model: nn.Module) -> None:
         id(m.config): m.config for m in model.modules() if hasattr(m, "config")
     }.values():
         for name, value in list(vars(config).items()):
-            if "dropout" in name and isinstance(value, float):
+            if "dropout" in name and isinstance(value, float) and value:
+                given.append((config, name, value))
                 setattr(config, name, 0.0)
+    return given
 
 
 def shortest_context(models: Iterable[Any]) -> int | None:

@@ -9,7 +9,7 @@ from codexhf.arguments import PPOArguments
 from codexhf.chat import prompt_ids
 from codexhf.data import Data
 from codexhf.models import load_policy, lora_config
-from codexhf.ppo.config import TRL_VALUES, PPOConfig
+from codexhf.ppo.config import TRL_VALUES, UNREAD_FIELDS, PPOConfig
 from codexhf.ppo.trainer import PPOTrainer
 from codexhf.reward_model import load_model_reward, load_reward_model
 from codexhf.rewards import REWARD_MODEL, UnitTestsReward, combine
@@ -46,6 +46,12 @@ def new_trainer(
         demonstrations: rows for the alpha_sft term; may be empty when alpha_sft is 0.
         problems: held-out problems; unit tests on them are the gold signal of evaluations.
     """
+    given = [f for f in fields(PPOConfig) if getattr(training, f.name) != f.default]
+    if unread := [f.name for f in given if f.name in UNREAD_FIELDS]:
+        raise ValueError(
+            f"{', '.join(unread)}: only TRL's own scripts read this, expected it to be left out. "
+            "Models are named by model and reward_model."
+        )
     if stage.trainer == "trl":
         return _trl_trainer(stage, training, tokenizer, prompts)
     model_reward = None
@@ -91,8 +97,8 @@ def _trl_trainer(stage: PPOArguments, training: PPOConfig, tokenizer, prompts: D
             "pip install 'codexhf[trl-ppo]', or leave --trainer at codexhf."
         ) from None
     known = {f.name for f in fields(theirs.PPOConfig)}
-    if problems := _beyond_trl(stage, training, known):
-        lines = "\n".join(f"    {problem}" for problem in problems)
+    if errors := _beyond_trl(stage, training, known):
+        lines = "\n".join(f"    {error}" for error in errors)
         raise ValueError(
             f"trainer: got 'trl', whose class cannot do what these settings ask for:\n{lines}\n"
             "    Set what is expected (None: leave it out), as recipes/trl-1.12/ppo.yaml does, or "
