@@ -6,10 +6,9 @@ The reward model is in reward_model.py.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
@@ -29,6 +28,9 @@ from codexhf.chat import end_ids, text_of
 from codexhf.data import Data
 from codexhf.hub import resolve
 from codexhf.refusals import nearest
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
@@ -334,7 +336,7 @@ def to_device(model: PreTrainedModel) -> PreTrainedModel:
     return model.to(PartialState().device).eval()
 
 
-def lora_config(stage, dropout: float = 0.0) -> LoraConfig | None:
+def lora_config(stage, dropout: float = 0.0) -> "LoraConfig | None":
     """The LoRA settings of a stage with `use_peft`, on all linear layers; None without it.
 
     Args:
@@ -342,6 +344,8 @@ def lora_config(stage, dropout: float = 0.0) -> LoraConfig | None:
     """
     if not stage.use_peft:
         return None
+    from peft import LoraConfig  # a second and a half that most stages do without
+
     return LoraConfig(
         r=stage.lora_r,
         lora_alpha=stage.lora_alpha,
@@ -356,6 +360,8 @@ def merge_adapters(trainer) -> dict:
 
     Of PPO's trainer that is the policy, which it holds beside the critic.
     """
+    from peft import PeftModel
+
     if isinstance(trainer.model, PeftModel):
         trainer.model = trainer.model.merge_and_unload()
     elif isinstance(getattr(trainer.model, "policy", None), PeftModel):

@@ -4,6 +4,8 @@
 target, the record of the lineage, and all that the report reads.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import datetime
@@ -21,12 +23,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel
 
 from codexhf import launch
 from codexhf.arguments import StageArguments
@@ -56,6 +58,9 @@ from codexhf.lineage import BY_NAME
 from codexhf.model_card import write_card
 from codexhf.models import shortest_context
 from codexhf.refusals import refuse
+
+if TYPE_CHECKING:  # stages that train nothing do not wait for the import of Trainer
+    from transformers import Trainer, TrainingArguments
 
 PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers")

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from codexhf.lineage import BY_FOLDER
 
 # Names that run.py and evaluation.py write.
-CARDS, STATS = "cards", "notes"  # of one part of a stage's data
+CARDS, STATS = "cards", "stats"  # of one part of a stage's data
 TASKS = "tasks"  # the evaluation's metric: how many held-out tasks it ran
 
 # A shape is a type, [the shape of each], {key: shape} or {str: the shape of every value}.
