@@ -11,7 +11,7 @@ import pytest
 from codexhf.arguments import PreferencesArguments
 from codexhf.cards import CardError
 from codexhf.chat import text_of
-from codexhf.data import load_problems, load_split
+from codexhf.data import load_split, load_tasks
 from codexhf.execution import Result
 from codexhf.preferences import (
     in_test,
@@ -90,7 +90,7 @@ def test_make_pairs_writes_both_splits_and_their_cards(
 ):
     rows = [dict(p, id=f"p{i}", prompt=f"Add {i}.") for i in range(4) for p in problems[:1]]
     rows += [dict(rows[0], id=f"q{i}", prompt=f"Sum {i}.") for i in range(10)]
-    data = load_problems([write_card(rows, "prompt-only")], tokenizer)
+    data = load_tasks([write_card(rows, "prompt-only")], tokenizer)
     metrics = make_pairs(policy, tokenizer, data.dataset, stage(tmp_path), tmp_path)
     train, test = (
         [json.loads(line) for line in (tmp_path / f"{name}.jsonl").open()]
@@ -107,7 +107,7 @@ def test_make_pairs_writes_both_splits_and_their_cards(
 def test_make_pairs_stops_when_nothing_can_be_compared(
     policy, tokenizer, tmp_path, write_card, problems
 ):
-    data = load_problems([write_card(problems, "prompt-only")], tokenizer)
+    data = load_tasks([write_card(problems, "prompt-only")], tokenizer)
     settings = stage(tmp_path)
     settings.include_reference = False
     with pytest.raises(RuntimeError, match="pairs: 6 prompts gave .*all equally wrong"):
@@ -166,7 +166,7 @@ def test_pairs_to_label_prefers_what_tests_cannot_tell_and_uses_no_answer_twice(
 
 def queue_of(policy, tokenizer, rows, settings, folder, need_tests=False):
     folder.mkdir(exist_ok=True)
-    data = load_problems(rows, tokenizer, need_tests=need_tests)
+    data = load_tasks(rows, tokenizer, runs_tests=need_tests)
     metrics = make_pairs(policy, tokenizer, data.dataset, settings, folder)
     return metrics, [json.loads(line) for line in (folder / "unlabelled.jsonl").open()]
 
@@ -183,7 +183,7 @@ def test_prompts_without_tests_are_sampled_for_people(policy, tokenizer, tmp_pat
     assert all(p["response_a"] != p["response_b"] and p["order_seed"] == 42 for p in queue)
     assert queue_of(policy, tokenizer, [card], settings, tmp_path / "b")[1] == queue
     with pytest.raises(CardError, match="no column 'tests'"):
-        load_problems([card], tokenizer)
+        load_tasks([card], tokenizer)
 
 
 def test_both_labels_by_tests_and_queues_every_fifth_pair_for_a_check(

@@ -18,7 +18,7 @@ import numpy as np
 from datasets import Dataset
 
 from codexhf.arguments import PreferencesArguments
-from codexhf.evaluation import grade
+from codexhf.completions import grade
 from codexhf.execution import Result
 from codexhf.generation import sample
 from codexhf.reward_model import load_model_reward
