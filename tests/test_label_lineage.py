@@ -64,19 +64,9 @@ def test_a_labeller_who_likes_short_answers_gets_them(tokenizer, tmp_path, write
         [{"id": f"p{i}", "prompt": f"Write {400 + i}."} for i in range(250)], "prompt-only", "asks"
     )
     # recipes/ppo.py takes tasks with tests; no reward here runs them.
-    tasks = write_card(
-        [
-            {
-                "id": f"p{i}",
-                "prompt": f"Write {400 + i}.",
-                "tests": "assert True",
-                "entry_point": "f",
-            }
-            for i in range(250)
-        ],
-        "prompt-only",
-        "tasks",
-    )
+    rows = [{"id": f"p{i}", "prompt": f"Write {400 + i}."} for i in range(250)]
+    rows = [{**row, "tests": "assert True", "entry_point": "f"} for row in rows]
+    tasks = write_card(rows, "prompt-only", "tasks")
     m1, prefs, labels = (tmp_path / name for name in ("m1", "prefs", "labels"))
     # An empty list of cards cannot be written on the command line, so the smoke YAML's stay out.
     recipe("sft", model=tmp_path / "m0", train_cards=[sft], max_steps=250, learning_rate=5e-3,
