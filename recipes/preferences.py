@@ -1,4 +1,4 @@
-"""preferences: M1's answers to prompts, labelled by unit tests or queued for people -> pairs.
+"""preferences: M1's completions, labelled by unit tests or queued for people -> pairs.
 
     accelerate launch recipes/preferences.py                         # settings: preferences.yaml
     accelerate launch recipes/preferences.py --samples_per_prompt 8  # PreferencesArguments
@@ -30,8 +30,8 @@ def main(argv=None):
         exclude=stage.exclude_cards,
         max_rows=stage.max_prompts,
         max_prompt_tokens=room_for(stage.model, stage.max_new_tokens),
-        seed=stage.seed,
         runs_tests=stage.label_by == "unit_tests",
+        seed=stage.seed,
     )
     model = to_device(load_policy(stage.model, tokenizer))
     return run_task(

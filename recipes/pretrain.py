@@ -49,7 +49,11 @@ def main(argv=None):
         callbacks=[BitsPerByte(heldout)],
     )
     return run_stage(
-        trainer, stage, training, data={"train": train}, parents={"tokenizer": stage.tokenizer}
+        trainer,
+        stage,
+        training,
+        data={"train": train},
+        parents={"tokenizer": stage.tokenizer, "base": stage.model},
     )
 
 

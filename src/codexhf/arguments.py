@@ -4,10 +4,11 @@ Fields that transformers or TRL already name keep their name and stay in the lib
 class. `codexhf.parsing.parse` fills both from the recipe's YAML and the command line.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from codexhf import hub
 from codexhf.execution import UNSAFE_PHRASE
 from codexhf.knobs import given, knob, knob_errors, unused
 from codexhf.refusals import nearest
@@ -18,8 +19,10 @@ from codexhf.refusals import nearest
 
 
 def card(path: str) -> str:
-    """A data card, or a finished stage's folder, which is its own card."""
+    """A data card, a finished stage's folder, which is its own card, or a hub name of either."""
     if path and (Path(path).is_file() or (Path(path) / "README.md").is_file()):
+        return ""
+    if hub.hub_name(path.partition("#")[0]):
         return ""
     folder = Path(path).parent
     known = [str(p) for p in folder.glob("*.md")] if folder.is_dir() else []
@@ -48,7 +51,7 @@ def model_folder(path: str) -> str:
 def _folder(path: str, file: str) -> str:
     if not path:
         return "expected a folder or a Hub id."
-    if (Path(path) / file).is_file() or (not Path(path).exists() and is_hub_id(path)):
+    if (Path(path) / file).is_file() or hub.hub_name(path):
         return ""
     if not Path(path).is_dir():
         return "which is not a folder. Run the stage that makes it first."
@@ -56,20 +59,6 @@ def _folder(path: str, file: str) -> str:
         f"a folder without {file}: that stage has not finished. Run it again (it resumes), or "
         "give another folder."
     )
-
-
-def is_hub_id(name: str) -> bool:
-    """`org/name` with no such folder here; anything else is taken as a path."""
-    if "/" not in name or name.startswith((".", "/", "runs")):
-        return False
-    from huggingface_hub.errors import HFValidationError  # takes longer than all the rest here
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def output_folder(path: str) -> str:
@@ -449,3 +438,44 @@ class EvaluationArguments(CodeRunningArguments):
             if k > self.num_samples
         ]
         return out
+
+
+@dataclass
+class PushArguments:
+    hub: str = knob("", "org/prefix, or a folder ./name/prefix: what every name there begins with.")
+    runs: str = knob("runs", "Folder of the finished stages.")
+    stages: list[str] = knob([], "Folders of `runs` to push; default: all, in order.")
+    public: bool = knob(False, "Let everybody see what is pushed.")
+    value_model: bool = knob(False, "Push PPO's value model with the policy.")
+    license: str | None = knob(
+        None, "Licence of everything, where its sources agree on none that codexhf knows to fit."
+    )
+    dry_run: bool = knob(False, "Show repositories, files, bytes and visibility, send nothing.")
+
+
+# ---------------------------------------------------------------------------------------------
+# Hub names
+# ---------------------------------------------------------------------------------------------
+
+KINDS = {card: "dataset", model_folder: "model", tokenizer_folder: "model"}
+"""What a hub name stands for, by the check of its field."""
+
+
+def pin(stage: StageArguments, output_dir: str) -> list[str]:
+    """Add the commit to every hub name of a stage, in place; return what is wrong, by field.
+
+    A commit that the run in `output_dir` began with still counts for a name without revision.
+    """
+    begun, errors = Path(output_dir, "run.json"), []
+    record = begun.read_text(encoding="utf-8") if begun.is_file() and not stage.restart else ""
+    for field in fields(stage):
+        kind, value = KINDS.get(field.metadata["check"]), getattr(stage, field.name)
+        if kind is None or not value:
+            continue
+        try:
+            one = isinstance(value, str)
+            each = [hub.pin(name, kind, record) for name in ([value] if one else value)]
+            setattr(stage, field.name, each[0] if one else each)
+        except ValueError as error:
+            errors.append(f"{field.name}: {error}")
+    return errors

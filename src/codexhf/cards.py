@@ -38,6 +38,7 @@ from pathlib import Path
 
 import yaml
 
+from codexhf.hub import hub_name, resolve, sha256
 from codexhf.refusals import nearest
 from codexhf.strict_yaml import load_yaml_text
 
@@ -56,7 +57,8 @@ class Card:
 
     Attributes:
         path: the Markdown file.
-        name: the file's stem, or the folder's name for a README.md.
+        source: what the recipe calls it: a path, or a hub name.
+        name: the file's stem, or the folder's or hub repository's name for a README.md.
         type: one of TYPES: which columns the rows have after loading.
         load: arguments of `datasets.load_dataset`, or `{"builder": name, ...}` for one of ours.
         columns: our column name -> column, path or template of the source; None: not needed.
@@ -66,6 +68,7 @@ class Card:
     """
 
     path: Path
+    source: str
     name: str
     type: str
     load: dict
@@ -74,11 +77,20 @@ class Card:
     heldout: float = 0.0
     license: str = ""
 
+    def digests(self) -> dict[str, str]:
+        """Path relative to the card -> sha256, of each of its data files."""
+        files, folder = self.load.get("data_files", []), self.path.parent
+        if isinstance(files, dict):  # by split
+            files = files.get(self.load.get("split", "train"), [])
+        names = [f for f in ([files] if isinstance(files, str) else files) if "://" not in f]
+        found = sorted(f for n in names if not n.startswith("/") for f in folder.glob(n))
+        return {file.relative_to(folder).as_posix(): sha256(file) for file in found}
+
 
 def card_file(path: str | Path) -> tuple[Path, str | None]:
     """Return a card's file and the split that `card.md#split` names.
 
-    A folder stands for the README.md in it.
+    A folder, and a hub name, stands for the README.md in it.
 
     Raises:
         CardError: no such file, with the nearest one.
@@ -86,7 +98,8 @@ def card_file(path: str | Path) -> tuple[Path, str | None]:
     name, _, split = str(path).partition("#")
     if not name.strip():
         raise CardError("card: got an empty name, expected the path of a Markdown file.")
-    file = Path(name) / "README.md" if Path(name).is_dir() else Path(name)
+    found = resolve(name, "dataset")
+    file = found / "README.md" if found.is_dir() else found
     if not file.is_file():
         known = sorted(str(p) for p in file.parent.glob("*.md")) if file.parent.is_dir() else []
         raise CardError(f"card {name!r} does not exist.{nearest(name, known)}")
@@ -94,7 +107,7 @@ def card_file(path: str | Path) -> tuple[Path, str | None]:
 
 
 def load_card(path: str | Path) -> Card:
-    """Read and validate one card; a folder stands for the README.md in it.
+    """Read and validate one card; a folder or hub name stands for the README.md in it.
 
     Raises:
         CardError: with all errors of the card at once.
@@ -110,16 +123,20 @@ def load_card(path: str | Path) -> Card:
     errors = _errors(front, own, body)
     if errors:
         raise CardError("\n  - ".join([f"{file}: {len(errors)} error(s)", *errors]))
-    name = file.parent.resolve().name if file.name == "README.md" else file.stem
+    source = str(path).partition("#")[0]
+    match = hub_name(source)
+    folder = match[1] if match else file.parent.resolve()
+    name = Path(folder).name if file.name == "README.md" else file.stem
     return Card(
         path=file,
+        source=source,
         name=f"{name}#{split}" if split else name,
         type=own["type"],
         load=own["load"] | ({"split": split} if split else {}),
         columns=dict(own.get("columns") or {}),
         where=own.get("where"),
         heldout=float(own.get("heldout", 0.0)),
-        license=str(front["license"]),
+        license=str(front.get("license_name") or front["license"]),
     )
 
 

@@ -207,7 +207,8 @@ def read_cards(
                 f"{card.path}: type is {card.type}, expected {' or '.join(types)} here."
             )
         part = _read_card(card, split, heldout, seen)
-        about = {"card": str(card.path), "license": card.license, "type": card.type}
+        about = {"card": card.source, "license": card.license, "type": card.type}
+        about["sha256"] = card.digests()
         part = Data(part.dataset, {card.name: about | part.stats})
         if not len(part.dataset):
             raise CardError(f"{card.path}: no rows left of {part.cards[card.name]}.")

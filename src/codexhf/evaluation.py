@@ -24,6 +24,7 @@ from codexhf.checkpoints import write_json
 from codexhf.completions import judge
 from codexhf.data import Data
 from codexhf.generation import sample, sample_ids
+from codexhf.hub import short_name
 from codexhf.models import (
     evaluating,
     load_policy,
@@ -463,7 +464,7 @@ def evaluate_models(
 
 def names_of(paths: Sequence[str]) -> list[str]:
     """Folder names, with as much of their parents' as it takes to tell them apart."""
-    parts = [Path(path).parts for path in paths]
+    parts = [Path(short_name(path)).parts for path in paths]
     depth = 1
     while len({part[-depth:] for part in parts}) < len(set(parts)):
         depth += 1

@@ -16,6 +16,7 @@ import torch
 
 from codexhf.arguments import PATH_CHECKS
 from codexhf.checkpoints import MANIFEST, file_stats, wrong_file
+from codexhf.hub import resolve
 
 IDENTITY = "run.json"
 
@@ -83,7 +84,7 @@ def parent_record(path: str) -> dict:
     Raises:
         ValueError: a file of a finished stage is not as that stage wrote it.
     """
-    folder, record = Path(path), {"path": str(path), "sha256": {}}
+    folder, record = resolve(path), {"path": str(path), "sha256": {}}
     if not folder.is_dir():
         return {**record, "sha256": {"id": str(path)}}
     if (folder / MANIFEST).is_file():

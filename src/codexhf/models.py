@@ -27,6 +27,7 @@ from accelerate import PartialState
 from codexhf.arguments import PretrainArguments, TokenizerArguments
 from codexhf.chat import end_ids, text_of
 from codexhf.data import Data
+from codexhf.hub import resolve
 from codexhf.refusals import nearest
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
@@ -107,7 +108,7 @@ def load_tokenizer(path: str, padding_side: str = "right") -> PreTrainedTokenize
         ValueError: no end token, without which a model would never learn to stop.
     """
     tokenizer = AutoTokenizer.from_pretrained(
-        path, padding_side=padding_side, trust_remote_code=False
+        resolve(path), padding_side=padding_side, trust_remote_code=False
     )
     if tokenizer.eos_token is None:
         raise ValueError(
@@ -184,7 +185,11 @@ def load_policy(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
         ValueError: weights that hold NaN or infinity; a vocabulary smaller than the tokenizer's.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, use_cache=False
+        resolve(path),
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        use_cache=False,
     )
     if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise ValueError(
@@ -215,7 +220,7 @@ def nonfinite_parameter(model: nn.Module) -> str | None:
 
 def context_length(path: str) -> int | None:
     """Longest sequence that the model of a folder or Hub id was built for; None if unbounded."""
-    return context_of(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    return context_of(AutoConfig.from_pretrained(resolve(path), trust_remote_code=False))
 
 
 def context_of(config: PreTrainedConfig) -> int | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from codexhf import knobs
-from codexhf.arguments import StageArguments
+from codexhf.arguments import StageArguments, pin
 from codexhf.refusals import nearest, refuse
 from codexhf.strict_yaml import load_yaml
 
@@ -38,7 +38,7 @@ BOUNDS: dict[str, dict[str, float]] = {
 
 _PUSH = (
     "refused while training: Trainer pushes publicly, in the background, with the optimizer and "
-    "the token in training_args.bin. Upload the finished folder instead: use recipes/push.py"
+    "the token in training_args.bin. Push the finished run instead: make push HUB=org/prefix"
 )
 # Library fields that a stage does not use, or that it would use against the user.
 REFUSED = {
@@ -108,6 +108,9 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
     values |= _from_flags(flags, settings, errors)
     values |= _for_device(settings, values)
     instances = tuple(_construct(owner, values, errors) for owner in types)
+    if not errors and isinstance(instances[0], StageArguments):
+        # the library's config comes second and has the folder; other stages have their own
+        errors += pin(instances[0], instances[-1].output_dir)
     if errors:
         refuse(list(dict.fromkeys(errors)), f"{Path(recipe).name} with {config}")
     return instances
@@ -345,6 +348,8 @@ def _library_errors(owner: type, values: dict[str, Any]) -> list[str]:
 def _missing_packages(config: Any) -> list[str]:
     """Return what the libraries say of trackers and optimizers whose package is not installed."""
     out = []
+    if not hasattr(config, "report_to"):
+        return out  # what trains nothing
     if config.report_to:
         from transformers.integrations import get_reporting_integration_callbacks
 

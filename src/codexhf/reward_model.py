@@ -32,6 +32,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from codexhf.arguments import RewardModelArguments
 from codexhf.chat import Prompt, answered_ids, end_ids, right_pad
 from codexhf.generation import sample
+from codexhf.hub import resolve
 from codexhf.models import (
     backbone_states,
     check_finite,
@@ -62,9 +63,10 @@ def load_reward_model(
         ValueError: the head is missing and `new_head` is False, or weights are not finite.
     """
     set_seed(seed)
-    kind = classifier_class(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    folder = resolve(path)
+    kind = classifier_class(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     model, info = kind.from_pretrained(
-        path,
+        folder,
         num_labels=1,
         dtype=torch.float32,
         use_safetensors=True,

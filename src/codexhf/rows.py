@@ -60,14 +60,13 @@ def typed_rows(card: Card, source: pa.Table) -> tuple[pa.Table, list[str | None]
     tables, faults = [], []
     try:
         reader = _Reader(card, source.column_names)
-        label = reader.getters.get("label")
-        if reader.shape is _native_pair and isinstance(label, str):
-            check_labels(source[label].unique().to_pylist())
+        if reader.shape is _native_pair and isinstance(label := reader.getters["label"], str):
+            check_labels(source.column(label).to_pylist())
         for start in range(0, source.num_rows, BATCH_ROWS):
             table, reasons = reader.read(source.slice(start, BATCH_ROWS), start)
             tables.append(table)
             faults += reasons
-    except ValueError as error:
+    except RowError as error:
         raise CardError(f"{card.path}: {error}") from None
     return one_form(tables), faults
 

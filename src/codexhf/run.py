@@ -44,7 +44,6 @@ from codexhf.checkpoints import (
 )
 from codexhf.data import Data
 from codexhf.execution import isolation_used
-from codexhf.hub import write_card
 from codexhf.identity import (
     IDENTITY,
     configuration,
@@ -54,6 +53,7 @@ from codexhf.identity import (
     run_identity,
 )
 from codexhf.lineage import BY_NAME
+from codexhf.model_card import write_card
 from codexhf.models import shortest_context
 from codexhf.refusals import refuse
 
