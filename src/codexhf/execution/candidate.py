@@ -12,7 +12,6 @@ import io
 import linecache
 import os
 import sys
-import threading
 import types
 
 import plain
@@ -74,7 +73,8 @@ def run_program(job: dict) -> int:
         report(tag_of(error), b"", describe(error))
         code = 1
     try:  # as the interpreter ends: threads, atexit, objects, buffers
-        threading._shutdown()
+        if "threading" in sys.modules:  # not loaded here: every fork would pay for it
+            sys.modules["threading"]._shutdown()
         atexit._run_exitfuncs()
         module.__dict__.clear()
         gc.collect()

@@ -164,9 +164,13 @@ def check_tests(
     tests that fail by themselves, which `check_references` finds.
     """
     try:
-        _read_item(tests, entry_point, tuple(packages))
+        kind, code, _ = _read_item(tests, entry_point, tuple(packages))
+        if kind in (ASSERTS, TOGETHER):
+            compile(code, "tests", "exec", dont_inherit=True)
     except BrokenItem as error:
         return str(error)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return f"the tests are not Python: {error}"
     return None
 
 

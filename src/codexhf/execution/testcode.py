@@ -47,10 +47,10 @@ def read_tests(source: str, entry_point: str) -> TestCode:
         SyntaxError, ValueError, RecursionError, MemoryError: the tests are not Python.
     """
     tree = ast.parse(source, "tests")
-    compile(tree, "tests", "exec", dont_inherit=True)
+    nodes = list(ast.walk(tree))
     used, bound, reasons = set(), set(), []
-    modules = {alias.asname or alias.name for alias in _top_imports(tree)}
-    for node in ast.walk(tree):
+    modules = {a.asname or a.name for n in nodes if type(n) is ast.Import for a in n.names}
+    for node in nodes:
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -70,12 +70,6 @@ def read_tests(source: str, entry_point: str) -> TestCode:
         uses = uses or check.args.args[0].arg in inside
     names = sorted(used - bound - set(dir(builtins)) - {entry_point, "__name__", "__file__"})
     return TestCode(tuple(names), reasons[0] if reasons else "", uses, tuple(imports))
-
-
-def _top_imports(tree: ast.Module) -> Iterator[ast.alias]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from node.names
 
 
 def _imported_roots(tree: ast.Module) -> Iterator[str]:
@@ -124,8 +118,9 @@ def entry_point_in(tests: str) -> str | None:
     called = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Assert):
-            calls = (n for n in ast.walk(node.test) if isinstance(n, ast.Call))
-            called.append({n.func.id for n in calls if isinstance(n.func, ast.Name)} & names)
+            calls = [n.func for n in ast.walk(node.test) if isinstance(n, ast.Call)]
+            found = {call.id for call in calls if isinstance(call, ast.Name)}
+            called.append(found & names or found)  # or one that hides a built-in function
     common = set.intersection(*called) if called else set()
     if len(common) > 1:  # a class of the program in every assertion: the function is under test
         common = {name for name in common if not name[0].isupper()} or common

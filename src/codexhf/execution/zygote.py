@@ -47,9 +47,9 @@ from protocol import (
 )
 
 PRELOADED = (
-    "array bisect calendar collections contextlib copy dataclasses datetime decimal enum fractions "
-    "functools hashlib heapq io itertools json linecache math operator random re statistics string "
-    "textwrap threading traceback types typing"
+    "array bisect calendar collections copy dataclasses datetime decimal enum fractions "
+    "functools hashlib heapq io itertools json math operator random re statistics string "
+    "textwrap traceback types typing"
 ).split()
 SLACK_BYTES = 96 << 20  # address space of the interpreter, on top of what the program may use
 REQUEST, OUTPUT = 0, 1  # descriptors
