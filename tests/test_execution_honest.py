@@ -9,7 +9,9 @@ first, with the tests behind the program in one file.
 
 # ruff: noqa: E501  (one case a line is easier to read than a wrapped one)
 
+import json
 import os
+import re
 import subprocess
 import sys
 
@@ -27,7 +29,7 @@ ASSERTS = [
     # results
     ("def f(): return 10 ** 5000", "assert f() == 10 ** 5000"),
     ("def f(): return 'x' * 5_000_000", "assert f() == 'x' * 5_000_000"),
-    ("def f(): return list(range(1_000_000))", "assert f() == list(range(1_000_000))"),
+    ("def f(): return list(range(400_000))", "assert f() == list(range(400_000))"),
     ("def f(x): return sum(x)", "assert f(list(range(1_000_000))) == 499999500000"),
     ("def f(x): return len(x)", "assert f('a' * 6_000_000) == 6_000_000"),
     ("from fractions import Fraction\ndef f(): return Fraction(1, 3)", "from fractions import Fraction\nassert f() == Fraction(1, 3)"),
@@ -203,7 +205,7 @@ CALLS = [
     ("return f(x - 1) if x else 0", "(990,)", "0"),
     ("return {x: {x}}", "(1,)", "{1: {1}}"),
     ("return float(x)", "('nan',)", "nan"),
-    ("return x.encode()", "('é',)", "'é'.encode() if 0 else b''" if 0 else repr("é".encode())),
+    ("return x.encode()", "('é',)", repr("é".encode())),
     ("x.sort()\n    return x", "([2, 1],)", "[1, 2]"),
     ("return isinstance(x, bool)", "(True,)", "True"),
     ("print(x)\n    return x", "(3,)", "3"),
@@ -215,7 +217,6 @@ CALLS = [
     ("return (*x, None)", "('ab',)", "('a', 'b', None)"),
 ]
 
-READ = "import sys\n"
 PROGRAMS = [
     ("print(int(input()) + 1)", "1\n", "2\n"),
     ("import threading\nt = threading.Thread(target=lambda: print('in'))\nt.start()\nt.join()\nprint('out')", "", "in\nout"),
@@ -253,9 +254,7 @@ PROGRAMS = [
     ("import heapq, bisect, itertools, functools, collections, math, re, string\nprint(math.gcd(4, 6))", "", "2"),
     ("print(*[1, 2], sep=', ', end='!\\n')", "", "1, 2!"),
     ("import sys\nprint(len(sys.argv))", "", "1"),
-    ("from functools import lru_cache\n@lru_cache(None)\ndef f(n): return n if n < 2 else f(n - 1) + f(n - 2)\nprint(f(300))", "", "222232244629420445529739893505881136779186430366461506382700"[:0] + "222232244629420445529739893505090668204978"[:0] + str(222232244629420445529739893505881136779186430366461506382700)[:0] or "x"),
 ]  # fmt: skip
-PROGRAMS.pop()  # the number is not worth its line
 
 COMPARED = [  # (program, stdin, stdout, how)
     ("print(0.1 + 0.2)", "", "0.3", "floats:1e-9"),
@@ -266,12 +265,8 @@ COMPARED = [  # (program, stdin, stdout, how)
 ]
 
 
-def names_of(program):
-    return "f" if "def f(" in program or program.startswith("f =") else None
-
-
 def entry(program, tests):
-    if names_of(program):
+    if re.search(r"^(async )?def f\(|^f =", program, re.MULTILINE):
         return "f"
     if program.startswith("def check"):
         return "check"
@@ -333,8 +328,6 @@ def test_plain_python_passes_the_honest_asserts():
         "    if os.waitpid(pid, 0)[1]: failed.append(number)\n"
         "print(json.dumps(failed))\n"
     )
-    import json
-
     asked = subprocess.run(
         [os.path.realpath(sys.executable), "-I", "-c", script, "."],
         input=json.dumps(ASSERTS),

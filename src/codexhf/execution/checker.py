@@ -195,6 +195,8 @@ class Client:
     def _resolve(self, tag: str, payload: object) -> object:
         if tag == "module" and payload in sys.stdlib_module_names | sys.modules.keys():
             return importlib.import_module(payload)
+        if tag == "t" and isinstance(payload, str) and payload in wire.TYPES:
+            return wire.TYPES[payload]
         if tag != "h" or not isinstance(payload, list) or len(payload) != 4:
             raise wire.LineError("not a value")
         number, kind, type_name, bases = payload
@@ -279,6 +281,8 @@ def _refused(name: str) -> Callable:
 _BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift divmod".split()
 _DECIDING = "lt le gt ge contains neg pos abs invert round index complex reversed".split()
 _DECIDING += "enter exit await aiter aenter aexit fspath bytes trunc floor ceil".split()
+for _name in ("doc", "module", "annotations"):
+    setattr(Handle, f"__{_name}__", property(_refused(_name)))
 for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_DECIDING):
     setattr(Handle, f"__{_name}__", _refused(_name))
 
@@ -294,7 +298,7 @@ class ClassObject(Handle):
     """A class that the tests name, and its objects: methods and fields may be used."""
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__") and name not in ("__name__", "__doc__", "__dict__"):
+        if name.startswith("__") and name != "__name__":
             raise self._client.refuse(f"{name} of an object that the program made")
         return self._do("getattr", name)
 

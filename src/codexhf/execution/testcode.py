@@ -153,7 +153,7 @@ def wrong_variants(source: str, entry_point: str) -> tuple[tuple[str, str], ...]
         program.add(check.args.args[0].arg)
     program |= _assigned_from(tree, program)
     found = []
-    for place in _certain_assertions(tree.body):
+    for place in _certain_assertions(tree.body, program):
         for change in _changes(place, _Names(program, _local_names(tree, place))):
             variant = copy.deepcopy(tree)
             twin = _same_place(tree, variant, place)
@@ -205,32 +205,33 @@ def _same_place(tree: ast.AST, twin: ast.AST, place: ast.AST) -> ast.AST:
     return next(other for node, other in pairs if node is place)
 
 
-def _certain_assertions(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the assertions that every run of the tests comes by."""
+def _certain_assertions(body: list[ast.stmt], program: set[str]) -> Iterator[ast.stmt]:
+    """Yield the assertions that every run of the tests comes by, and whose failure shows."""
     for node in body:
         if isinstance(node, ast.Assert) or _is_unittest_call(node):
             yield node
         elif isinstance(node, (ast.With, ast.AsyncWith)):
             if any(_raises_call(item.context_expr) for item in node.items):
                 yield node
-            else:
-                yield from _certain_assertions(node.body)
+            elif not any(_mentions(item.context_expr, program) for item in node.items):
+                yield from _certain_assertions(node.body, program)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             if node.name == "check" or node.name.startswith("test"):
-                yield from _certain_assertions(node.body)
+                yield from _certain_assertions(node.body, program)
         elif isinstance(node, ast.ClassDef):
-            yield from _certain_assertions([n for n in node.body if "FunctionDef" in str(type(n))])
+            methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
+            yield from _certain_assertions(methods, program)
         elif isinstance(node, ast.For) and not any(
             isinstance(n, ast.Call) and _root(n.func) not in ("range", "zip", "enumerate")
             for n in ast.walk(node.iter)
         ):
-            yield from _certain_assertions(node.body)
+            yield from _certain_assertions(node.body, program)
         elif isinstance(node, ast.Try):
             if node.handlers and _fails(node.body[-1:] + node.orelse):
                 yield node
             else:
-                yield from _certain_assertions(node.body)
-            yield from _certain_assertions(node.finalbody)
+                yield from _certain_assertions(node.body, program)
+            yield from _certain_assertions(node.finalbody, program)
         if isinstance(node, (ast.Return, ast.Raise)):
             return
 
