@@ -338,11 +338,14 @@ def _read_code(
         raise BrokenItem(f"tests: got {len(tests)} characters, expected at most {MAX_TESTS_BYTES}")
     if process not in (None, "apart", "together"):
         raise BrokenItem(f"process: got {process!r}, expected 'apart' or 'together'")
-    if not entry_point:
-        entry_point = testcode.entry_point_in(tests) or entry_point
-    _check_entry_point(entry_point)
     try:
+        if not entry_point:
+            testcode.read_tests(tests, "")
+            entry_point = testcode.entry_point_in(tests) or entry_point
+        _check_entry_point(entry_point)
         told = testcode.read_tests(tests, entry_point)
+    except BrokenItem:
+        raise
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise BrokenItem(f"the tests are not Python: {error}") from None
     missing = testcode.missing_module(told.imports, packages)

@@ -100,9 +100,7 @@ def landlock_abi() -> int:
     return max(0, libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1))
 
 
-def make_landlock_ruleset(
-    readable: list[str], libraries: list[str], writable: list[str], may_list: bool
-) -> int:
+def make_landlock_ruleset(readable: list[str], libraries: list[str], writable: list[str]) -> int:
     """Return a ruleset's descriptor: these paths, and no other file, TCP port or signal.
 
     Landlock cannot take back what a folder grants, so of a standard library each entry gets a rule
@@ -112,7 +110,6 @@ def make_landlock_ruleset(
         readable: files and folders, with all below them.
         libraries: folders of a standard library, without the packages installed below them.
         writable: folders to write in.
-        may_list: whether the names in `libraries` may be listed, those of packages included.
     """
     abi = landlock_abi()
     if abi < 1:
@@ -129,7 +126,6 @@ def make_landlock_ruleset(
     rules = [(path, _READ_FILE | _READ_DIR) for path in readable]
     rules += [(path, files & ~_EXECUTE) for path in writable]
     for library in filter(os.path.isdir, libraries):
-        rules += [(library, _READ_DIR)] * may_list
         entries = set(os.listdir(library)) - {"site-packages", "dist-packages"}
         rules += [(os.path.join(library, name), _READ_FILE | _READ_DIR) for name in sorted(entries)]
     for path, rights in rules:

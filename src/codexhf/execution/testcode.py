@@ -149,12 +149,14 @@ def wrong_variants(source: str, entry_point: str) -> tuple[tuple[str, str], ...]
     tree = ast.parse(source)
     program = {entry_point} | set(read_tests(source, entry_point).names)
     check = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "check"), 0)
+    under_test = {entry_point}
     if check and check.args.args:
-        program.add(check.args.args[0].arg)
+        under_test.add(check.args.args[0].arg)
+    program |= under_test
     program |= _assigned_from(tree, program)
     found = []
     for place in _certain_assertions(tree.body, program):
-        for change in _changes(place, _Names(program, _local_names(tree, place))):
+        for change in _changes(place, _Names(program, _local_names(tree, place), under_test)):
             variant = copy.deepcopy(tree)
             twin = _same_place(tree, variant, place)
             change(twin)
@@ -164,11 +166,16 @@ def wrong_variants(source: str, entry_point: str) -> tuple[tuple[str, str], ...]
 
 
 class _Names(set):
-    """The names that stand for the program, and those that an assertion may assign to."""
+    """The names that stand for the program.
 
-    def __init__(self, program: set[str], local: set[str]):
+    Attributes:
+        local: the names that an assertion may assign to.
+        under_test: those of the function or class under test.
+    """
+
+    def __init__(self, program: set[str], local: set[str], under_test: set[str]):
         super().__init__(program)
-        self.local = local
+        self.local, self.under_test = local, under_test
 
 
 def _local_names(tree: ast.Module, place: ast.stmt) -> set[str]:
@@ -345,7 +352,8 @@ def _contradict(node: ast.expr, program: _Names) -> ast.expr:
         if kinds <= {ast.Lt, ast.LtE, ast.Gt, ast.GtE}:
             return _other_order(node)
     if isinstance(node, ast.Call):
-        ours = isinstance(node.func, ast.Name) and node.func.id not in program
+        # `isclose(f(1), 3.0)`, whoever defines isclose; not `is_prime(7)`
+        ours = isinstance(node.func, ast.Name) and node.func.id not in program.under_test
         attribute = getattr(node.func, "attr", "")
         ours = ours or _root(node.func) not in program or attribute in _METHODS
         literal = [i for i, arg in enumerate(node.args) if _is_literal(arg)]

@@ -73,7 +73,6 @@ class Zygote:
                     config["readable"] + config["sites"] * self._namespaces,
                     config["libraries"],
                     writable,
-                    may_list=self._namespaces,  # nothing but names that are meant to be seen
                 )
             self._walls = lockdown.Walls(ruleset, config["threads"])
         self._output = os.dup(OUTPUT)
@@ -283,6 +282,14 @@ def _read_exactly(fd: int, size: int) -> bytes:
     return b"".join(chunks)
 
 
+def _forget_other_packages(sites: list[str], readable: list[str]) -> None:
+    """Let packages that cannot be read be missing, as ModuleNotFoundError says it."""
+    for site in sites:
+        finder = sys.path_importer_cache.get(site)
+        if finder is not None:
+            finder._path_cache &= {os.path.basename(path) for path in readable}
+
+
 def _warm_up() -> None:
     """Use once what every child uses, so that what is made on first use is made here."""
     value = plain.parse("[(1, 2.5), {'a': None}, {3}, b'c', nan]")
@@ -305,6 +312,7 @@ def main() -> None:
     sys.path += config["sites"]
     for name in config["packages"]:
         importlib.import_module(name)
+    _forget_other_packages(config["sites"], config["readable"])
     _warm_up()
     lockdown.drop_bounding_set()
     zygote = Zygote(config)
