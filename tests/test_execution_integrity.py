@@ -265,7 +265,8 @@ def test_time_is_what_a_program_computes():
     """With six times as many busy processes as cores, a program gets its own seconds."""
     cores = len(os.sched_getaffinity(0))
     busy = [
-        subprocess.Popen([sys.executable, "-S", "-c", "while 1: pass"]) for _ in range(6 * cores)
+        subprocess.Popen([sys.executable, "-S", "-c", "while 1: pass"], start_new_session=True)
+        for _ in range(6 * cores)
     ]
     work = "import time\ndef f():\n    while time.process_time() < 0.4: pass\n    return 1"
     case = [{"args": "()", "expected": "1"}]
