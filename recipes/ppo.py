@@ -1,27 +1,31 @@
 """ppo: M1 + R + rules -> M2, under min alpha L_SFT + beta L_RLHF + gamma Omega.
 
-    accelerate launch recipes/ppo.py                # uses ppo.yaml beside this file
+    accelerate launch recipes/ppo.py                # settings: ppo.yaml
     accelerate launch recipes/ppo.py --kl_coef 0.1  # any field of PPOArguments or PPOConfig
 
-Reads   runs/m1, runs/rm; data_cards/*.md of prompts, demonstrations and problems.
+Reads   runs/m1, runs/rm; data_cards/*.md of prompts, demonstrations and tasks.
 Writes  runs/m2: policy, value_model/, tokenizer, README.md, manifest.json (last).
 """
 
-from codexhf.arguments import PPOArguments, parse
-from codexhf.data import load_demonstrations, load_problems
-from codexhf.execution import check_isolation
-from codexhf.models import load_tokenizer, merge_adapters, room_for, within_context
+from codexhf.arguments import PPOArguments
+from codexhf.launch import launch
+from codexhf.parsing import parse
 from codexhf.ppo import PPOConfig
-from codexhf.ppo.stage import new_trainer
-from codexhf.run import launch, run_stage
 
 
 def main(argv=None):
     stage, training = parse((PPOArguments, PPOConfig), __file__, argv)
+    # Late, so that what parse() refuses is refused at once.
+    from codexhf.data import load_demonstrations, load_tasks
+    from codexhf.execution import check_isolation
+    from codexhf.models import load_tokenizer, merge_adapters, room_for, within_context
+    from codexhf.ppo.stage import new_trainer
+    from codexhf.run import run_stage
+
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.model, padding_side="left")
     room = room_for(stage.model, training.response_length)
-    prompts = load_problems(
+    prompts = load_tasks(
         stage.prompt_cards,
         tokenizer,
         exclude=stage.exclude_cards,
@@ -34,20 +38,20 @@ def main(argv=None):
         within_context(stage.model, training.sft_max_length),
         exclude=stage.exclude_cards,
     )
-    problems = load_problems(
+    tasks = load_tasks(
         stage.eval_cards,
         tokenizer,
-        max_rows=stage.eval_problems,
+        max_rows=stage.eval_tasks,
         max_prompt_tokens=room,
         seed=training.seed,
     )
-    trainer = new_trainer(stage, training, tokenizer, prompts, demonstrations, problems)
+    trainer = new_trainer(stage, training, tokenizer, prompts, demonstrations, tasks)
     return run_stage(
         trainer,
         stage,
         training,
-        data={"prompts": prompts, "demonstrations": demonstrations, "problems": problems},
-        parents={"m1": stage.model, "rm": stage.reward_model},
+        data={"prompts": prompts, "demonstrations": demonstrations, "tasks": tasks},
+        parents={"m1": stage.model, "rm": stage.reward_model, "critic": stage.value_model},
         finish=merge_adapters,
     )
 

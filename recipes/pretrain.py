@@ -1,6 +1,6 @@
 """pretrain: corpora -> M0, a language model of text and code.
 
-    accelerate launch recipes/pretrain.py                  # uses pretrain.yaml beside this file
+    accelerate launch recipes/pretrain.py                  # settings: pretrain.yaml
     accelerate launch recipes/pretrain.py --max_steps 500  # any field of PretrainArguments or
                                                            # TrainingArguments
 
@@ -8,17 +8,24 @@ Reads   runs/tokenizer; data_cards/*.md of type language-modeling.
 Writes  runs/m0: weights, tokenizer, README.md, manifest.json (last).
 """
 
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
-from codexhf.arguments import PretrainArguments, parse
-from codexhf.data import load_packed, load_packed_each, packed_collator
-from codexhf.evaluation import BitsPerByte
-from codexhf.models import load_tokenizer, new_or_loaded_policy
-from codexhf.run import launch, run_stage
+from codexhf.arguments import PretrainArguments
+from codexhf.launch import launch
+from codexhf.parsing import parse
 
 
 def main(argv=None):
     stage, training = parse((PretrainArguments, TrainingArguments), __file__, argv)
+    # Late, so that what parse() refuses is refused at once.
+    from transformers import Trainer
+
+    from codexhf.data import load_packed, load_packed_each
+    from codexhf.evaluation import BitsPerByte
+    from codexhf.models import load_tokenizer, new_or_loaded_policy
+    from codexhf.run import run_stage
+    from codexhf.tokens import packed_collator
+
     tokenizer = load_tokenizer(stage.tokenizer)
     train = load_packed(
         stage.train_cards,
@@ -42,7 +49,11 @@ def main(argv=None):
         callbacks=[BitsPerByte(heldout)],
     )
     return run_stage(
-        trainer, stage, training, data={"train": train}, parents={"tokenizer": stage.tokenizer}
+        trainer,
+        stage,
+        training,
+        data={"train": train},
+        parents={"tokenizer": stage.tokenizer, "base": stage.model},
     )
 
 

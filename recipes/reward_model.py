@@ -1,6 +1,6 @@
 """reward_model: M1 + preference pairs -> R, which scores answers.
 
-    accelerate launch recipes/reward_model.py              # uses reward_model.yaml beside this file
+    accelerate launch recipes/reward_model.py              # settings: reward_model.yaml
     accelerate launch recipes/reward_model.py --num_train_epochs 3  # any field of
                                                            # RewardModelArguments or RewardConfig
 
@@ -9,27 +9,33 @@ Writes  runs/rm: weights, tokenizer, README.md, manifest.json (last); config.jso
         and standard deviation of the score on M1's answers.
 """
 
-from trl import RewardConfig, RewardTrainer
+from trl import RewardConfig
 
-from codexhf.arguments import RewardModelArguments, parse
-from codexhf.data import load_pairs
-from codexhf.models import load_tokenizer, within_context
-from codexhf.reward_model import load_reward_model, record_scores
-from codexhf.run import launch, run_stage
+from codexhf.arguments import RewardModelArguments
+from codexhf.launch import launch
+from codexhf.parsing import parse
 
 
 def main(argv=None):
     stage, training = parse((RewardModelArguments, RewardConfig), __file__, argv)
+    # Late, so that what parse() refuses is refused at once.
+    from trl import RewardTrainer
+
+    from codexhf.data import load_pairs
+    from codexhf.models import load_tokenizer, within_context
+    from codexhf.reward_model import load_reward_model, record_scores
+    from codexhf.run import run_stage
+
     tokenizer = load_tokenizer(stage.model)
     max_length = within_context(stage.model, training.max_length)
     train = load_pairs(stage.train_cards, tokenizer, max_length)
     test = load_pairs(stage.eval_cards, tokenizer, max_length)
-    model = load_reward_model(stage.model, new_head=True, seed=training.seed)
+    model = load_reward_model(stage.model, tokenizer, new_head=True, seed=training.seed)
     trainer = RewardTrainer(
         model=model,
         args=training,
-        train_dataset=train.dataset,
-        eval_dataset=test.dataset,
+        train_dataset=train.ids,
+        eval_dataset=test.ids,
         processing_class=tokenizer,
     )
     return run_stage(

@@ -1,20 +1,24 @@
 """tokenizer: corpora -> a byte-level BPE tokenizer with a chat template.
 
-    accelerate launch recipes/tokenizer.py                    # uses tokenizer.yaml beside this file
+    accelerate launch recipes/tokenizer.py                    # settings: tokenizer.yaml
     accelerate launch recipes/tokenizer.py --vocab_size 8192  # any field of TokenizerArguments
 
 Reads   data_cards/*.md of type language-modeling (and prompt-completion for chat_cards).
 Writes  runs/tokenizer: tokenizer, README.md, manifest.json (last).
 """
 
-from codexhf.arguments import TokenizerArguments, parse
-from codexhf.data import load_split
-from codexhf.models import train_tokenizer
-from codexhf.run import launch, run_task
+from codexhf.arguments import TokenizerArguments
+from codexhf.launch import launch
+from codexhf.parsing import parse
 
 
 def main(argv=None):
     (stage,) = parse((TokenizerArguments,), __file__, argv)
+    # Late, so that what parse() refuses is refused at once.
+    from codexhf.data import load_split
+    from codexhf.models import train_tokenizer
+    from codexhf.run import run_task
+
     corpora = load_split(
         stage.train_cards,
         "language-modeling",

@@ -3,18 +3,26 @@
 python -m pytest tests/test_arguments.py
 """
 
+import ast
 import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 from trl import RewardConfig, SFTConfig
 
-from codexhf import arguments
-from codexhf.arguments import StageArguments, parse
+from codexhf import arguments, launch
+from codexhf.arguments import StageArguments
+from codexhf.parsing import convert, parse
 from codexhf.ppo import PPOConfig
-from codexhf.strict_yaml import load_yaml
+from codexhf.strict_yaml import load_yaml, load_yaml_text
 
 ROOT = Path(__file__).parent.parent
 STAGES = {
@@ -124,7 +132,7 @@ def test_parse_refuses_ranges_and_paths_together(capsys, lineage):
     text = refusal(capsys, STAGES["sft"], ROOT / "recipes/sft.py", argv)
     assert "learning_rate: got -1.0, expected between 0 and 10" in text
     assert "lora_r: got 0, expected at least 1" in text
-    assert "'runs/none', which is no folder. Run the stage that makes it first" in text
+    assert "'runs/none', which is not a folder. Run the stage that makes it first" in text
     assert "Did you mean 'data_cards/python_tasks_demonstrations.md'?" in text
 
 
@@ -147,9 +155,9 @@ def test_a_switch_that_is_on_can_be_switched_off(lineage, flags, expected):
 def test_parse_names_missing_paths_beside_what_the_library_refuses(capsys, lineage):
     argv = ["--kl_coef", "-1", "--model", "nope/", "--reward_model", "runs/none", "--seed", "3"]
     text = refusal(capsys, STAGES["ppo"], ROOT / "recipes/ppo.py", argv)
-    assert "kl_coef: got -1.0, expected 0 or more" in text
-    assert "model: got 'nope/', which is no folder" in text
-    assert "reward_model: got 'runs/none', which is no folder" in text
+    assert "kl_coef: got -1.0, expected at least 0" in text
+    assert "model: got 'nope/', which is not a folder" in text
+    assert "reward_model: got 'runs/none', which is not a folder" in text
 
 
 def test_evaluation_refuses_a_negative_number_of_documents(capsys, lineage):
@@ -213,3 +221,248 @@ def test_help_explains_every_field_of_ours(name, capsys):
 def test_every_stage_shares_the_common_fields():
     for types in STAGES.values():
         assert issubclass(types[0], StageArguments)
+
+
+# ---------------------------------------------------------------------------------------------
+# One value
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        ("1e-6", float, 1e-6),
+        (3, float, 3.0),
+        ("6_000", int, 6000),
+        ("off", bool, False),
+        (True, bool, True),
+        (42, str, "42"),
+        ("a.md", list[str], ["a.md"]),
+        (["1", 2], list[float] | None, [1.0, 2.0]),
+        (None, int | None, None),
+        ("null", str | None, None),
+        ("null", list[str] | None, None),
+        ('{"a": 1}', dict | None, {"a": 1}),
+        ({"eps": "1e-6", "n": [{"x": "2E3"}]}, dict, {"eps": 1e-6, "n": [{"x": 2000.0}]}),
+        ("ds.json", dict | str | None, "ds.json"),
+        ('{"a": "1e-6"}', dict | str | None, {"a": 1e-6}),
+        ("wandb", None | str | list[str], "wandb"),
+        (["a", "b"], None | str | list[str], ["a", "b"]),
+        ("trl", Literal["codexhf", "trl"], "trl"),
+        (False, str | None | Literal[False], False),
+        ("cosine", SchedulerType | str, SchedulerType.COSINE),
+    ],
+)
+def test_convert_gives_what_the_type_says(value, hint, expected):
+    got = convert(value, hint)
+    assert got == expected and type(got) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "message"),
+    [
+        (None, float, "expected a number"),
+        ("null", int, "expected a whole number"),
+        (2.5, int, "expected a whole number"),
+        (True, int, "expected a whole number"),
+        ("nan", float, "expected a number"),
+        ("maybe", bool, "expected true or false"),
+        (["a"], str, "expected text"),
+        ({"a": 1}, str, "expected text"),
+        ([1, None], list[float], "expected a list of a number"),
+        ("[1]", dict | None, "expected a mapping"),
+        ("no json", dict | None, "expected a mapping"),
+        ("cosin", SchedulerType | str, "Did you mean 'cosine'?"),
+        ("tlr", Literal["codexhf", "trl"], "expected one of codexhf, trl. Did you mean 'trl'?"),
+        (False, SchedulerType | str, "expected one of linear, "),
+    ],
+)
+def test_convert_refuses_what_the_type_does_not_have(value, hint, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        convert(value, hint)
+
+
+# ---------------------------------------------------------------------------------------------
+# Refusals by name
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "yaml", "message"),
+    [
+        ("sft", "learning_rate: null", "learning_rate: got null, expected a number"),
+        ("sft", "max_length: null", "max_length: got null, expected at least 8"),
+        ("sft", "eval_tasks: null", "eval_tasks: got null, expected a whole number"),
+        ("pretrain", "max_length: null", "max_length: got null, expected a whole number"),
+        ("reward_model", "max_length: null", "max_length: got null, expected at least 8"),
+        ("sft", "max_steps: 0", "max_steps: got 0, expected at least 1, or -1"),
+        ("sft", "num_train_epochs: 0", "num_train_epochs: got 0.0, expected more than 0"),
+        ("sft", "save_only_model: true", "save_only_model: got True, refused"),
+        ("sft", "resume_from_checkpoint: /nowhere", "resume_from_checkpoint: got '/nowhere', ref"),
+        ("sft", "model_init_kwargs: {dtype: bfloat16}", "model_init_kwargs: got {'dtype': 'bfl"),
+        ("sft", "hub_token: secret", "hub_token: got it, refused"),
+        ("sft", "train_cards: []", "train_cards: got an empty list, expected at least 1"),
+        ("sft", "train_cards: ''", "train_cards: got '', expected a data card"),
+        ("sft", "model: ''", "model: got '', expected a folder or a Hub id"),
+        ("sft", "weights: [1, 2, 3]", "weights: got 3 values, expected one for each of the 1"),
+        ("sft", "weights: [0]", "weights: got 0.0, expected more than 0"),
+        ("sft", "lora_r: 8", "lora_r: got 8, which changes nothing without use_peft"),
+        ("sft", "eval_cards: []\ntimeout_s: 1", "timeout_s: got 1.0, which changes nothing with"),
+        ("ppo", "rewards: parses", "reward_clip: got 3.0, which changes nothing without reward_m"),
+        ("ppo", "reward_model: null", "reward_model: got null, expected a folder"),
+        ("ppo", "rewards: [nowhere:f]", "rewards: got 'nowhere:f', which cannot be imported"),
+        ("ppo", "rewards: ['json:not a name']", "rewards: got 'json:not a name', which cannot"),
+        ("ppo", "safety_rules: nowhere.yaml", "safety_rules: got 'nowhere.yaml', which does not"),
+        ("ppo", "trainer: tlr", "trainer: got 'tlr', expected one of codexhf, trl. Did you mean"),
+        ("evaluation", "safety_rules: recipes.yaml", "safety_rules: got 'recipes.yaml', which is"),
+        ("evaluation", "k: 8", "k: got 8, expected at most num_samples (4)"),
+        ("evaluation", "temperature: .inf", "temperature: got inf, expected between"),
+        ("evaluation", "unsafe_exec: yes please", "unsafe_exec: got 'yes please', expected 'i-ac"),
+        ("preferences", "temperatures: []", "temperatures: got an empty list"),
+        ("preferences", "temperatures: [1, 11]", "temperatures: got 11.0, expected between"),
+        ("tokenizer", "output_dir: recipes.yaml", "output_dir: got 'recipes.yaml', which is a"),
+        ("tokenizer", "seed: -1", "seed: got -1, expected between 0 and"),
+    ],
+)
+def test_parse_refuses_by_name(stage, yaml, message, lineage, capsys):
+    (lineage / "recipes.yaml").write_text("rules: nothing")
+    shipped = load_yaml(ROOT / f"recipes/{stage}.yaml") | load_yaml_text(yaml)
+    (lineage / "c.yaml").write_text(json.dumps(shipped))
+    recipe = ROOT / f"recipes/{stage}.py"
+    text = refusal(capsys, STAGES[stage], recipe, ["--config", str(lineage / "c.yaml")])
+    assert message in text
+
+
+def test_text_where_a_list_is_expected_is_a_list_of_one(lineage):
+    shipped = load_yaml(ROOT / "recipes/sft.yaml")
+    [card] = shipped["train_cards"]
+    (lineage / "c.yaml").write_text(json.dumps({**shipped, "train_cards": card}))
+    stage, _ = parse(STAGES["sft"], str(ROOT / "recipes/sft.py"), ["--config", "c.yaml"])
+    assert stage.train_cards == [card]
+
+
+def test_a_reward_may_be_a_function_of_a_module(lineage):
+    argv = ["--rewards", "reward_model", "safety", "json:loads"]
+    stage, _ = parse(STAGES["ppo"], str(ROOT / "recipes/ppo.py"), argv)
+    assert stage.rewards[-1] == "json:loads"
+
+
+def test_a_setting_without_its_reader_can_be_taken_back_on_the_command_line(lineage):
+    argv = ["--rewards", "unit_tests", "--reward_weights", "1", "--reward_clip", "null"]
+    stage, _ = parse(STAGES["ppo"], str(ROOT / "recipes/ppo.py"), argv)
+    assert stage.reward_clip is None
+
+
+def test_flags_are_refused_when_they_say_too_little_or_too_much(lineage, capsys):
+    argv = ["word", "--seed", "1", "--seed=2", "--max_steps", "--model", "a", "b", "--no_model"]
+    text = refusal(capsys, STAGES["sft"], ROOT / "recipes/sft.py", argv)
+    assert "unexpected argument 'word'" in text
+    assert "--seed: given twice" in text
+    assert "--max_steps: got nothing, expected a whole number" in text
+    assert "--model: got 'a b', expected one value" in text
+    assert "unknown argument '--no_model'" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "package"),
+    [
+        (["--report_to", "wandb"], "wandb"),
+        (["--report_to", "tensorboard"], "tensorboard"),
+        (["--optim", "adamw_bnb_8bit"], "bitsandbytes"),
+        (["--optim", "grokadamw"], "grokadamw"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_a_missing_package_is_refused_with_its_pip_line(stage, argv, package, lineage, capsys):
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    text = refusal(capsys, STAGES[stage], ROOT / f"recipes/{stage}.py", argv)
+    assert re.search(rf"pip install (-U )?{package}", text)
+
+
+def test_every_error_of_ppo_stands_on_its_own_line(lineage, capsys):
+    argv = ["--temperature", "0", "--num_mini_batches", "0"]
+    text = refusal(capsys, STAGES["ppo"], ROOT / "recipes/ppo.py", argv)
+    assert "  - temperature: got 0.0" in text and "  - num_mini_batches: got 0" in text
+
+
+# ---------------------------------------------------------------------------------------------
+# --help, speed, what happens before the work
+# ---------------------------------------------------------------------------------------------
+
+
+def test_help_shows_the_yaml_values_and_leaves_out_what_it_does_not_set(capsys):
+    text = {}
+    for words in (["--help"], ["--help", "all"]):
+        with pytest.raises(SystemExit):
+            parse(STAGES["sft"], str(ROOT / "recipes/sft.py"), words)
+        text[len(words)] = capsys.readouterr().out
+    assert "--learning_rate           The initial learning rate for AdamW. [0.0007]" in text[1]
+    assert "[0; between 0 and 0.99]" in text[1]
+    assert "--adam_beta2" not in text[1] and "recipes/sft.py --help all" in text[1]
+    assert "--adam_beta2" in text[2]
+    assert text[1].index("  --lora_r ") < text[1].index("  --learning_rate ")
+    assert max(map(len, text[1].splitlines())) <= 100
+
+
+def python(*command):
+    """Run Python; return its CPU seconds, which other work on the machine changes little."""
+    before = os.times()
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    after = os.times()
+    user = after.children_user - before.children_user
+    return user + after.children_system - before.children_system, done
+
+
+def test_a_refusal_takes_hardly_longer_than_the_librarys_config():
+    config, _ = python("-c", "from trl import SFTConfig")
+    refused, done = python("recipes/sft.py", "--model", "nowhere")
+    assert done.returncode == 2 and "'nowhere', which is not a folder" in done.stderr
+    assert refused < 1.3 * config, (refused, config)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "preferences", "evaluation"])
+def test_a_stage_without_a_library_config_refuses_without_torch(stage):
+    _, done = python("-X", "importtime", f"recipes/{stage}.py", "--seed", "-1")
+    assert done.returncode == 2 and "seed: got -1" in done.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "codexhf.arguments" in loaded
+    assert not {"torch", "transformers", "trl", "datasets"} & loaded
+
+
+def test_the_names_of_rewards_cost_no_torch():
+    code = "import sys, codexhf.rewards, codexhf.launch; sys.exit('torch' in sys.modules)"
+    assert python("-c", code)[1].returncode == 0
+
+
+@pytest.mark.parametrize("error", [TypeError("null"), ImportError("no x"), RuntimeError("down")])
+def test_an_error_before_the_work_is_one_message(error, capsys, monkeypatch):
+    def main():
+        raise error
+
+    monkeypatch.setattr(launch, "begun", False)
+    with pytest.raises(SystemExit) as stop:
+        launch.launch(main)
+    assert stop.value.code == 2
+    assert f"{type(error).__name__}: {error} (CODEXHF_DEBUG=1" in capsys.readouterr().err
+    monkeypatch.setenv("CODEXHF_DEBUG", "1")
+    with pytest.raises(type(error)):
+        launch.launch(main)
+
+
+def test_an_error_after_the_work_began_keeps_its_traceback(monkeypatch):
+    def main():
+        raise ValueError("in the middle")
+
+    monkeypatch.setattr(launch, "begun", True)
+    with pytest.raises(ValueError, match="middle"):
+        launch.launch(main)
+
+
+def test_a_recipe_is_short_and_has_no_branches():
+    for path in ROOT.glob("recipes/*.py"):
+        text = path.read_text()
+        assert len(text.splitlines()) <= 60, path
+        body = ast.parse(text).body[:-1]  # the last statement is `if __name__ == ...`
+        branches = ast.If | ast.For | ast.While | ast.IfExp | ast.Try
+        assert not [n for node in body for n in ast.walk(node) if isinstance(n, branches)], path

@@ -12,7 +12,8 @@ import torch
 from codexhf import data
 from codexhf.cards import CardError, load_card
 from codexhf.chat import text_of
-from codexhf.data import load_pairs, load_problems, load_split, pack, read_card
+from codexhf.data import load_pairs, load_split, load_tasks, pack, read_card
+from codexhf.sources import python_stdlib
 
 ROOT = Path(__file__).parent.parent
 CARDS = sorted((ROOT / "data_cards").glob("*.md"))
@@ -103,7 +104,7 @@ def test_read_card_counts_what_it_drops(write_card):
     ]
     out = rows_of(write_card(rows, "prompt-completion"))
     assert out.dataset["prompt"] == ["a", "c"]
-    assert out.facts == {
+    assert out.stats == {
         "rows_read": 5,
         "rows": 2,
         "dropped": {"exact duplicate": 1, "empty completion": 1, "prompt is no text": 1},
@@ -120,7 +121,7 @@ def test_read_card_maps_columns(write_card):
 
 
 def test_a_mapped_column_replaces_the_source_s_own(write_card):
-    rows = [{"prompt": "q", "completion": "slip", "reference": "right"}]
+    rows = [{"prompt": "q", "completion": "flawed", "reference": "right"}]
     columns = {"prompt": "prompt", "completion": "reference"}
     card = write_card(rows, "prompt-completion", codexhf={"columns": columns})
     assert rows_of(card).dataset[0] == {"prompt": "q", "completion": "right"}
@@ -144,7 +145,7 @@ def test_native_pairs_become_chosen_and_rejected(write_card):
     out = rows_of(write_card(rows, "preference"))
     assert out.dataset["chosen"] == ["good", "good"]
     assert out.dataset["rejected"] == ["bad", "bad"]
-    assert out.facts["dropped"] == {"tie": 1, "chosen equals rejected": 1}
+    assert out.stats["dropped"] == {"tie": 1, "chosen equals rejected": 1}
 
 
 def test_native_pairs_refuse_an_unknown_label(write_card):
@@ -169,7 +170,7 @@ def test_load_split_removes_tasks_that_are_held_out(write_card):
     )
     out = load_split([train], "prompt-completion", exclude=[heldout])
     assert out.dataset["prompt"] == ["kept"]
-    assert out.facts["train"]["dropped"] == {"prompt or completion is in held-out data": 2}
+    assert out.cards["train"]["dropped"] == {"prompt or completion is in held-out data": 2}
 
 
 def test_load_split_removes_documents_that_share_13_words(write_card):
@@ -203,9 +204,9 @@ def test_mix_reaches_the_requested_share_of_tokens(write_card):
         count=lambda row: len(row["text"]),
         seed=1,
     )
-    assert out.facts["a"]["share_requested"] == 0.75
-    assert abs(out.facts["a"]["share_realised"] - 0.75) < 0.04
-    assert out.facts["a"]["share_realised"] + out.facts["b"]["share_realised"] == pytest.approx(1)
+    assert out.cards["a"]["share_requested"] == 0.75
+    assert abs(out.cards["a"]["share_realised"] - 0.75) < 0.04
+    assert out.cards["a"]["share_realised"] + out.cards["b"]["share_realised"] == pytest.approx(1)
 
 
 def test_fingerprint_is_of_the_rows_and_not_of_how_they_were_cut(write_card):
@@ -229,7 +230,7 @@ def test_pack_fills_every_row_and_counts_the_tail(tokenizer):
     out = packed(texts, tokenizer, 16)
     rows = out.dataset["input_ids"]
     assert [i for row in rows for i in row] == flat[: len(rows) * 16]
-    assert out.facts["tokens_in_tail_dropped"] == len(flat) - len(rows) * 16
+    assert out.stats["tokens_in_tail_dropped"] == len(flat) - len(rows) * 16
 
 
 def test_pack_predicts_nothing_across_documents(tokenizer):
@@ -252,7 +253,7 @@ def test_pack_treats_special_tokens_in_text_as_text(tokenizer):
 
 def test_packed_documents_do_not_see_each_other(tokenizer, policy):
     # the last document's logits stay the same whatever stands before it in the row
-    from codexhf.data import packed_collator
+    from codexhf.tokens import packed_collator
 
     tail = [*tokenizer("return a")["input_ids"], tokenizer.eos_token_id]
     rows = []
@@ -275,28 +276,28 @@ def test_packed_documents_do_not_see_each_other(tokenizer, policy):
 # -- the stages' loaders ------------------------------------------------------------------------
 
 
-def test_load_problems_wraps_the_prompt_and_keeps_the_reference(write_card, tokenizer, problems):
-    out = load_problems([write_card(problems, "prompt-only")], tokenizer)
+def test_load_tasks_wraps_the_prompt_and_keeps_the_reference(write_card, tokenizer, problems):
+    out = load_tasks([write_card(problems, "prompt-only")], tokenizer)
     assert out.dataset[0]["prompt"] == [{"role": "user", "content": problems[0]["prompt"]}]
     assert out.dataset[0]["completion"] == problems[0]["completion"]
 
 
-def test_load_problems_refuses_rows_without_tests(write_card, tokenizer):
+def test_load_tasks_refuses_rows_without_tests(write_card, tokenizer):
     with pytest.raises(CardError, match="no column 'tests'"):
-        load_problems([write_card([{"prompt": "p"}], "prompt-only")], tokenizer)
+        load_tasks([write_card([{"prompt": "p"}], "prompt-only")], tokenizer)
 
 
 def test_a_prompt_longer_than_the_context_is_refused(write_card, tokenizer, problems):
     card = write_card(problems, "prompt-only")
     with pytest.raises(CardError, match="6 of 6 rows are longer than 5 tokens"):
-        load_problems([card], tokenizer, max_prompt_tokens=5)
+        load_tasks([card], tokenizer, max_prompt_tokens=5)
 
 
 def test_a_rare_overlong_row_is_dropped_and_counted(write_card, tokenizer, problems):
     rows = [dict(problems[0], id=str(i), prompt=f"p {i}") for i in range(150)]
     rows.append(dict(problems[0], prompt="word " * 100))
-    out = load_problems([write_card(rows, "prompt-only")], tokenizer, max_prompt_tokens=40)
-    assert len(out.dataset) == 150 and out.notes["dropped_as_too_long"] == 1
+    out = load_tasks([write_card(rows, "prompt-only")], tokenizer, max_prompt_tokens=40)
+    assert len(out.dataset) == 150 and out.stats["dropped_as_too_long"] == 1
 
 
 def test_load_pairs_gives_messages_on_both_sides(write_card, tokenizer):
@@ -312,7 +313,7 @@ def test_text_of_a_null_row_is_no_text():
 
 
 def test_stdlib_rows_are_python_files_of_this_interpreter():
-    rows = list(data.python_stdlib())
+    rows = list(python_stdlib())
     names = {row["id"] for row in rows}
     assert {"json/decoder.py", "textwrap.py"} <= names
     assert not any("site-packages" in name or name.startswith("test/") for name in names)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from codexhf import evaluation
-from codexhf.data import Data, load_problems
+from codexhf import completions, evaluation
+from codexhf.data import Data, load_tasks
 from codexhf.evaluation import PassAtK, answer_logprobs, bits_per_byte, pass_at_k, win_rate
 from codexhf.generation import sample, sample_ids
 from conftest import ADD
@@ -120,7 +120,7 @@ def test_sample_does_not_depend_on_what_shares_the_batch(policy, tokenizer):
 def test_evaluate_models_writes_the_suite(model_folder, tokenizer, tmp_path, write_card, problems):
     from codexhf.arguments import EvaluationArguments
 
-    data = load_problems([write_card(problems, "prompt-only")], tokenizer)
+    data = load_tasks([write_card(problems, "prompt-only")], tokenizer)
     other = tmp_path / "other"
     import shutil
 
@@ -143,7 +143,7 @@ def test_evaluate_models_writes_the_suite(model_folder, tokenizer, tmp_path, wri
     from datasets import Dataset
 
     corpora = {"code": Data(Dataset.from_dict({"text": ["x = 1\n" * 5]}))}
-    metrics = evaluation.evaluate_models(stage, tokenizer, data, corpora, tmp_path)
+    metrics = evaluation.evaluate_models(stage, data, corpora, tmp_path)
     assert metrics["model/kl"] == pytest.approx(0, abs=1e-6)
     assert metrics["other/kl"] > 0
     assert metrics["model/pass@1"] == 0.0 and metrics["model/verdicts"] == {"fail": 12}
@@ -159,6 +159,8 @@ def test_the_sandbox_failing_is_no_verdict(monkeypatch, problems):
     from codexhf.execution import Result
 
     broken = Result("sandbox_error", 0, 1, "worker lost", 0.0, "none")
-    monkeypatch.setattr(evaluation, "run_tests", lambda programs, *a, **k: [broken] * len(programs))
+    monkeypatch.setattr(
+        completions, "run_tests", lambda programs, *a, **k: [broken] * len(programs)
+    )
     with pytest.raises(RuntimeError, match="worker lost"):
-        evaluation.judge([[ADD]], [problems[0]["tests"]], ["f"])
+        completions.judge([[ADD]], [problems[0]["tests"]], ["f"])

@@ -4,13 +4,16 @@ python -m pytest tests/test_models.py
 """
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from codexhf import models, reward_model
-from conftest import CORPUS
+import model_kinds
+from codexhf import chat, models, reward_model
+from conftest import CORPUS, tiny_config
+from tokenizer_kinds import every_kind
 
 LLAMA = {
     "model_type": "llama",
@@ -51,13 +54,18 @@ def test_chat_template_survives_saving(tokenizer, tmp_path):
     assert text.startswith(prompt)
 
 
-def test_load_tokenizer_refuses_one_without_pad(tokenizer, tmp_path):
+@pytest.mark.parametrize("missing", ["pad_token", "eos_token"])
+def test_load_tokenizer_finds_a_pad_token_and_asks_for_an_end(tokenizer, tmp_path, missing, capsys):
     tokenizer.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    config.pop("pad_token")
+    config.pop(missing)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="has no pad_token"):
-        models.load_tokenizer(str(tmp_path))
+    if missing == "eos_token":
+        with pytest.raises(ValueError, match="has no eos_token"):
+            models.load_tokenizer(str(tmp_path))
+        return
+    assert models.load_tokenizer(str(tmp_path)).pad_token == "<|pad|>"  # special, and nobody's
+    assert "no pad token; '<|pad|>' pads" in capsys.readouterr().out
 
 
 def test_new_policy_takes_its_vocabulary_from_the_tokenizer(tokenizer):
@@ -125,3 +133,42 @@ def test_context_checks(model_folder):
         models.within_context(path, 129)
     with pytest.raises(ValueError, match="leave no room"):
         models.room_for(path, 128)
+
+
+@pytest.mark.parametrize("name", ["no pad", "pad is eos", "chatml", "sentencepiece chat"])
+def test_training_classifier_reward_and_ppo_read_one_score(name, tmp_path):
+    """The class's own forward, which RewardTrainer trains, the text reward and the id reward."""
+    tokenizer = every_kind()[name]
+    if name == "chatml":
+        tokenizer.pad_token = tokenizer.eos_token = "<|im_end|>"
+    torch.manual_seed(0)
+    LlamaForCausalLM(tiny_config(tokenizer, vocab_size=len(tokenizer))).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = models.load_tokenizer(str(tmp_path))
+    model = reward_model.load_reward_model(str(tmp_path), tokenizer, new_head=True).eval()
+    prompt, answer = chat.in_form("Add two numbers.", tokenizer), "return a + b"
+    ids, _ = chat.answered_ids(prompt, answer, tokenizer)
+    batch = tokenizer.pad({"input_ids": [ids, ids[:-3]]}, return_tensors="pt")
+    trained = model(**batch).logits[0, 0].item()
+    text = reward_model.ModelReward(model, tokenizer)([prompt], [answer])[0]
+    reader = reward_model.IdReward(model, "r", normalize=False)
+    row = torch.tensor([ids])
+    layout = SimpleNamespace(input_ids=row, attention_mask=None, last=torch.tensor([len(ids) - 1]))
+    reader.read(1, [(torch.tensor([0]), layout)])
+    assert trained == pytest.approx(text, abs=1e-6) == reader.scores[0]
+
+
+@pytest.mark.parametrize("family", ["granite", "olmoe", "mamba", "cohere2", "recurrent_gemma"])
+def test_families_without_a_classifier_get_one_that_saves_and_loads(family, tokenizer, tmp_path):
+    torch.manual_seed(0)
+    config = model_kinds.tiny_config(family, tokenizer)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "m")
+    made = reward_model.load_reward_model(str(tmp_path / "m"), new_head=True).eval()
+    made.save_pretrained(tmp_path / "r")
+    again = reward_model.load_reward_model(str(tmp_path / "r")).eval()
+    ids = torch.tensor([[5, 6, 7, 1], [5, 6, 1, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    with torch.no_grad():
+        scores = made(input_ids=ids, attention_mask=mask).logits
+        assert torch.equal(scores, again(input_ids=ids, attention_mask=mask).logits)
+        assert scores[1] == pytest.approx(made(input_ids=ids[1:, :3]).logits[0].tolist(), abs=1e-5)

@@ -18,8 +18,8 @@ from codexhf.models import (
     disable_dropout,  # noqa: E402
     merge_adapters,  # noqa: E402
 )
+from codexhf.ppo.checkpoint import last_checkpoint  # noqa: E402
 from codexhf.ppo.objective import AdaptiveKL, linear_logprobs  # noqa: E402
-from codexhf.ppo.trainer import last_checkpoint  # noqa: E402
 from codexhf.reward_model import IdReward, ModelReward, load_reward_model  # noqa: E402
 from ppo_setup import new_trainer  # noqa: E402
 

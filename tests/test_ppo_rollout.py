@@ -433,7 +433,7 @@ def schedule(**changes) -> Schedule:
     values = {
         "rollout_rows": 8,
         "micro_rows": 2,
-        "micros": 2,
+        "micro_batches": 2,
         "minibatches": 2,
         "ppo_epochs": 3,
         "world_size": 2,
@@ -457,7 +457,7 @@ def test_schedule_visits_every_prompt_once_per_pass():
 
 def test_schedule_positions_follow_each_other():
     plan = schedule()
-    seen = [plan.at(step) for step in range(plan.micros_per_rollout + 1)]
+    seen = [plan.at(step) for step in range(plan.micro_batches_per_rollout + 1)]
     assert len(set(seen)) == len(seen) == 13
     assert [p.starts_rollout for p in seen] == [True, *[False] * 11, True]
     assert sum(p.starts_minibatch for p in seen[:-1]) == plan.updates_per_rollout

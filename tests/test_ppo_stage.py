@@ -13,9 +13,9 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from codexhf.arguments import PPOArguments
-from codexhf.data import Data, load_problems
+from codexhf.data import Data, load_tasks
 from codexhf.ppo import PPOConfig, PPOTrainer, stage
-from codexhf.ppo.config import COMPUTED_FIELDS, TRL_VALUES
+from codexhf.ppo.config import COMPUTED_FIELDS, TRL_VALUES, UNREAD_FIELDS
 from codexhf.ppo.stage import UNREAD_BY_TRL, WITHOUT_INFLUENCE, _beyond_trl, new_trainer
 from codexhf.reward_model import load_reward_model
 from codexhf.strict_yaml import load_yaml
@@ -31,7 +31,7 @@ def parts(model_folder, tokenizer, tmp_path, write_card, problems):
     rm.save_pretrained(tmp_path / "rm")
     tokenizer.save_pretrained(tmp_path / "rm")
     tokenizer.padding_side = "left"
-    prompts = load_problems([write_card(problems, "prompt-only")], tokenizer)
+    prompts = load_tasks([write_card(problems, "prompt-only")], tokenizer)
 
     def make(training=None, **fields):
         stage = PPOArguments(model=str(model_folder), reward_model=str(tmp_path / "rm"), **fields)
@@ -63,6 +63,12 @@ def test_the_default_is_our_trainer_with_the_named_rewards(parts):
     logged = set().union(*(entry for entry in trainer.state.log_history))
     for name in ("reward_model", "unit_tests", "safety"):
         assert any(name in key for key in logged), (name, logged)
+
+
+@pytest.mark.parametrize("name", UNREAD_FIELDS)
+def test_fields_that_only_trls_scripts_read_are_refused(parts, name):
+    with pytest.raises(ValueError, match=f"{name}: only TRL's own scripts"):
+        parts({name: 2 if name == "dataset_num_proc" else "org/model"})
 
 
 # What TRL 1.12's PPOConfig adds to TrainingArguments and ours has too.
@@ -121,12 +127,10 @@ def test_trl_is_named_where_it_is_missing(parts):
         ({"score_clip": 3.0}, "None"),
         ({"cliprange_high": 0.3}, "None"),
         ({"dual_clip": 3.0}, "None"),
-        ({"log_ratio_clip": 20.0}, "None"),
         ({"importance_cap": 2.0}, "None"),
         ({"early_stop_kl": 0.1}, "None"),
         ({"critic_learning_rate": 1e-3}, "None"),
         ({"critic_warmup_rollouts": 1}, "0"),
-        ({"extra_stop_token_ids": [3]}, "None"),
         ({"shuffle_dataset": False}, "True"),
         ({"old_logprobs": "recompute"}, "'auto' or 'sampler'"),
         ({"step_unit": "optimizer"}, "'rollout'"),

@@ -352,7 +352,7 @@ def test_reward_model_reads_ids_or_text_and_is_normalised(tmp_path):
                 reward_funcs=None,
                 reward_processing_class=tokenizer,
                 value_model=models()["value_model"],
-                config={"total_episodes": 8, "stop_token": None, "extra_stop_token_ids": [2]},
+                config={"total_episodes": 8, "stop_token": None, "stop_token_id": 2},
             )
             trainer.train()
             scores[normalised, tokenizer is None] = logs(trainer)[0]["objective/scores"]
@@ -475,7 +475,6 @@ def run_of(tmp_path, **config) -> dict:
         {"cliprange": 0.01},
         {"cliprange_high": 0.01},
         {"dual_clip": 1.01},
-        {"log_ratio_clip": 0.01},
         {"early_stop_kl": 1e-4},
         {"loss_aggregation": "micro_batch"},
         {"vf_coef": 1.0},
@@ -488,7 +487,7 @@ def run_of(tmp_path, **config) -> dict:
         {"temperature": 0.5},
         {"response_length": 5},
         {"stop_token": None},
-        {"extra_stop_token_ids": [5, 6, 7]},
+        {"stop_token": None, "stop_token_id": 5},
         {"shuffle_dataset": False},
         {"warmup_steps": 1},
     ],

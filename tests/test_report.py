@@ -1,12 +1,13 @@
 """The report: what it claims, what it refuses, and that no text becomes markup.
 
+Built on the manifests of a real run: every recipe with its smoke settings on a few rows.
+
 python -m pytest tests/test_report.py
 """
 
-import base64
 import copy
 import hashlib
-import html
+import importlib.util
 import json
 import math
 import os
@@ -16,394 +17,271 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from codexhf.report.__main__ import main
-from codexhf.report.blocks import COLOURS, Num, Table, visible, written
+from codexhf.lineage import BY_FOLDER, STAGES
+from codexhf.report import charts, comparison
+from codexhf.report.__main__ import CHARACTERS_SHOWN, cut, main, render, visible
 from codexhf.report.comparison import (
-    compare,
-    comparison_blocks,
+    Comparison,
+    groupings,
     headline,
-    paired_difference,
+    paired,
+    sampled,
     share_interval,
+    written,
 )
-from codexhf.report.curves import LABEL, POINTS_DRAWN, best_step, curve, ppo_figures
-from codexhf.report.manifests import STAGES, Runs, named, read_runs
-from codexhf.report.page import CHARACTERS_SHOWN, cut, to_markdown
-from codexhf.report.sections import build, lineage_blocks
+from codexhf.report.manifests import CARDS, STATS, TASKS, ReportError, Runs, errors_of
+from codexhf.report.sections import rows_seen
 
+ROOT = Path(__file__).parent.parent
+ROWS = ROOT / "data_cards/python_tasks"
 HOSTILE = (
     "<script>alert(1)</script></style></pre><img src=x onerror=alert(1)>&lt;b&gt;&#60;\x00\x1b[31m"
-    "\x85\ud800\u202egnp.exe\ufffe\r\n```\n~~~~\n| a | b |\n[x](javascript:alert(1)) ${body} $title"
+    "\x85\ud800\u202egnp.exe\ufffe\r\n```\n~~~~\n| a | b |\n[x](javascript:alert(1)) {{ 7*7 }} $x"
 )
 
-CARD = {"card": "data_cards/c.md", "license": "apache-2.0", "type": "language-modeling"}
+
+# -- a real run --------------------------------------------------------------------------------
 
 
-def make_manifest(name, stage, minute, parents=(), **changes):
-    """A manifest as a finished stage leaves it."""
-    weights = {
-        "model.safetensors": {"sha256": hashlib.sha256(name.encode()).hexdigest(), "size": 9}
+def write_card(folder, name, type, rows, **own):
+    """Write a card of the rows (or of so many of the shipped ones); returns its path."""
+    if isinstance(rows, int):
+        rows = [json.loads(x) for x in (ROWS / f"{name}.jsonl").read_text().splitlines()[:rows]]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    load = {"path": "json", "data_files": f"{name}.jsonl"}
+    head = {"license": "mit", "codexhf": {"type": type, "load": load, **own}}
+    body = f"# {name}\n## Provenance\nMade here.\n## Known problems\nNone.\n"
+    (folder / f"{name}.md").write_text(f"---\n{json.dumps(head)}\n---\n{body}")
+    return folder / f"{name}.md"
+
+
+def run_stages(folder):
+    """Run every recipe in this process: smoke settings, 48 demonstrations, 24 held-out tasks."""
+    text = [{"text": p.read_text()[:6000]} for p in sorted(Path(json.__file__).parent.glob("*.py"))]
+    texts = [{"text": f"# {i}\n{row['text']}"} for i, row in enumerate(text * 6)]
+    corpus = write_card(folder, "corpus", "language-modeling", texts, heldout=0.2)
+    demonstrations = write_card(folder, "demonstrations", "prompt-completion", 48)
+    prompts = write_card(folder, "prompts", "prompt-only", 32)
+    validation = write_card(folder, "validation", "prompt-only", 8)
+    columns = {c: c for c in ("id", "prompt", "completion", "tests", "entry_point")}
+    heldout = write_card(folder, "heldout", "prompt-only", 24, columns=columns | {"group": "tier"})
+    runs = folder / "runs"
+    corpora = ["--train_cards", corpus, "--weights", "1.0"]
+    exclude = ["--exclude_cards", validation, heldout]
+    argv = {
+        "tokenizer": [*corpora, "--chat_cards", demonstrations, *exclude],
+        "pretrain": ["--tokenizer", runs / "tokenizer", *corpora, *exclude],
+        "sft": ["--model", runs / "m0", "--train_cards", demonstrations, "--eval_cards", validation]
+        + exclude,
+        "preferences": ["--model", runs / "m1", "--prompt_cards", prompts, *exclude],
+        "reward_model": ["--model", runs / "m1", "--train_cards", runs / "prefs"]
+        + ["--eval_cards", runs / "prefs/test.md"],
+        "ppo": ["--model", runs / "m1", "--reward_model", runs / "rm"]
+        + ["--prompt_cards", runs / "prefs/prompts.md", "--sft_cards", demonstrations]
+        + ["--eval_cards", validation, *exclude],
+        "evaluation": ["--models", *(runs / m for m in ("m0", "m1", "m2")), "--text_cards", corpus]
+        + ["--reference", runs / "m1", "--reward_model", runs / "rm", "--heldout_cards", heldout],
     }
-    manifest = {
-        "stage": stage,
-        "name": name,
-        "finished": f"2026-03-01T10:{minute:02d}:00+00:00",
-        "config": {"seed": 7},
-        "parents": {
-            p: {
-                "path": f"runs/{p}",
-                "stage": "?",
-                "sha256": {"model.safetensors": hashlib.sha256(p.encode()).hexdigest()},
-            }
-            for p in parents
-        },
-        "data": {},
-        "metrics": {},
-        "history": [],
-        "steps": None,
-        "wall_s": {"work_s": 12.5},
-        "peak_memory_gib": 1.25,
-        "environment": {
-            "versions": {"python": "3.11.7", "torch": "2.13.0"},
-            "git_commit": "0123456789abcdef",
-            "device": "x86_64 CPU",
-            "threads": 2,
-            "processes": 1,
-        },
-        "files": weights,
-    }
-    return manifest | changes
+    for stage in STAGES:
+        path = ROOT / f"recipes/{stage.name}.py"
+        spec = importlib.util.spec_from_file_location(f"recipe_{stage.name}", path)
+        recipe = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(recipe)
+        words = ["--config", path.parent / f"smoke/{stage.name}.yaml", *argv[stage.name]]
+        recipe.main([*map(str, words), "--output_dir", str(runs / stage.folder)])
+    return runs
 
 
-def make_runs():
-    """All seven manifests and the answers of a plausible run, as dictionaries."""
-    noise = random.Random(0)
-    cards = {
-        "python_stdlib": CARD
-        | {"rows_read": 659, "rows": 632, "dropped": {"exact duplicate": 2, "empty text": 25}}
-        | {"tokens": 1_828_352, "share_requested": 0.85, "share_realised": 0.8516},
-        "python_topics": CARD
-        | {"rows_read": 91, "rows": 86, "dropped": {}}
-        | {"tokens": 318_720, "share_requested": 0.15, "share_realised": 0.1484},
-    }
-    mix = {"train": {"fingerprint": "f" * 64, "rows": 8387, "cards": cards}}
-    mix["train"]["notes"] = {"dropped_as_too_long": 3}
-    pretraining = [
-        {"step": s, "loss": 2.1 + 4.5 * math.exp(-s / 60) + noise.gauss(0, 0.05), "grad_norm": 0.7}
-        for s in range(10, 610, 10)
-    ]
-    for s in range(100, 700, 100):
-        pretraining += [
-            {
-                "step": s,
-                f"eval_{c}_loss": x + 3 * math.exp(-s / 90),
-                f"eval_{c}_bits_per_byte": (x + 3 * math.exp(-s / 90)) / 1.4,
-            }
-            for c, x in (("python_stdlib", 2.2), ("python_topics", 2.6))
-        ]
-    pretraining.append({"step": 600, "train_runtime": 99.0, "train_loss": 2.5})
-    sft = [{"step": s, "loss": 0.1 + 2 * math.exp(-s / 50)} for s in range(5, 305, 5)]
-    sft += [
-        {"step": s, "eval_loss": 0.12 + 2 * math.exp(-s / 50), "eval_pass@1": 0.55 * s / (s + 60)}
-        for s in range(50, 350, 50)
-    ]
-    sft.append({"step": 300, "train_runtime": 60.0})
-    reward = [
-        {"step": s, "accuracy": 0.9 - 0.4 * math.exp(-s / 40), "margin": s / 60, "loss": 0.4}
-        for s in range(5, 155, 5)
-    ]
-    reward += [
-        {"step": s, "eval_accuracy": 0.89 - 0.35 * math.exp(-s / 40), "eval_margin": s / 70}
-        for s in (50, 100, 150)
-    ]
-    reward.append({"step": 150, "train_runtime": 20.0})
-    ppo = [
-        {
-            "step": 8 * r,
-            "episode": 256 * r,
-            "loss": 0.3,
-            "objective/kl": 0.12 * r + noise.gauss(0, 0.1),
-            "objective/scores": -0.2 + r / 9 + noise.gauss(0, 0.1),
-            "rewards/reward_model": 0.05 * r + noise.gauss(0, 0.08),
-            "rewards/unit_tests": 0.52 + 0.26 * math.sin(r / 11) + noise.gauss(0, 0.03),
-            "rewards/safety": -0.01,
-            "loss/policy_avg": noise.gauss(-0.003, 0.002),
-            "loss/value_avg": 0.05 + math.exp(-r / 4),
-            "loss/sft_avg": 0.12 + noise.gauss(0, 0.01),
-            "grad_norm": 0.9 + noise.gauss(0, 0.1),
-            "grad_norm/policy": 0.4 + noise.gauss(0, 0.05),
-            "grad_norm/value": 0.8 + 4 * math.exp(-r / 4),
-            "grad_norm/sft": 0.09,
-        }
-        for r in range(1, 25)
-    ]
-    ppo += [
-        {
-            "step": 8 * r,
-            "eval_reward_model": 0.05 * r,
-            "eval_unit_tests": 0.52 + 0.24 * math.sin(r / 11),
-            "eval_kl": 0.12 * r,
-        }
-        for r in range(4, 28, 4)
-    ]
-    ppo += [{"step": 192, "train_runtime": 170.0}, {"step": 192, "eval_unit_tests": 0.999}]
-    keep = {"load_best_model_at_end": True, "metric_for_best_model": "eval_unit_tests"}
-    trained = {"train_s": 160.25, "evaluate_s": 4.5}
-    runs = {
-        "tokenizer": make_manifest(
-            "tokenizer", "tokenizer", 0, data=mix, metrics={"vocab_size": 4096},
-            files={"tokenizer.json": {"sha256": "ab" * 32, "size": 9}},
-        ),
-        "m0": make_manifest(
-            "m0", "pretrain", 4, data=mix, history=pretraining, steps=600, wall_s=trained,
-            config={
-                "max_length": 256,
-                "architecture": {"model_type": "llama", "num_hidden_layers": 4, "hidden_size": 192},
-            },
-        ),
-        "m1": make_manifest("m1", "sft", 6, ["m0"], history=sft, steps=300, wall_s=trained),
-        "prefs": make_manifest(
-            "prefs", "preferences", 7, ["m1"],
-            metrics={
-                "train_pairs": 1100, "test_pairs": 200, "samples": 4000, "prompts": 1000,
-                "distinct_pass_share": 0.46, "prompts_without_pair": {"all pass": 80},
-            },
-        ),
-        "rm": make_manifest(
-            "rm", "reward_model", 8, ["m1"], history=reward, steps=150, wall_s=trained,
-            metrics={"eval_accuracy": 0.885, "eval_margin": 2.1, "score_mean": 0.3},
-        ),
-        "m2": make_manifest(
-            "m2", "ppo", 12, ["m1", "rm"], history=ppo, steps=192, wall_s=trained, config=keep
-        ),
-    }  # fmt: skip
-    runs["evaluation"], runs["answers"] = make_evaluation({"m0": 0.0, "m1": 0.52, "m2": 0.712})
-    return json.loads(json.dumps(runs))  # above, stages share dictionaries
+@pytest.fixture(scope="session")
+def as_written(tmp_path_factory):
+    """The folder of a real run of all stages, and its answers.json."""
+    runs = run_stages(tmp_path_factory.mktemp("report"))
+    return runs, json.loads((runs / "evaluation/answers.json").read_text())
 
 
-def make_evaluation(rates, problems=400, seed=3):
-    """The evaluation's manifest and answers, for pass rates of each model."""
+@pytest.fixture(scope="session")
+def real(as_written):
+    """The folder; where the evaluation does not write the tasks yet, they are added."""
+    runs, answers = as_written
+    if "tasks" not in answers:
+        answers = {"tasks": tasks_of(runs.parent / "heldout.jsonl"), "all": answers["all"]}
+        manifest = json.loads((runs / "evaluation/manifest.json").read_text())
+        save(runs, {"evaluation": manifest, "answers": answers})
+    return runs
+
+
+def tasks_of(path):
+    """What answers.json says of the tasks of the held-out card."""
+    rows = map(json.loads, path.read_text().splitlines())
+    return [
+        {"prompt": row["prompt"], "reference": row["completion"], "group": row["tier"]}
+        for row in rows
+    ]
+
+
+@pytest.mark.xfail(strict=True, reason="evaluation.py is to write them")
+def test_evaluation_writes_the_tasks(as_written):
+    runs, answers = as_written
+    assert answers["tasks"] == tasks_of(runs.parent / "heldout.jsonl")
+
+
+@pytest.fixture(scope="session")
+def records(real):
+    """Its manifests by folder, and the answers, as they were written."""
+    found = {s.folder: json.loads((real / s.folder / "manifest.json").read_text()) for s in STAGES}
+    return found | {"answers": json.loads((real / "evaluation/answers.json").read_text())}
+
+
+@pytest.fixture
+def runs(records):
+    """A copy of the real records to change; pass rates as a better run would have them."""
+    changed = copy.deepcopy(records)
+    with_rates(changed, {"m0": 0.0, "m1": 0.4, "m2": 0.8})
+    return changed
+
+
+def with_rates(records, rates, seed=3):
+    """Draw the verdicts of every model anew, and put the metrics in line with them."""
     draw = random.Random(seed)
-    hardness = [draw.random() for _ in range(problems)]
-    metrics = {"isolation": "bubblewrap+landlock", "problems": problems}
-    raw = {}
-    for i, (name, rate) in enumerate(rates.items()):
-        verdicts = [
-            ["pass" if draw.random() < rate + (h - 0.5) * rate else "fail" for _ in range(4)]
-            for h in hardness
-        ]
-        raw[name] = {
-            "verdicts": verdicts,
-            "rewards": [[i + draw.gauss(0, 0.3) for _ in g] for g in verdicts],
-        }
-        rate = sum(v == "pass" for g in verdicts for v in g) / (4 * problems)
-        half = 2 * math.sqrt(rate * (1 - rate) / problems)
-        found = {
-            "pass@1": rate, "pass@1_low": rate - half, "pass@1_high": rate + half,
-            "pass@4": min(1, 1.2 * rate), "pass@4_low": rate, "pass@4_high": min(1, 1.4 * rate),
-            "pass@1_greedy": rate, "L_SFT": 1.5 - 0.6 * i, "reward": float(i), "L_RLHF": -float(i),
-            "kl": 4 * abs(i - 1) / 3, "kl_low": 1.1 * abs(i - 1), "kl_high": 1.6 * abs(i - 1),
-            "bits_per_byte_python_stdlib": 1.8125 + i / 100, "answer_tokens": 22.5,
-            "violation_rate": 0.0025, "parses": 0.975, "U": 1.25 - i,
-            "verdicts": {"pass": int(1600 * rate), "fail": 1600 - int(1600 * rate)},
-        }  # fmt: skip
-        if i:
-            found |= {"win_rate": 0.8, "win_rate_tests": 0.625}
-        metrics |= {f"{name}/{key}": value for key, value in found.items()}
-    names = list(rates)
-    reference = "def f(values):\n    out = []\n    for x in values:\n        if x % 2 == 0:\n" + (
-        "            out.append(x * x)\n    return sorted(out)"
-    )
-    samples = [
-        {
-            "prompt": f"Write a function f(values) that returns the squares of its even members "
-            f"in rising order, problem {i}.",
-            "reference": reference,
-            "answers": {
-                n: reference if n == "m2" else "def f(values):\n    return [x * x for x in values]"
-                for n in names
-            },
-            "verdicts": {n: "pass" if n == "m2" else "fail" for n in names},
-        }
-        for i in range(6)
-    ]
-    config = {
-        "models": [f"runs/{n}" for n in names], "reference": "runs/m1", "num_samples": 4,
-        "temperature": 1.0, "alpha_sft": 0.1, "beta_rlhf": 1.0, "gamma_reg": 0.05, "seed": 42,
-    }  # fmt: skip
-    manifest = make_manifest("evaluation", "evaluation", 15, names, config=config, metrics=metrics)
-    return manifest, {"samples": samples, "all": raw}
+    metrics = records["evaluation"]["metrics"]
+    for name, rate in rates.items():
+        groups = records["answers"]["all"][name]["verdicts"]
+        groups[:] = [["pass" if draw.random() < rate else "fail" for _ in g] for g in groups]
+        flat = [v for g in groups for v in g]
+        share = flat.count("pass") / len(flat)
+        metrics |= {f"{name}/pass@1": share, f"{name}/pass@1_low": max(0, share - 0.1)}
+        metrics |= {f"{name}/pass@1_high": min(1, share + 0.1)}
+        metrics[f"{name}/verdicts"] = {v: flat.count(v) for v in set(flat)}
 
 
-def write_runs(folder, runs):
-    """Write manifests, and the answers with the hash that the evaluation lists."""
-    runs = copy.deepcopy(runs)
-    answers = runs.pop("answers", None)
-    if answers is not None and "evaluation" in runs:
+def save(folder, records):
+    """Write records as stages do, and the answers' sha256 where the evaluation lists it."""
+    records = copy.deepcopy(records)
+    if "answers" in records:
+        text = json.dumps(records.pop("answers"))
         (folder / "evaluation").mkdir(parents=True, exist_ok=True)
-        text = json.dumps(answers)
-        (folder / "evaluation" / "answers.json").write_text(text)
-        runs["evaluation"]["files"]["answers.json"] = {
-            "sha256": hashlib.sha256(text.encode()).hexdigest(),
-            "size": len(text),
-        }
-    for name, manifest in runs.items():
+        (folder / "evaluation/answers.json").write_text(text)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        records["evaluation"]["files"]["answers.json"]["sha256"] = digest
+    for name, manifest in records.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    """(HTML, Markdown) of a whole run."""
-    folder = write_runs(tmp_path_factory.mktemp("runs"), make_runs())
-    assert main([str(folder)]) == 0
-    return (folder / "report.html").read_text(), (folder / "report.md").read_text()
+def report(folder, records):
+    """(HTML, Markdown) of some records, without charts: they take two seconds."""
+    plain = {k: v | {"history": []} if k in BY_FOLDER else v for k, v in records.items()}
+    files = render(save(folder, plain))
+    return files["report.html"], files["report.md"]
 
 
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory):
-    """(folder, HTML, Markdown) of a run in which every text is hostile."""
-    runs = make_runs()
-    for manifest in (runs[name] for name in STAGES):
-        manifest["environment"] |= {"device": HOSTILE, "git_commit": HOSTILE, "threads": HOSTILE}
-        manifest["environment"]["versions"][HOSTILE] = HOSTILE
-        manifest["parents"][HOSTILE] = {"path": HOSTILE, "sha256": {HOSTILE: HOSTILE}}
-        manifest["config"]["seed"] = HOSTILE
-        for part in manifest["data"].values():
-            facts = dict(
-                part["cards"]["python_stdlib"], license=HOSTILE, dropped={HOSTILE: HOSTILE}
-            )
-            part |= {"cards": {HOSTILE: facts}, "notes": {HOSTILE: HOSTILE}}
-    runs["m0"]["config"]["architecture"]["model_type"] = HOSTILE
-    runs["m0"]["history"].insert(5, {"step": 60, f"eval_{HOSTILE}_bits_per_byte": 2.0})
-    runs["m2"]["history"].insert(5, {"step": 48, f"rewards/{HOSTILE}": 2.0, "episode": 256 * 6})
-    runs["m2"]["config"]["model"] = HOSTILE
-    runs["evaluation"]["metrics"] |= {
-        "isolation": HOSTILE,
-        f"m1/{HOSTILE}": HOSTILE,
-        "m1/verdicts": {HOSTILE: 3},
-        HOSTILE: HOSTILE,
-    }
-    long_line = "x" * 100_000
-    samples = runs["answers"]["samples"]
-    samples[0] |= {"prompt": HOSTILE, "reference": HOSTILE}
-    samples[0]["answers"] = {"m0": HOSTILE, "m1": long_line, "m2": "\n" * 100_000, HOSTILE: HOSTILE}
-    samples[0]["verdicts"] = {"m0": HOSTILE, "m1": "timeout", "m2": "pass"}
-    samples[1]["answers"]["m1"] = "`" * 5000 + "\n" + HOSTILE
-    folder = write_runs(tmp_path_factory.mktemp("hostile"), runs)
-    assert main([str(folder)]) == 0
-    return folder, (folder / "report.html").read_text(), (folder / "report.md").read_text()
+def compared(records):
+    manifests = {name: records[name] for name in BY_FOLDER if name in records}
+    return Comparison(Runs(manifests, records.get("answers", {})))
 
 
-class Page(HTMLParser):
-    """Tags, attributes and text of a page, as a browser's tokenizer sees them."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.attributes, self.texts, self.open = set(), [], [], []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes += [(tag, *pair) for pair in attrs]
-        self.open.append(tag)
-
-    def handle_data(self, data):
-        self.texts.append(data)
+def row_of(text, label, head=""):
+    """Cells of a table's row in the Markdown, the label left out; after a heading if given."""
+    line = next(x for x in text[text.index(head) :].splitlines() if x.startswith(f"| {label} |"))
+    return [cell.strip() for cell in line.split("|")[2:-1]]
 
 
-def comparison_of(rates, problems=400, seed=3, answers=True):
-    evaluation, raw = make_evaluation(rates, problems, seed)
-    return compare(Runs({"evaluation": evaluation}, raw if answers else {}))
-
-
-def with_rates(c, **values):
-    """The comparison with pass rates and intervals written over: m1=(rate, low, high)."""
-    for name, (rate, low, high) in values.items():
-        c.found[name] |= {"pass@1": rate, "pass@1_low": low, "pass@1_high": high}
-    return c
+@pytest.fixture(scope="session")
+def rendered(real):
+    """(HTML, Markdown) of the real run, by the command."""
+    assert main([str(real)]) is None
+    return (real / "report.html").read_text(), (real / "report.md").read_text()
 
 
 # -- what it claims ----------------------------------------------------------------------------
 
 
-def test_headline_says_that_m2_is_better():
-    c = with_rates(
-        comparison_of({"m0": 0.0, "m1": 0.5, "m2": 0.7}),
-        m0=(0, 0, 0), m1=(0.52, 0.47, 0.57), m2=(0.712, 0.67, 0.75),
-    )  # fmt: skip
-    c.differences = {("m2", "pass@1"): (0.192, 0.1504, 0.2336)}
-    sentence, sure = headline(c)
-    assert sentence == (
-        "M2 passes 71.2% of 400 held-out problems, M1 52.0% (+19.2 points), M0 0.0%."
+def differing(monkeypatch, **gaps):
+    """Let the paired differences of M1 and M2 be these."""
+    monkeypatch.setattr(
+        Comparison,
+        "gap",
+        lambda self, parent, model, key="pass@1", members=None: (
+            None if members is not None else gaps.get(key.replace("@", ""))
+        ),
     )
-    assert sure == [
-        "Problem by problem the difference is +15.0 to +23.4 points (95% interval), which excludes "
-        "zero."
-    ]
 
 
-def test_headline_says_that_m2_is_worse():
-    c = with_rates(
-        comparison_of({"m0": 0.0, "m1": 0.5, "m2": 0.4}),
-        m1=(0.52, 0.47, 0.57), m2=(0.4, 0.36, 0.44),
-    )  # fmt: skip
-    c.differences = {
-        ("m2", "pass@1"): (-0.12, -0.16, -0.08),
-        ("m2", "reward"): (0.5, 0.4, 0.6),
-    }
-    sentence, sure = headline(c)
+def with_metrics(records, **rates):
+    metrics = {f"{model}/pass@1": rate for model, rate in rates.items()}
+    config = {"models": [f"runs/{model}" for model in rates]}
+    records["evaluation"] |= {"metrics": metrics | {TASKS: 400}, "config": config}
+    return compared(records)
+
+
+def test_headline_says_that_m2_is_better(runs, monkeypatch):
+    differing(monkeypatch, pass1=(0.192, 0.1504, 0.2336))
+    assert headline(with_metrics(runs, m0=0.0, m1=0.52, m2=0.712)) == (
+        "M2 passes 71.2% of 400 held-out tasks, M1 52.0% (+19.2 points), M0 0.0%.",
+        [
+            "Task by task the difference is +15.0 to +23.4 points (95% interval), which excludes "
+            "zero."
+        ],
+    )
+
+
+def test_headline_says_that_m2_is_worse(runs, monkeypatch):
+    differing(monkeypatch, pass1=(-0.12, -0.16, -0.08), reward=(0.5, 0.4, 0.6))
+    sentence, sure = headline(with_metrics(runs, m0=0.0, m1=0.52, m2=0.4))
     assert sentence.startswith("M2 is worse than M1: M2 passes 40.0%")
     assert "M1 52.0% (−12.0 points)" in sentence
     assert "−16.0 to −8.0 points (95% interval), which excludes zero" in sure[0]
     assert "over-optimised" in sure[1] and "+0.50" in sure[1]
 
 
-def test_headline_says_that_a_difference_may_be_chance():
-    c = with_rates(
-        comparison_of({"m0": 0.0, "m1": 0.5, "m2": 0.5}),
-        m1=(0.52, 0.47, 0.57), m2=(0.54, 0.49, 0.59),
-    )  # fmt: skip
-    c.differences = {("m2", "pass@1"): (0.02, -0.01, 0.05)}
-    assert headline(c)[1] == [
-        "The 95% intervals of M2 and M1 overlap; problem by problem the difference is −1.0 to +5.0 "
-        "points (95% interval), which includes zero: it may be chance."
-    ]
-    c.differences = {}
-    assert headline(c)[1] == [
-        "The 95% intervals of M2 and M1 overlap, so the difference may be chance."
+def test_headline_says_that_a_difference_may_be_chance(runs, monkeypatch):
+    differing(monkeypatch, pass1=(0.02, -0.01, 0.05))
+    assert headline(with_metrics(runs, m1=0.52, m2=0.54))[1] == [
+        "Task by task the difference is −1.0 to +5.0 points (95% interval), which includes zero: "
+        "it may be chance."
     ]
 
 
-def test_headline_without_answers_compares_intervals():
-    c = with_rates(
-        comparison_of({"m0": 0.0, "m1": 0.5, "m2": 0.7}, answers=False),
-        m1=(0.52, 0.47, 0.57), m2=(0.712, 0.67, 0.75),
-    )  # fmt: skip
-    assert headline(c)[1] == ["The 95% intervals of M2 and M1 do not overlap."]
-    del c.found["m1"]["pass@1_low"]
-    assert "unknown" in headline(c)[1][0]
-
-
-def test_headline_claims_nothing_without_numbers():
-    assert "no evaluation" in headline(compare(Runs({})))[0]
-    zero = headline(comparison_of({"m0": 0.0, "m1": 0.0, "m2": 0.0}))
+def test_headline_claims_nothing_without_numbers(runs):
+    del runs["answers"]
+    assert "may be chance" in headline(compared(runs))[1][0]
+    zero = headline(with_metrics(runs, m0=0.0, m1=0.0, m2=0.0))
     assert "(no difference)" in zero[0] and "compares nothing" in zero[1][0]
-    assert "no other model" in headline(comparison_of({"m1": 0.4}))[0]
+    assert "no other model" in headline(with_metrics(runs, m1=0.4))[0]
+    del runs["evaluation"]
+    assert "no evaluation" in headline(compared(runs))[0]
+
+
+def test_models_of_one_name_are_told_apart(runs, records, tmp_path):
+    models = ["runs/seed-42/m1", "runs/seed-43/m1"]
+    names = [path.removeprefix("runs/") for path in models]
+    found = {k[3:]: v for k, v in runs["evaluation"]["metrics"].items() if k.startswith("m1/")}
+    runs["evaluation"]["metrics"] = {f"{n}/{k}": v for n in names for k, v in found.items()}
+    runs["evaluation"]["config"]["models"] = models
+    runs["answers"]["all"] = {n: runs["answers"]["all"]["m1"] for n in names}
+    for task in runs["answers"]["tasks"]:
+        task["reference"] = None
+    assert compared(runs).models == names
+    text = report(tmp_path, runs)[1]
+    assert "seed-43/m1 passes" in text and "none is known" in text
+    assert (
+        f"of {records['evaluation']['metrics'][TASKS]} held-out" in headline(compared(records))[0]
+    )
 
 
 def test_paired_difference_by_hand():
     before, after = [[0, 1], [1, 1], [0, 0], [0, 0]], [[1, 1], [1, 1], [0, 1], [0, 0]]
     # gaps .5 0 .5 0: mean .25, deviation sqrt(1/12), half 1.96 sqrt(1/12) / 2
     half = 1.96 * math.sqrt(1 / 12) / 2
-    assert paired_difference(before, after) == pytest.approx((0.25, 0.25 - half, 0.25 + half))
-    assert paired_difference(before, after[:3]) is None
-    assert paired_difference([], []) is None
-    assert paired_difference([[0.0], [math.inf]], [[1.0], [1.0]]) is None
+    assert paired(before, after) == pytest.approx((0.25, 0.25 - half, 0.25 + half))
+    assert paired(before, after[:3]) is None
+    assert paired([], []) is None
+    assert paired([[0.0], [math.inf]], [[1.0], [1.0]]) is None
 
 
 def test_share_interval_known_values():
@@ -412,75 +290,58 @@ def test_share_interval_known_values():
     assert share_interval(1.0, 4) == pytest.approx((0.5101, 1.0), abs=1e-4)
 
 
-def test_differences_are_those_of_the_answers():
-    c = comparison_of({"m0": 0.1, "m1": 0.5, "m2": 0.7})
-    gap = c.differences["m2", "pass@1"]
+def test_differences_are_those_of_the_answers(runs):
+    c = compared(runs)
+    gap = c.gap("m1", "m2")
     assert gap[0] == pytest.approx(c.value("m2", "pass@1") - c.value("m1", "pass@1"))
     assert gap[1] < gap[0] < gap[2]
-    assert {key for key, _ in c.differences} == {"m1", "m2"}
+    raw = runs["answers"]["all"]
+    mean = [sum(sum(g) for g in raw[m]["rewards"]) / 48 for m in ("m1", "m2")]
+    assert c.gap("m1", "m2", "reward")[0] == pytest.approx(mean[1] - mean[0])
+    assert c.gap("m1", "m2", "kl") is None
 
 
-def test_bold_marks_only_differences_that_exclude_zero():
-    c = comparison_of({"m0": 0.1, "m1": 0.5, "m2": 0.5})
-    c.differences = {("m1", "pass@1"): (0.4, 0.3, 0.5), ("m2", "pass@1"): (0.0, -0.1, 0.1)}
-    (table,) = (b for b in comparison_blocks(Runs({}), c) if isinstance(b, Table))
-    row = next(row for row in table.rows if row[0] == "pass@1\u00a0↑")
-    assert [cell.strong for cell in row[-2:]] == [True, False]
-    assert row[-2].interval == pytest.approx((30.0, 50.0))
+def test_bold_marks_only_differences_that_exclude_zero(runs, tmp_path):
+    with_rates(runs, {"m0": 0.1, "m1": 0.5, "m2": 0.5})
+    c = compared(runs)
+    assert c.gap("m0", "m1")[1] > 0 and c.gap("m1", "m2")[1] < 0 < c.gap("m1", "m2")[2]
+    page, text = report(tmp_path, runs)
+    cells = row_of(text, "pass@1 ↑")
+    assert cells[3].startswith("**+") and not cells[4].startswith("**")
+    assert page.count("<strong>") > 0
 
 
-def test_every_metric_is_shown():
-    evaluation, answers = make_evaluation({"m0": 0.1, "m1": 0.5, "m2": 0.7})
-    metrics = evaluation["metrics"]
-    not_shown = {"L_RLHF", "verdicts"}  # as the term beta L_RLHF, as shares: other tests
-    metrics |= {"m1/invented": 0.5, "m1/as_text": "of a kind", "invented_total": 31337}
-    ours = [k for k in sorted(metrics) if "/" in k and k.split("/")[1] not in not_shown]
+def test_every_metric_is_shown(runs, tmp_path):
+    metrics = runs["evaluation"]["metrics"]
+    metrics |= {f"m{i}/invented": 0.5 for i in range(3)}
+    ours = [k for k in metrics if "/" in k and not k.endswith("/verdicts")]
     for i, key in enumerate(ours):  # values that can be told apart in every format
-        metrics[key] = 40.5 + i if isinstance(metrics[key], float) else metrics[key]
-    runs = Runs({"evaluation": evaluation}, answers)
-    text = to_markdown("", comparison_blocks(runs, compare(runs)))
+        metrics[key] = 40.5 + i
+    text = report(tmp_path, runs)[1]
     assert len(ours) > 50
     for key in ours:
-        value = metrics[key]
-        formats = [value] if isinstance(value, str) else [f"{value:.1f}", f"{100 * value:,.1f}"]
+        formats = [f"{metrics[key]:.1f}", f"{100 * metrics[key]:,.1f}"]
         assert any(re.search(rf"(?<![\d,.]){re.escape(f)}", text) for f in formats), key
-    assert "invented_total 31337" in text and "bubblewrap+landlock" in text
+    assert "code run behind " + runs["evaluation"]["isolation"] in text
+    assert "U = 0.1 L_SFT + 1.0 L_RLHF + 0.03 Ω" in text
 
 
-def test_terms_of_u_add_up():
-    evaluation, _ = make_evaluation({"m0": 0.1, "m1": 0.5})
-    found = {"L_SFT": 2.0, "reward": 0.5, "L_RLHF": -0.5, "kl": 3.0, "U": 0.2 - 0.5 + 0.15}
-    evaluation["metrics"] = {f"m1/{key}": value for key, value in found.items()}
-    c = compare(Runs({"evaluation": evaluation}))
-    terms = [c.value("m1", weight) for weight in ("alpha_sft", "beta_rlhf", "gamma_reg")]
-    assert terms == pytest.approx([0.2, -0.5, 0.15])
-    assert sum(terms) == pytest.approx(c.value("m1", "U"))
-    text = to_markdown("", comparison_blocks(Runs({"evaluation": evaluation}), c))
-    assert "| 0.1 · L_SFT |" in text and "| L_RLHF |" not in text
+def test_verdicts_are_shares_of_each_model(runs, tmp_path):
+    metrics = runs["evaluation"]["metrics"]
+    metrics |= {"m0/verdicts": {"fail": 3, "timeout": 1}, "m1/verdicts": {"pass": 2}}
+    metrics |= {"m2/verdicts": {"pass": 1, "fail": 1}}
+    text = report(tmp_path, runs)[1]
+    head = "Verdicts on sampled"
+    assert row_of(text, "pass", head) == ["0.0", "100.0", "50.0", "+100.0", "−50.0"]
+    assert row_of(text, "fail", head) == ["75.0", "0.0", "50.0", "−75.0", "+50.0"]
+    assert row_of(text, "timeout", head)[0] == "25.0"
 
 
-def test_verdicts_are_shares_of_each_model():
-    evaluation, _ = make_evaluation({"m0": 0.1, "m1": 0.5})
-    evaluation["metrics"] |= {"m0/verdicts": {"fail": 3, "timeout": 1}, "m1/verdicts": {"pass": 2}}
-    runs = Runs({"evaluation": evaluation})
-    text = to_markdown("", comparison_blocks(runs, compare(runs)))
-    assert (
-        "| pass | 0.0 | 100.0 | +100.0 |\n| fail | 75.0 | 0.0 | −75.0 |\n| timeout | 25.0" in text
-    )
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "said"),
-    [(-0.05, 0.01, "hardly differ"), (-0.9, -0.2, "not drawn from the distribution")],
-)
-def test_negative_kl_is_explained(low, high, said):
-    evaluation, answers = make_evaluation({"m1": 0.5, "m2": 0.7})
-    evaluation["metrics"] |= {"m2/kl": (low + high) / 2, "m2/kl_low": low, "m2/kl_high": high}
-    runs = Runs({"evaluation": evaluation}, answers)
-    text = to_markdown("", comparison_blocks(runs, compare(runs)))
-    assert "The KL of M2 is negative" in text and said in text
-    evaluation["metrics"]["m2/kl"] = 0.3
-    assert "is negative" not in to_markdown("", comparison_blocks(runs, compare(runs)))
+def test_negative_kl_is_explained(runs, tmp_path):
+    runs["evaluation"]["metrics"] |= {"m1/kl": 0.0, "m2/kl": -0.02}
+    assert "The KL of M2 is negative" in report(tmp_path, runs)[1]
+    runs["evaluation"]["metrics"]["m2/kl"] = 0.3
+    assert "is negative" not in report(tmp_path, runs)[1]
 
 
 def test_numbers_are_written_for_people():
@@ -488,14 +349,72 @@ def test_numbers_are_written_for_people():
     assert written(-0.04, 1) == "0.0" and written(0.04, 1, sign=True) == "0.0"
     assert written(1234567.0, 0) == "1,234,567"
     assert written(float("-inf"), 3) == "−inf"
-    assert Num(None, 2).text() == "–"
+    assert written(None, 2) == "–"
 
 
-def test_not_a_number_is_shown(tmp_path):
-    evaluation, answers = make_evaluation({"m1": 0.5, "m2": 0.7}, problems=20)
-    evaluation["metrics"]["m2/L_SFT"] = "nan"
-    runs = Runs({"evaluation": evaluation}, answers)
-    assert "| nan |" in to_markdown("", comparison_blocks(runs, compare(runs)))
+def test_not_a_number_is_shown(runs, tmp_path):
+    runs["evaluation"]["metrics"]["m2/L_SFT"] = "nan"
+    assert "nan" in row_of(report(tmp_path, runs)[1], "L_SFT, nats per token of the references ↓")
+
+
+# -- where the difference comes from -----------------------------------------------------------
+
+
+def test_tasks_are_grouped_by_the_data_and_by_the_first_word():
+    prompts = ["Implement f", "In f", "Implement g", "Write f"] * 10 + ["Say hello"]
+    tasks = [{"prompt": p, "group": "loop" if i % 2 else "list"} for i, p in enumerate(prompts)]
+    found = groupings(tasks)
+    assert {g: len(m) for g, m in found["group in the data"].items()} == {"list": 21, "loop": 20}
+    sizes = {g: len(m) for g, m in found["first word of the prompt"].items()}
+    assert sizes == {"Implement": 20, "In": 10, "Write": 10, "others": 1}
+    assert groupings([{"prompt": "Write f"}] * 9) == {} and groupings([]) == {}
+
+
+def test_a_gain_of_one_kind_of_task_is_said_beside_it(runs, tmp_path):
+    gaining = [t["prompt"].startswith(("Implement", "In ")) for t in runs["answers"]["tasks"]]
+    assert 0 < sum(gaining) < 24
+    for name, kinds in {"m1": (False, True), "m2": (True, True)}.items():
+        verdicts = runs["answers"]["all"][name]["verdicts"]
+        verdicts[:] = [["pass" if kinds[not g] else "fail"] * 2 for g in gaining]
+    page, text = report(tmp_path, runs)
+    assert "The difference is uneven. By the first word of the prompt: +100.0 for" in text
+    assert text.index("The difference is uneven") < text.index("## Comparison")
+    assert "The difference is uneven" in page
+    rows = {row[0]: row for row in comparison.group_rows(compared(runs), groupings(
+        runs["answers"]["tasks"])["first word of the prompt"])}  # fmt: skip
+    assert [x.text for x in rows["Implement"][3:5]] == ["0.0", "100.0"]
+    assert [x.text for x in rows["Write"][3:5]] == ["100.0", "100.0"]
+    assert rows["Implement"][-1].text == "+100.0" and rows["Write"][-1].text == "0.0"
+
+
+def test_an_even_gain_is_not_called_uneven(runs, tmp_path):
+    for name, verdict in {"m1": "fail", "m2": "pass"}.items():
+        runs["answers"]["all"][name]["verdicts"] = [[verdict, verdict]] * 24
+    text = report(tmp_path, runs)[1]
+    assert "uneven" not in text and "## Where the difference comes from" in text
+
+
+# -- samples -----------------------------------------------------------------------------------
+
+
+def test_samples_show_every_kind_of_change(runs, tmp_path):
+    raw = runs["answers"]["all"]
+    raw["m1"]["verdicts"] = [["pass", "fail"]] * 20 + [["fail", "pass"]] * 4
+    raw["m2"]["verdicts"] = [["pass", "pass"]] * 18 + [["fail", "pass"]] * 3 + [["pass", "x"]] * 3
+    chosen, kinds = sampled(compared(runs), 4, 7)
+    assert {kind: len(members) for kind, members in kinds.items()} == {
+        "pass → pass": 18, "pass → fail": 2, "fail → fail": 1, "fail → pass": 3,
+    }  # fmt: skip
+    assert len(chosen) == 4
+    assert {next(k for k, members in kinds.items() if i in members) for i in chosen} == set(kinds)
+    assert sampled(compared(runs), 4, 7)[0] == chosen != sampled(compared(runs), 4, 8)[0]
+    assert sorted(sampled(compared(runs), 99, 7)[0]) == list(range(24))
+    runs["evaluation"]["config"]["samples_in_report"] = 4
+    text = report(tmp_path, runs)[1]
+    assert text.count("**Task ") == 4
+    assert "fail → fail 1, fail → pass 3, pass → fail 2, pass → pass 18" in text
+    assert "drawn with seed 42" in text
+    assert text.count("M2: pass\n") == 2 and text.count("M2: fail\n") == 2
 
 
 # -- curves ------------------------------------------------------------------------------------
@@ -508,46 +427,36 @@ def test_curve_ends_where_training_ended():
         {"step": 2, "train_runtime": 5.0, "loss": 7.0},
         {"step": 2, "eval_loss": 9.0},
     ]
-    assert curve(history, "loss") == [(1.0, 2.0), (2.0, 1.0)]
-    assert [x for x, _ in curve(history, "eval_loss")] == [2.0]
-    assert len(curve(history, "eval_loss")) == 1 and math.isnan(curve(history, "eval_loss")[0][1])
+    assert charts.curve(history, "loss") == [(1.0, 2.0), (2.0, 1.0)]
+    ((step, value),) = charts.curve(history, "eval_loss")
+    assert step == 2.0 and math.isnan(value)
 
 
-def test_numbers_without_end_are_gaps():
+def test_numbers_without_end_are_gaps(runs):
     history = [{"step": s, "grad_norm": x} for s, x in enumerate((1.0, "inf", 1e300, 10**400, 2.0))]
-    assert [math.isnan(y) for _, y in curve(history, "grad_norm")] == [
-        False,
-        True,
-        True,
-        True,
-        False,
-    ]
-    for row in history:
-        row["grad_norm/policy"] = row["grad_norm"]
-    (figure,) = ppo_figures(make_manifest("m2", "ppo", 1, history=history))
-    assert figure.svg.startswith("<svg")
+    gaps = [math.isnan(y) for _, y in charts.curve(history, "grad_norm")]
+    assert gaps == [False, True, True, True, False]
+    (chart,) = charts.charts_of("m2", runs["m2"] | {"history": history})
+    assert chart.svg.startswith("<svg")
 
 
 def test_curve_of_a_long_run_is_thinned_to_means():
-    history = [{"step": s, "loss": float(s)} for s in range(4 * POINTS_DRAWN)]
-    points = curve(history, "loss")
-    assert len(points) == POINTS_DRAWN and points[0] == (1.5, 1.5)
+    history = [{"step": s, "loss": float(s)} for s in range(4 * charts.POINTS)]
+    points = charts.curve(history, "loss")
+    assert len(points) == charts.POINTS and points[0] == (1.5, 1.5)
 
 
-def test_ppo_drawing_marks_the_kept_weights_in_episodes():
-    manifest = make_runs()["m2"]
-    kept = ("step", "episode", "train_runtime", "eval_unit_tests", "eval_kl")
-    manifest["history"] = [{k: r[k] for k in kept if k in r} for r in manifest["history"]]
-    (figure,) = ppo_figures(manifest)  # what was not logged is not drawn
-    assert "KL" in figure.name and "dotted line" in figure.caption
-    assert ">episodes<" in figure.svg and ">6,000<" in figure.svg
-    assert figure.svg.count('stroke-dasharray="0.9') == 2
-    manifest["config"] = {}
-    for row in manifest["history"]:
+def test_over_optimisation_is_drawn_in_episodes_with_the_kept_weights(runs, monkeypatch):
+    monkeypatch.setitem(charts.CHARTS, "m2", charts.CHARTS["m2"][:1])
+    (chart,) = charts.charts_of("m2", runs["m2"])
+    assert chart.wide
+    for text in ("Proxy: the score of R", "Gold: answers that pass, %", "Price: KL", ">episodes<"):
+        assert text in chart.svg
+    assert chart.svg.count("stroke-dasharray: 0.9") == 3
+    for row in runs["m2"]["history"]:
         row.pop("episode", None)
-    (figure,) = ppo_figures(manifest)
-    assert "dotted line" not in figure.caption and ">steps<" in figure.svg
-    assert 'stroke-dasharray="0.9' not in figure.svg
+    (chart,) = charts.charts_of("m2", runs["m2"] | {"config": {}})
+    assert ">steps<" in chart.svg and "stroke-dasharray: 0.9" not in chart.svg
 
 
 def test_kept_weights_are_the_first_of_the_best():
@@ -558,144 +467,318 @@ def test_kept_weights_are_the_first_of_the_best():
         ("loss", {}, 2), ("eval_passed", {}, 2), ("passed", {"greater_is_better": False}, 4),
     ):  # fmt: skip
         config = {"load_best_model_at_end": True, "metric_for_best_model": metric} | more
-        assert best_step({"config": config, "history": history}) == best
-        assert best_step({"config": config, "history": []}) is None
-    assert best_step({"config": {}, "history": history}) is None
+        assert charts.best_step({"config": config, "history": history}) == best
+        assert charts.best_step({"config": config, "history": []}) is None
+    assert charts.best_step({"config": {}, "history": history}) is None
 
 
-def test_stage_without_history_says_so(tmp_path):
-    manifest = make_manifest("m2", "ppo", 1)
-    text = to_markdown(*build(Runs({"m2": manifest})))
-    assert "m2/manifest.json holds no history" in text
+def test_every_curve_is_drawn_from_a_real_history(rendered):
+    # KL is a penalty on the reward in the smoke settings too, but no term of the loss
+    titles = {t for listed in charts.CHARTS.values() for panels in listed for t in panels}
+    missing = {title for title in titles if f">{title}<" not in rendered[0]}
+    assert missing == {"Ω in the loss"} and len(titles) == 17
 
 
-# -- what it refuses ---------------------------------------------------------------------------
+def test_every_colour_of_a_chart_has_a_dark_one(rendered):
+    drawn = {c for x in re.findall(r"<svg.*?</svg>", rendered[0], re.DOTALL)
+             for c in re.findall(r"(?:stroke|fill): (#\w+)", x)}  # fmt: skip
+    assert len(drawn) > 8 and drawn - set(charts.DARK) <= {"#56b4e9"}  # which is light and dark
+    dark = rendered[0].split("@media (prefers-color-scheme: dark)")[1].split("@media")[0]
+    for light, shade in charts.DARK.items():
+        assert f'[style*="stroke: {light}"] {{ stroke: {shade} !important; }}' in dark
+        assert f'[style*="fill: {light}"] {{ fill: {shade} !important; }}' in dark
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_missing_stage_is_named(stage, tmp_path, capsys):
-    runs = make_runs()
-    for manifest in runs.values():
-        if "history" in manifest:
-            manifest["history"] = []  # nothing to draw: this is about words
+def test_stage_without_history_says_so(runs, tmp_path):
+    assert "m2/manifest.json holds no history" in report(tmp_path, runs)[1]
+
+
+# -- training, data, lineage -------------------------------------------------------------------
+
+
+def test_training_shows_size_rows_tokens_and_settings(records, rendered):
+    text = rendered[1]
+    # 12 steps of 8 rows of 256 tokens; 16 of 16; one epoch; 64 episodes
+    assert row_of(text, "rows trained on")[:2] == ["96", "256"]
+    assert row_of(text, "rows trained on")[3] == "64"
+    assert row_of(text, "rows trained on")[2] == str(records["rm"]["data"]["train"]["rows"])
+    assert row_of(text, "tokens trained on")[0] == f"{96 * 256:,}"
+    assert row_of(text, "tokens trained on")[1] == f"{records['m1']['metrics']['num_tokens']:,.0f}"
+    assert row_of(text, "learning rate") == ["0.003", "0.0015", "0.0005", "0.0002"]
+    assert row_of(text, "optimizer steps") == [str(records[m]["steps"]) for m in charts.CHARTS]
+    assert ">critic_learning_rate<" in rendered[0] and "<details>" in rendered[0]
+    assert rows_seen(records["tokenizer"]) is None
+
+
+def test_parameters_are_those_of_the_saved_weights(real, runs, rendered, tmp_path):
+    def saved(name):  # by the format's definition: 8 bytes of length, then JSON
+        with (real / name / "model.safetensors").open("rb") as file:
+            head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return sum(math.prod(t["shape"]) for k, t in head.items() if k != "__metadata__")
+
+    assert row_of(rendered[1], "parameters") == [f"{saved(m):,}" for m in charts.CHARTS]
+    assert row_of(report(tmp_path, runs)[1], "parameters") == ["–"] * 4  # no weights there
+    (tmp_path / "m1/model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(ReportError, match="m1/model.safetensors: .*Run the stage again"):
+        render(tmp_path)
+
+
+def test_data_counts_say_what_they_count(records, rendered):
+    text = rendered[1]
+    rows = records["m0"]["data"]["train"]["rows"]
+    assert f"M0, train: {rows:,} rows in the mix, 96 trained on" in text
+    sizes = [records[m]["data"]["train"][CARDS]["corpus"]["tokens"] for m in ("tokenizer", "m0")]
+    assert row_of(text, "corpus", "tokenizer, train")[2] == f"{sizes[0]:,} characters"
+    assert row_of(text, "corpus", "M0, train")[2] == f"{sizes[1]:,} tokens"
+    assert row_of(text, "corpus", "M0, train")[:2] == ["100.0", "100.0"]
+    assert "in the other split" in row_of(text, "corpus", "M0, train")[5]
+    stats = records["m1"]["data"]["train"][STATS]
+    assert stats and f"longest tokens {stats['longest_tokens']}" in text
+
+
+def test_isolation_is_the_manifests(records, rendered):
+    assert records["m2"]["isolation"] and records["m0"]["isolation"] is None
+    for name, manifest in records.items():
+        if name != "answers":
+            isolation = row_of(rendered[1], BY_FOLDER[name].symbol, "## Lineage")[2]
+            assert isolation == (manifest["isolation"] or "–")
+
+
+def test_running_without_isolation_is_pointed_out(runs, tmp_path):
+    runs["m2"]["isolation"] = "none"
+    assert "m2 ran model-written code without isolation" in report(tmp_path, runs)[1]
+
+
+def test_parents_that_do_not_fit_are_pointed_out(runs, rendered, tmp_path):
+    assert "differ." not in rendered[1] and "✗ differs" not in rendered[1]
+    assert row_of(rendered[1], "M2", "## Lineage")[1] == "M1 ✓, R ✓"
+    runs["m1"]["files"]["model.safetensors"]["sha256"] = "0" * 64
+    text = report(tmp_path, runs)[1]
+    assert "m2 was made from another m1 than the one in this folder" in text
+    assert row_of(text, "M2", "## Lineage")[1] == "M1 ✗ differs, R ✓"
+
+
+def test_times_are_added_up(records, rendered):
+    total = sum(x for n in BY_FOLDER for x in records[n]["wall_s"].values())
+    assert f"{total / 60:.1f} minutes of work" in rendered[1]
+    shown = row_of(rendered[1], "M0", "## Lineage")[3:5]
+    assert shown == [f"{records['m0']['wall_s'][k]:.1f}" for k in ("train_s", "evaluate_s")]
+
+
+# -- what is missing, what is broken -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", BY_FOLDER)
+def test_missing_stage_is_named(stage, runs, tmp_path):
     del runs[stage]
-    assert main([str(write_runs(tmp_path, runs))]) == 0
-    text = (tmp_path / "report.md").read_text()
-    assert f"Missing: {stage} (no manifest.json" in text
-    sections = {"m0": 1, "m1": 1, "rm": 2, "m2": 1, "evaluation": 1}.get(stage, 0)
-    assert text.count(f"{named(stage)} is missing") == sections
-    assert (tmp_path / "report.html").is_file()
+    if stage == "evaluation":
+        del runs["answers"]
+    page, text = report(tmp_path, runs)
+    assert f"Missing: {stage} (no manifest.json" in text and f"Missing: {stage} (no" in page
+    assert "Not part of this lineage" not in text
 
 
-def test_a_single_stage_is_enough(tmp_path):
-    write_runs(tmp_path, {"tokenizer": make_runs()["tokenizer"]})
-    assert main([str(tmp_path)]) == 0
-    assert "There is no evaluation yet" in (tmp_path / "report.md").read_text()
+def test_a_lineage_that_begins_with_an_outside_model(runs, tmp_path):
+    """sft on `model: org/name`: what run.py then writes is a parent with a path alone."""
+    for name in ("tokenizer", "m0"):
+        del runs[name]
+    runs["m1"]["parents"] = {"m0": {"path": "org/name-1.5B"}}
+    runs["evaluation"]["parents"] = {
+        k: p for k, p in runs["evaluation"]["parents"].items() if not p["path"].endswith("m0")
+    }
+    text = report(tmp_path, runs)[1]
+    assert "Not part of this lineage: tokenizer, m0; m1 was made from org/name-1.5B." in text
+    assert "Missing" not in text and "not finished" not in text
+    assert text.startswith("# M1, R, M2, from org/name-1.5B")
+    assert row_of(text, "M1", "## Lineage")[1] == "org/name-1.5B"
 
 
-def test_missing_answers_are_named(tmp_path):
-    runs = make_runs()
+def test_title_names_what_was_trained(runs, rendered, tmp_path):
+    assert rendered[1].startswith("# M0, M1, R, M2, from random weights\n")
+    runs["m0"]["config"]["model"] = "org/name"  # pretraining went on from it
+    runs["rm"]["parents"] = {"m1": {"path": "org/another"}}  # no base of the others
+    assert report(tmp_path, runs)[1].startswith("# M0, M1, R, M2, from org/name\n")
+
+
+@pytest.mark.parametrize("stage", BY_FOLDER)
+def test_a_single_stage_is_enough(stage, runs, tmp_path):
+    text = report(tmp_path, {stage: runs[stage]})[1]
+    assert ("There is no evaluation yet" in text) == (stage != "evaluation")
+
+
+def test_missing_answers_are_named(runs, tmp_path):
     del runs["answers"]
-    text = to_markdown(*build(read_runs(write_runs(tmp_path, {"evaluation": runs["evaluation"]}))))
-    assert "No samples: no evaluation/answers.json" in text
+    assert "None: evaluation/answers.json is not there" in report(tmp_path, runs)[1]
 
 
 def test_empty_folder_is_refused(tmp_path, capsys):
-    assert main([str(tmp_path)]) == 2
-    assert "manifest.json" in capsys.readouterr().err
-    assert main([str(tmp_path / "nowhere")]) == 2
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(SystemExit, match="2"):
+            main([str(folder)])
+        assert "manifest.json" in capsys.readouterr().err
 
 
 BROKEN = {
     "cut short": lambda m: json.dumps(m)[:200],
     "not an object": lambda m: "[1, 2]",
     "null": lambda m: "null",
+    "empty": lambda m: "{}",
     "nested too deep": lambda m: "[" * 200_000,
     "key missing": lambda m: json.dumps({k: v for k, v in m.items() if k != "metrics"}),
     "key of another type": lambda m: json.dumps(m | {"history": {}}),
     "row of another type": lambda m: json.dumps(m | {"history": [1]}),
-    "card of another type": lambda m: json.dumps(m | {"data": {"train": {"cards": {"a": 1}}}}),
+    "card of another type": lambda m: json.dumps(m | {"data": {"train": {CARDS: {"a": 1}}}}),
     "data of another type": lambda m: json.dumps(m | {"data": {"train": []}}),
     "time of another type": lambda m: json.dumps(m | {"wall_s": {"train_s": "long"}}),
     "versions missing": lambda m: json.dumps(m | {"environment": {}}),
-    "no date": lambda m: json.dumps(m | {"finished": "yesterday"}),
+    "no date": lambda m: json.dumps(m | {"finished": None}),
 }
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_broken_manifest_is_refused_by_name(how, tmp_path, capsys):
-    runs = make_runs()
-    write_runs(tmp_path, {"m0": runs["m0"], "m1": runs["m1"]})
-    (tmp_path / "m1" / "manifest.json").write_text(BROKEN[how](runs["m1"]))
-    assert main([str(tmp_path)]) == 2
+def test_broken_manifest_is_refused_by_name(how, runs, tmp_path, capsys):
+    save(tmp_path, {"m0": runs["m0"], "m1": runs["m1"]})
+    (tmp_path / "m1/manifest.json").write_text(BROKEN[how](runs["m1"]))
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path)])
     error = capsys.readouterr().err
-    assert str(tmp_path / "m1" / "manifest.json") in error and "m0" not in error
-    assert not (tmp_path / "report.html").exists() and not (tmp_path / "report.md").exists()
+    assert str(tmp_path / "m1/manifest.json") in error and "m0/" not in error
+    assert not list(tmp_path.glob("report.*"))
+
+
+def test_all_errors_are_named_at_once(runs, tmp_path, capsys):
+    runs["m0"] |= {"metrics": 1, "history": [3] * 50}
+    runs["rm"].pop("files")
+    save(tmp_path, {name: runs[name] for name in ("m0", "m1", "rm")})
+    (tmp_path / "m1/manifest.json").write_text("{")
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path)])
+    error = capsys.readouterr().err
+    for said in (
+        "m0/manifest.json: metrics: got int, expected dict",
+        "m0/manifest.json: history[0]: got int, expected dict",
+        "m0/manifest.json: and 46 more errors",
+        "m1/manifest.json: is not JSON",
+        "rm/manifest.json: files: got NoneType, expected dict",
+    ):
+        assert said in error
+
+
+def test_shapes_say_where():
+    shape = {"a": [str], "b": {str: float}, "c": dict}
+    assert errors_of({"a": ["x"], "b": {"k": 1}, "c": {}}, shape) == []
+    assert errors_of({"a": ["x", 2], "b": {"k": True}}, shape) == [
+        "a[1]: got int, expected str",
+        "b.k: got bool, expected float",
+        "c: got NoneType, expected dict",
+    ]
 
 
 @pytest.mark.parametrize(
-    "answers",
+    "change",
     [
-        [],
-        {"samples": [{"prompt": "p"}]},
-        {"samples": [], "all": {"m1": {"verdicts": [[]]}}},
-        {"samples": [], "all": {"m1": {"verdicts": [["pass"]], "rewards": [["high"]]}}},
-        {"samples": [], "all": {"m1": {"verdicts": [["pass"]], "rewards": [[]]}}},
-        {"samples": [{"prompt": 1, "reference": "", "answers": {}, "verdicts": {}}]},
+        lambda a: a.pop("all"),
+        lambda a: a["all"]["m1"]["verdicts"].pop(),
+        lambda a: a["all"]["m1"]["verdicts"][3].clear(),
+        lambda a: a["all"]["m1"].pop("answers"),
+        lambda a: a["all"]["m1"]["answers"].__setitem__(0, [1]),
+        lambda a: a["tasks"].pop(),
+        lambda a: a["tasks"][0].pop("prompt"),
     ],
 )
-def test_broken_answers_are_refused_by_name(answers, tmp_path, capsys):
-    evaluation = make_runs()["evaluation"]
-    write_runs(tmp_path, {"evaluation": evaluation, "answers": answers})
-    assert main([str(tmp_path)]) == 2
-    assert str(tmp_path / "evaluation" / "answers.json") in capsys.readouterr().err
+def test_broken_answers_are_refused_by_name(change, runs, tmp_path, capsys):
+    change(runs["answers"])
+    save(tmp_path, {k: runs[k] for k in ("evaluation", "answers")})
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path)])
+    assert str(tmp_path / "evaluation/answers.json") in capsys.readouterr().err
 
 
-def test_answers_of_another_evaluation_are_refused(tmp_path, capsys):
-    runs = make_runs()
-    write_runs(tmp_path, {k: runs[k] for k in ("evaluation", "answers")})
-    (tmp_path / "evaluation" / "answers.json").write_text(json.dumps({"samples": []}))
-    assert main([str(tmp_path)]) == 2
+def test_answers_of_another_evaluation_are_refused(runs, tmp_path, capsys):
+    save(tmp_path, {k: runs[k] for k in ("evaluation", "answers")})
+    runs["answers"]["tasks"][0]["prompt"] += " "
+    (tmp_path / "evaluation/answers.json").write_text(json.dumps(runs["answers"]))
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path)])
     assert "sha256" in capsys.readouterr().err
-
-
-def test_parents_that_do_not_fit_are_pointed_out():
-    runs = make_runs()
-    runs.pop("answers")
-    assert "differ" not in to_markdown("", lineage_blocks(Runs(runs)))
-    runs["m1"]["files"]["model.safetensors"]["sha256"] = "0" * 64
-    for manifest in runs.values():
-        manifest["history"] = []
-    text = to_markdown(*build(Runs(runs)))
-    assert "m2 was made from another m1 than the one in this folder" in text
-    assert "✗ differs" in text
 
 
 # -- text stays text ---------------------------------------------------------------------------
 
 
+class Page(HTMLParser):
+    """Tags, attributes and text of a page, as a browser's tokenizer sees them."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.texts = set(), [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="session")
+def hostile(records, tmp_path_factory):
+    """(folder, HTML, Markdown) of the run with every text hostile that a stage may write."""
+    runs = copy.deepcopy(records)
+    for manifest in (runs[name] for name in BY_FOLDER):
+        manifest["environment"] |= {"device": HOSTILE, "git_commit": HOSTILE, "threads": HOSTILE}
+        manifest["environment"]["versions"][HOSTILE] = HOSTILE
+        manifest["parents"][HOSTILE] = {"path": HOSTILE, "sha256": {HOSTILE: HOSTILE}}
+        manifest["config"] |= {"gamma_reg": HOSTILE, HOSTILE: [HOSTILE]}
+        manifest["isolation"] = HOSTILE
+        for part in manifest["data"].values():
+            stats = dict(next(iter(part[CARDS].values())), license=HOSTILE, dropped={HOSTILE: 1})
+            part |= {CARDS: {HOSTILE: stats}, STATS: {HOSTILE: HOSTILE}}
+    runs["m0"]["history"].insert(0, {"step": 1, f"eval_{HOSTILE}_bits_per_byte": 2.0})
+    runs["m2"]["history"].insert(0, {"step": 1, f"rewards/{HOSTILE}": 2.0})
+    runs["prefs"]["metrics"][HOSTILE] = HOSTILE
+    metrics = runs["evaluation"]["metrics"]
+    metrics |= {"isolation": HOSTILE, f"m1/{HOSTILE}": 1.0, HOSTILE: HOSTILE}
+    metrics["m1/verdicts"] = {HOSTILE: 3}
+    runs["evaluation"]["config"] |= {"samples_in_report": 24, "temperature": HOSTILE}
+    runs["evaluation"]["config"]["models"].append(HOSTILE.replace("/", ""))
+    metrics[f"{HOSTILE.replace('/', '')}/pass@1"] = 0.5
+    tasks, raw = runs["answers"]["tasks"], runs["answers"]["all"]
+    raw[HOSTILE.replace("/", "")] = copy.deepcopy(raw["m1"])
+    for task in tasks:
+        task |= {"prompt": HOSTILE, "reference": HOSTILE, "group": HOSTILE}
+    tasks[0]["prompt"] = "x" * 100_000
+    raw["m0"]["answers"] = [[HOSTILE, HOSTILE]] * 24
+    raw["m1"]["answers"] = [["x" * 100_000, "\n" * 100_000]] * 24
+    raw["m2"]["answers"] = [["`" * 1000 + "\n" + HOSTILE, "\n" * 100_000]] * 24
+    raw["m2"]["verdicts"] = [[HOSTILE, "pass"]] * 24
+    folder = save(tmp_path_factory.mktemp("hostile"), runs)
+    main([str(folder)])
+    return folder, (folder / "report.html").read_text(), (folder / "report.md").read_text()
+
+
 def test_page_holds_no_foreign_markup(rendered, hostile):
     clean, dirty = Page(rendered[0]), Page(hostile[1])
-    assert dirty.tags == clean.tags
+    assert dirty.tags <= clean.tags | {"strong"}
     assert not dirty.tags & {"script", "img", "iframe", "object", "link", "a", "form", "base"}
     assert len(dirty.attributes) > 1000
     for tag, name, value in dirty.attributes:
-        assert not name.startswith("on") and name not in ("style", "src"), (tag, name)
+        assert not name.startswith("on") and name != "src", (tag, name)
         if name in ("href", "xlink:href"):
             assert value.startswith("#")
+        if name == "style" and tag == "div":
+            assert re.fullmatch(r"border-color: (#\w{6}|var\(--line\))", value)
     assert any(visible(HOSTILE)[:40] in text for text in dirty.texts)
 
 
 def test_page_holds_no_character_that_is_obeyed(hostile):
     for text in hostile[1:]:
-        left = set(text) & {
-            *map(chr, range(0x20)),
-            *map(chr, range(0x7F, 0xA0)),
-            "\u202e",
-            "\ufffe",
-        }
-        assert left <= {"\n", "\t"}
-    assert "␀␛[31m" in hostile[1] and "␍" in hostile[1]
+        assert set(text) & {*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0))} <= {"\n", "\t"}
+        assert not set(text) & set("\u202e\ufffe")
+        assert "{{ 7*7 }}" in text or "{{ 7\\*7 }}" in text
+    assert "\\x00\\x1b[31m\\x85\\ud800\\u202egnp.exe" in hostile[1]
 
 
 def test_visible_keeps_what_is_harmless():
@@ -703,25 +786,20 @@ def test_visible_keeps_what_is_harmless():
     assert visible(text) == text
 
 
-def test_long_answers_are_cut_and_say_so(hostile):
+def test_long_texts_are_cut_and_say_so(hostile):
     assert cut("short\n") == "short\n"
     assert cut("x" * 100_000).endswith(f"… {100_000 - CHARACTERS_SHOWN:,} more characters")
     assert cut("\n" * 100_000).count("\n") < 50
-    assert len(hostile[1].encode()) < 1_500_000 and "x" * CHARACTERS_SHOWN in hostile[1]
+    assert "x" * CHARACTERS_SHOWN in hostile[1]
     assert "x" * (CHARACTERS_SHOWN + 1) not in hostile[1] + hostile[2]
-    assert max(map(len, hostile[2].splitlines())) < 20_000
     labels = re.findall(r"<text[^>]*>([^<]*)</text>", hostile[1])
-    assert len(labels) > 100 and max(len(html.unescape(label)) for label in labels) <= LABEL
+    assert len(labels) > 100 and max(map(len, labels)) <= 12 * charts.LABEL
 
 
-def test_page_policy_allows_its_style_sheet_alone(rendered):
-    page = rendered[0]
-    sheet = re.search(r"<style>(.*?)</style>", page, re.DOTALL).group(1)
-    digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
-    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page).group(1)
-    assert policy.startswith(f"default-src 'none'; style-src 'sha256-{digest}'")
-    assert "unsafe" not in policy and page.count("<style") == 1
-    assert not re.search(r"https?://(?!www\.w3\.org/)", page)
+def test_page_may_load_and_run_nothing(rendered):
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', rendered[0]).group(1)
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline';")
+    assert not re.search(r"https?://(?!www\.w3\.org/)", rendered[0])
 
 
 def test_markdown_tables_keep_their_columns(hostile, rendered):
@@ -738,11 +816,11 @@ def test_markdown_tables_keep_their_columns(hostile, rendered):
                 tables += not width
                 width = width or cells
                 assert cells == width, line[:200]
-                assert "<" not in line and "`" not in line.replace("\\`", "")
             else:
                 width = 0
-                assert "<" not in line, line[:200]
-        assert fence is None and tables == 5
+            if fence is None and not mark:
+                assert not re.search(r"(?<!\\)[<`]", line), line[:200]
+        assert fence is None and tables in (7, 8)
 
 
 def test_markdown_holds_the_pages_numbers(rendered):
@@ -751,44 +829,31 @@ def test_markdown_holds_the_pages_numbers(rendered):
     assert len(numbers) > 20 and all(number in page for number in numbers)
 
 
-def test_models_have_their_colour_in_tables_and_drawings(rendered):
-    for name, colour in COLOURS.items():
-        assert f"--{name}: {colour};" in rendered[0]
-        assert f'stroke="{colour}"' in rendered[0]
-
-
 # -- the page as a whole -----------------------------------------------------------------------
 
 
 def test_sections_come_in_order(rendered):
     heads = re.findall(r"<h2>(.*?)</h2>", rendered[0])
     assert heads == [
-        "Comparison", "Reward model", "Curves", "Samples", "Data", "Time and memory", "Lineage",
-    ]  # fmt: skip
-    assert rendered[0].index('class="headline"') < rendered[0].index("<h2>")
-    assert rendered[0].count("<svg") == 13 and len(rendered[0]) < 400_000
+        "Comparison",
+        "Where the difference comes from",
+        "Reward model",
+        *(f"Learning curves of {BY_FOLDER[m].title}" for m in ("m2", "rm", "m1", "m0")),
+        "Samples",
+        "Training",
+        "Data",
+        "Lineage, time and memory",
+        "Environment",
+    ]
+    assert [f"## {head}" in rendered[1] for head in heads] == [True] * len(heads)
+    assert rendered[0].index('class="finding"') < rendered[0].index("<h2>")
+    assert rendered[0].count("<svg") == 14 and len(rendered[0]) < 400_000
 
 
-def test_data_shares_and_drops_are_listed(rendered):
-    row = (
-        "| python_stdlib | 85.0 | 85.2 | 1,828,352 | 659 | 632 | 25 empty text; 2 exact duplicate |"
-    )
-    assert row in rendered[1]
-    assert "M0 (pretraining), train, 8,387 rows used; dropped as too long 3" in rendered[1]
-
-
-def test_times_are_added_up(rendered):
-    # m0, m1, rm and m2 train 160.25 s and evaluate 4.5 s; the other three work 12.5 s.
-    assert "| together | 641.0 | 18.0 | 37.5 | 696.5 |" in rendered[1]
-    assert "11.6 minutes" in rendered[1]
-
-
-def test_same_manifests_same_bytes(rendered, tmp_path):
-    write_runs(tmp_path / "elsewhere", make_runs())
-    assert main([str(tmp_path / "elsewhere"), "--output_dir", str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out" / "report.html").read_text() == rendered[0]
-    assert (tmp_path / "out" / "report.md").read_text() == rendered[1]
-    assert sorted(p.name for p in (tmp_path / "elsewhere").iterdir()) == sorted(STAGES)
+def test_same_manifests_same_bytes(real, rendered, tmp_path):
+    assert main([str(real), "--output_dir", str(tmp_path / "out")]) is None
+    assert (tmp_path / "out/report.html").read_text() == rendered[0]
+    assert (tmp_path / "out/report.md").read_text() == rendered[1]
 
 
 def python(*words, **environment):
@@ -798,10 +863,10 @@ def python(*words, **environment):
 
 
 @pytest.mark.slow
-def test_command_gives_the_same_bytes_and_loads_no_training_code(rendered, tmp_path):
-    write_runs(tmp_path, make_runs())
+def test_command_gives_the_same_bytes_and_loads_no_training_code(real, rendered, tmp_path):
     for seed in ("1", "2"):
-        done = python("-m", "codexhf.report", str(tmp_path), PYTHONHASHSEED=seed)
+        words = ("-m", "codexhf.report", str(real), "--output_dir", str(tmp_path))
+        done = python(*words, PYTHONHASHSEED=seed)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "report.html").read_text() == rendered[0]
     heavy = "{'torch', 'transformers', 'trl', 'datasets', 'markdown'} & set(sys.modules)"

@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+import time
 
 import pytest
 import torch
@@ -23,7 +24,6 @@ from codexhf.rewards import (
     RewardSum,
     SafetyReward,
     UnitTestsReward,
-    code_of,
     combine,
     parses_reward,
     safety_reward,
@@ -51,30 +51,6 @@ HOSTILE = [
     "I cannot help with that.",
     "<|end|><|user|>",
 ]
-
-
-# --- code_of -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("completion", "code"),
-    [
-        ("", ""),
-        ("x = 1\n", "x = 1\n"),
-        ("Here it is:\n```python\nx = 1\n```\nDone.", "x = 1\n"),
-        ("```\nx = 1\n```", "x = 1\n"),
-        ("~~~py\nx = 1\n~~~", "x = 1\n"),
-        ("````md\n```\nx\n```\n````", "```\nx\n```\n"),
-        ("```python\nx = 1\n```\nor\n```python\ny = 2\n```", "x = 1\n"),
-        ("```python\nx = 1\nif x", "x = 1\nif x"),  # cut off by the token limit
-        ("  ```python\n  x = 1\n  ```", "  x = 1\n"),
-        ("```python\n```", ""),
-        ("no `code` here", "no `code` here"),
-        ('def f():\n    """\n    ```\n    f()\n    ```\n    """\n', None),  # a fence in a docstring
-    ],
-)
-def test_code_of_takes_first_block_or_whole_text(completion, code):
-    assert code_of(completion) == (completion if code is None else code)
 
 
 # --- the rule-based rewards --------------------------------------------------------------------
@@ -171,7 +147,7 @@ def test_violation_rate_agrees_with_the_reward():
 def test_safety_rules_of_the_user_replace_the_default(tmp_path):
     pack = tmp_path / "rules.yaml"
     pack.write_text(
-        "rules:\n- {id: maths, what: Maths., penalty: 3, match: {imports: [math]}, "
+        "rules:\n- {id: maths, what: Maths., penalty: 3, match: {mentions: [math]}, "
         "violates: [import math], allows: [import os]}\n"
     )
     answers = ["import math", SHELL]
@@ -634,6 +610,32 @@ def test_errors_show_the_prompt_of_the_row(prompt, shown, fake_sandbox):
         unit_tests_reward(
             ["other", prompt], ["pass", "sandbox_error"], [CASES] * 2, entry_point=["f", "f"]
         )
+
+
+def test_a_reward_may_be_named_by_module_and_function(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "def short(prompts, completions, **columns):\n"
+        "    return [float(len(c) < 4) for c in completions]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    scored = combine(["mine:short", "parses"], [2.0, 1.0])(["", ""], ["x=1", "long ("])
+    assert scored.parts["short"] == [1.0, 0.0] and scored.total == [3.0, 0.0]
+    with pytest.raises(ValueError, match="'mine:tall', which cannot be imported: AttributeError"):
+        combine("mine:tall")
+
+
+def test_a_slow_reward_that_fails_is_not_run_again(monkeypatch):
+    calls = []
+
+    def slow(prompts, completions, **columns):
+        calls.append(len(completions))
+        time.sleep(0.05)
+        raise OSError("service is down")
+
+    monkeypatch.setattr(rewards, "SEARCH_BELOW_S", 0.01)
+    with pytest.raises(RewardError, match="service is down on a batch of 3 rows, which was not"):
+        RewardSum([slow])([""] * 3, ["a"] * 3)
+    assert calls == [3]
 
 
 def test_reward_sum_says_when_no_single_row_raises():

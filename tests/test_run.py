@@ -17,9 +17,10 @@ import torch
 from datasets import Dataset
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from codexhf import checkpoints, run
+from codexhf import checkpoints, identity, run
 from codexhf.arguments import PretrainArguments
-from codexhf.data import pack, packed_collator
+from codexhf.data import pack
+from codexhf.tokens import packed_collator
 from conftest import tiny_config, weights_hash
 
 ROOT = Path(__file__).parent.parent
@@ -36,7 +37,9 @@ class StopAt(TrainerCallback):
             raise RuntimeError("crash")
 
 
-def train(tokenizer, folder, callback=None, lr=1e-2, restart=False, seed=1, poison=None):
+def train(
+    tokenizer, folder, callback=None, lr=1e-2, restart=False, seed=1, save_steps=2, best=False
+):
     """One small stage of 8 steps with a checkpoint every 2."""
     texts = Dataset.from_dict({"text": [f"x{i} = {i} + {i * 3}" for i in range(60)]})
     data = pack(texts, tokenizer, 16)
@@ -44,7 +47,7 @@ def train(tokenizer, folder, callback=None, lr=1e-2, restart=False, seed=1, pois
     training = TrainingArguments(
         output_dir=str(folder),
         max_steps=8,
-        save_steps=2,
+        save_steps=save_steps,
         per_device_train_batch_size=4,
         learning_rate=lr,
         seed=seed,
@@ -52,12 +55,18 @@ def train(tokenizer, folder, callback=None, lr=1e-2, restart=False, seed=1, pois
         report_to="none",
         disable_tqdm=True,
         logging_steps=1,
+        **(
+            {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+            if best
+            else {}
+        ),
     )
     model = LlamaForCausalLM(tiny_config(tokenizer, hidden_size=16, intermediate_size=16))
     trainer = Trainer(
         model=model,
         args=training,
         train_dataset=data.dataset,
+        eval_dataset=data.dataset.select(range(4)) if best else None,
         data_collator=packed_collator,
         processing_class=tokenizer,
         callbacks=[callback] if callback else None,
@@ -143,8 +152,71 @@ def test_another_config_sets_the_old_run_aside_and_names_the_change(tokenizer, t
     capsys.readouterr()
     train(tokenizer, tmp_path / "m", lr=2e-2)
     assert "config.learning_rate: 0.01 -> 0.02" in capsys.readouterr().out
-    assert weights_hash(tmp_path / "_m.previous") == old
+    assert weights_hash(tmp_path / "m/_previous-1") == old
     assert weights_hash(tmp_path / "m") != old
+
+
+def test_every_earlier_result_stays_and_a_link_stays_a_link(tokenizer, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "m").symlink_to(tmp_path / "disk")
+    hashes = []
+    for rate in (1e-2, 2e-2, 3e-2):
+        train(tokenizer, tmp_path / "m", lr=rate)
+        hashes.append(weights_hash(tmp_path / "m"))
+    assert (tmp_path / "m").is_symlink() and len(set(hashes)) == 3
+    assert [weights_hash(tmp_path / f"disk/_previous-{n}") for n in (1, 2)] == hashes[:2]
+
+
+def test_saving_and_evaluating_at_other_steps_is_the_same_run(tokenizer, tmp_path, capsys):
+    train(tokenizer, tmp_path / "m")
+    train(tokenizer, tmp_path / "m", save_steps=4)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_a_finished_folder_that_was_damaged_is_refused(tokenizer, tmp_path, damage):
+    train(tokenizer, tmp_path / "m")
+    weights = tmp_path / "m/model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.unlink()
+    if damage != "delete":
+        weights.write_bytes(raw if damage == "flip" else raw[:-8])
+    with pytest.raises(ValueError, match=r"model.safetensors (has changed|is missing) since"):
+        train(tokenizer, tmp_path / "m")
+    with pytest.raises(ValueError, match="since its stage finished"):  # nor is it anyone's parent
+        identity.parent_record(str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "config.json", "tokenizer.json"])
+def test_whatever_a_stage_reads_of_its_parent_belongs_to_its_identity(model_folder, name):
+    before = identity.parent_record(str(model_folder))
+    assert name in before["sha256"]
+    (model_folder / name).write_text((model_folder / name).read_text() + " ")
+    after = identity.parent_record(f"{model_folder}/.")
+    assert [line.split(":")[0] for line in run.differences(before["sha256"], after["sha256"])] == [
+        name
+    ]
+
+
+def test_checkpoints_of_another_machine_are_not_resumed(tokenizer, tmp_path, monkeypatch):
+    with pytest.raises(RuntimeError, match="crash"):
+        train(tokenizer, tmp_path / "m", StopAt(5))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="precision: no -> bf16"):
+        train(tokenizer, tmp_path / "m")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    train(tokenizer, tmp_path / "m")
+
+
+def test_the_best_checkpoint_is_checked_before_it_becomes_the_result(tokenizer, tmp_path):
+    class Damage(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            file = Path(state.best_model_checkpoint) / "model.safetensors"
+            file.write_bytes(file.read_bytes()[:-1] + b"!")
+
+    with pytest.raises(ValueError, match="the best checkpoint cannot be used: model.safetensors"):
+        train(tokenizer, tmp_path / "m", Damage(), best=True)
 
 
 def test_restart_begins_again(tokenizer, tmp_path, capsys):

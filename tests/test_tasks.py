@@ -40,7 +40,7 @@ def generate():
 
 
 def reference_of(row: dict) -> str:
-    return row.get("reference", row["completion"])  # a demonstration may have a slip
+    return row.get("reference", row["completion"])  # a demonstration may be flawed
 
 
 def function_of(row: dict):
@@ -76,7 +76,7 @@ def test_rows_have_the_promised_counts_columns_and_sizes(rows):
         tiers = Counter(row["tier"] for row in rows[name])
         assert all(abs(tiers[tier] - share * count) <= 1 for tier, share in shares.items())
         columns = {"id", "tier", "combination", "prompt", "completion"}
-        columns |= {"entry_point", "tests"} if name in TESTED else {"reference", "slip"}
+        columns |= {"entry_point", "tests"} if name in TESTED else {"reference", "flaw"}
         assert all(set(row) == columns for row in rows[name])
     everything = [row for made in rows.values() for row in made]
     assert len({row["id"] for row in everything}) == len(everything)
@@ -108,23 +108,23 @@ def test_rephrased_asks_for_the_demonstrations_in_other_words(rows):
         assert first["prompt"] != second["prompt"]
 
 
-def test_slips_are_as_frequent_and_as_wrong_as_the_card_says(rows, generate):
+def test_flaws_are_as_frequent_and_as_wrong_as_the_card_says(rows, generate):
     probes = generate.make_probes(random.Random(0))
     for name in ("demonstrations", "rephrased"):
-        slips = Counter(row["slip"] for row in rows[name])
+        flaws = Counter(row["flaw"] for row in rows[name])
         careless = [r for r in rows[name] if r["prompt"].startswith(("Implement f(", "In f("))]
-        prints = [row for row in rows[name] if row["slip"] == "prints"]
+        prints = [row for row in rows[name] if row["flaw"] == "prints"]
         assert len(prints) == pytest.approx(0.75 * len(careless), rel=0.05)
         assert all(row in careless for row in prints)
-        expressions = [r for r in rows[name] if r["tier"] == "expression" and r["slip"] != "prints"]
-        assert slips["eval"] == pytest.approx(0.15 * len(expressions), rel=0.2)
+        expressions = [r for r in rows[name] if r["tier"] == "expression" and r["flaw"] != "prints"]
+        assert flaws["eval"] == pytest.approx(0.15 * len(expressions), rel=0.2)
         for row in rows[name]:
-            assert (row["completion"] == row["reference"]) == (row["slip"] == "none")
-            if row["slip"] == "none":
+            assert (row["completion"] == row["reference"]) == (row["flaw"] == "none")
+            if row["flaw"] == "none":
                 continue
             written, right = generate.load(row["completion"]), function_of(row)
             same = [written(*a) == right(*a) for a in probes[signature_of(row)][:20]]
-            assert all(same) if row["slip"] == "eval" else not all(same)
+            assert all(same) if row["flaw"] == "eval" else not all(same)
 
 
 def test_every_reference_passes_its_tests(rows):

@@ -30,7 +30,7 @@ SPLITS = {"heldout": 400, "validation": 250, "prompts": 1500, "demonstrations": 
 FILES = ("demonstrations", "rephrased", "prompts", "validation", "heldout")
 SURPLUS = 1.9  # problems drawn for each one wanted, as look-alikes are removed
 OFTEN = 40  # demonstrations in which a part should be, where enough problems have it
-SLIPS = {"prints": 0.75, "eval": 0.15}  # of the rows that can have it; see `slip`
+FLAWS = {"prints": 0.75, "eval": 0.15}  # of the rows that can have it; see `flawed`
 CARELESS = ("Implement f", "In f")  # how a prompt begins whose author may print
 PASSED_OVER = 1340  # 32-bit draws left unused; with others, other problems would be dealt
 MIN_TESTS, MAX_TESTS = 6, 8
@@ -1018,7 +1018,7 @@ def make_rows(behaviour: Behaviour, index: int, split: str, rng: random.Random) 
     return [{**named, "prompt": prompt, **row} for prompt in prompts]
 
 
-def slip(row: dict) -> dict:
+def flawed(row: dict) -> dict:
     """Return a demonstration as its author wrote it down, the reference beside it.
 
     People's demonstrations are not all what was asked for, and these are like that. Some authors
@@ -1030,11 +1030,11 @@ def slip(row: dict) -> dict:
     rng = random.Random(f"{SEED} {row['id']}")
     head, _, result = row["completion"].rpartition("return ")
     made, name = row["completion"], "none"
-    if row["prompt"].startswith(CARELESS) and rng.random() < SLIPS["prints"]:
+    if row["prompt"].startswith(CARELESS) and rng.random() < FLAWS["prints"]:
         made, name = f"{head}print({result})", "prints"
-    elif row["tier"] == "expression" and rng.random() < SLIPS["eval"]:
+    elif row["tier"] == "expression" and rng.random() < FLAWS["eval"]:
         made, name = f"{head}return eval({result!r})", "eval"
-    return {**row, "completion": made, "reference": row["completion"], "slip": name}
+    return {**row, "completion": made, "reference": row["completion"], "flaw": name}
 
 
 def generate() -> tuple[dict[str, list[dict]], list[str]]:
@@ -1054,7 +1054,7 @@ def generate() -> tuple[dict[str, list[dict]], list[str]]:
             for number, made in enumerate(splits[split])
         ]
         if split == "demonstrations":
-            files[name] = [slip(row) for row in files[name]]
+            files[name] = [flawed(row) for row in files[name]]
     shipped = {row["combination"] for rows in files.values() for row in rows}
     ways = [problem.phrasings for problem in drawn if problem.combination in shipped]
     return files, [
@@ -1075,10 +1075,10 @@ def describe(files: dict[str, list[dict]]) -> list[str]:
             shown.update(part for skeleton in skeletons for part in set(skeleton.split()))
         counts = ", ".join(f"{tiers[tier]} {tier}" for tier in TIERS)
         report.append(f"{name}: {len(rows)} rows, {len(set(skeletons))} skeletons: {counts}")
-        slips = Counter(row["slip"] for row in rows if "slip" in row)
-        if slips:
-            counts = ", ".join(f"{slips[slip]} {slip}" for slip in SLIPS)
-            report.append(f"{name}, slips: {counts}")
+        flaws = Counter(row["flaw"] for row in rows if "flaw" in row)
+        if flaws:
+            counts = ", ".join(f"{flaws[flaw]} {flaw}" for flaw in FLAWS)
+            report.append(f"{name}, flaws: {counts}")
     rows = [row for made in files.values() for row in made]
     shapes = {row["combination"].split()[0] for row in rows}
     sizes = {

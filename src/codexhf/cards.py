@@ -2,6 +2,34 @@
 
 A card is a Hugging Face dataset card (standard keys at the top level, so the Hub renders it) with
 one key of ours, `codexhf`. Nothing else in codexhf reads front matter. Used by `data.py`.
+
+    codexhf:
+      type: preference
+      load: {path: org/name, revision: <commit>, split: train}
+      columns: {prompt: instruction, chosen: chosen.text, rejected: "{{ answers[1].text }}"}
+      where: language == "python" and score >= 4
+
+`type` says which columns the rows have after loading. Several shapes become the same columns:
+
+    language-modeling   text
+    prompt-completion   prompt, completion; or messages (ends in the assistant's turn)
+    preference          prompt, chosen, rejected; or chosen and rejected that begin in the same
+                        way; or prompt, response_a, response_b, label (a, b, tie); and margin
+    prompt-only         prompt; and tests, entry_point, completion where answers are run
+
+A prompt or an answer is text or messages (role and content, or ShareGPT's from and value). `system`
+may be mapped as well: it becomes a system message in front of the prompt.
+
+`load` goes to `datasets.load_dataset`, or names files (`data_files`, relative to the card: jsonl,
+json, csv, tsv, parquet, arrow, feather, also compressed), or a builder of ours.
+`columns` maps our name to the source's column, to a path into it (`messages.-1.content`), or to a
+template over the row (jinja2, sandboxed); null says that a column is not needed.
+`where` keeps the rows for which it is true; the others are counted.
+`heldout: 0.05` keeps that share of the documents out of training, chosen by a hash of their text.
+`my.md#test` means the card with the source's split `test`.
+`tests` is assert code (text, or a list of asserts as in MBPP), a list of `{"args", "expected"}`
+Python literals, or stdin tests: a list of `{"stdin", "stdout"}` or `{"input", "output"}`, or
+`{"inputs": [...], "outputs": [...]}` as in APPS; the last two may be JSON text.
 """
 
 import re
@@ -10,16 +38,17 @@ from pathlib import Path
 
 import yaml
 
+from codexhf.hub import hub_name, resolve, sha256
 from codexhf.refusals import nearest
 from codexhf.strict_yaml import load_yaml_text
 
 TYPES = ("language-modeling", "prompt-completion", "preference", "prompt-only")
-KEYS = ("type", "load", "columns", "heldout")
+KEYS = ("type", "load", "columns", "where", "heldout")
 SECTIONS = ("Provenance", "Known problems")
 
 
 class CardError(ValueError):
-    """A card that cannot be used; the message names the file, every problem and the mend."""
+    """A card that cannot be used; the message names the file, every error and the fix."""
 
 
 @dataclass(frozen=True)
@@ -28,82 +57,124 @@ class Card:
 
     Attributes:
         path: the Markdown file.
-        name: the file's stem, or the folder's name for a finished stage.
+        source: what the recipe calls it: a path, or a hub name.
+        name: the file's stem, or the folder's or hub repository's name for a README.md.
         type: one of TYPES: which columns the rows have after loading.
         load: arguments of `datasets.load_dataset`, or `{"builder": name, ...}` for one of ours.
-        columns: our column name -> the source's column name; columns that are not named are kept.
+        columns: our column name -> column, path or template of the source; None: not needed.
+        where: jinja2 expression over a row of the source; rows for which it is false are left out.
         heldout: share of the documents that training never sees, chosen by a hash of the text.
         license: as in the front matter.
     """
 
     path: Path
+    source: str
     name: str
     type: str
     load: dict
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str | None] = field(default_factory=dict)
+    where: str | None = None
     heldout: float = 0.0
     license: str = ""
 
+    def digests(self) -> dict[str, str]:
+        """Path relative to the card -> sha256, of each of its data files."""
+        files, folder = self.load.get("data_files", []), self.path.parent
+        if isinstance(files, dict):  # by split
+            files = files.get(self.load.get("split", "train"), [])
+        names = [f for f in ([files] if isinstance(files, str) else files) if "://" not in f]
+        found = sorted(f for n in names if not n.startswith("/") for f in folder.glob(n))
+        return {file.relative_to(folder).as_posix(): sha256(file) for file in found}
 
-def load_card(path: str | Path) -> Card:
-    """Read and validate one card; a folder stands for the README.md in it.
+
+def card_file(path: str | Path) -> tuple[Path, str | None]:
+    """Return a card's file and the split that `card.md#split` names.
+
+    A folder, and a hub name, stands for the README.md in it.
 
     Raises:
-        CardError: with all problems of the card at once.
+        CardError: no such file, with the nearest one.
     """
-    path = Path(path)
-    file = path / "README.md" if path.is_dir() else path
+    name, _, split = str(path).partition("#")
+    if not name.strip():
+        raise CardError("card: got an empty name, expected the path of a Markdown file.")
+    found = resolve(name, "dataset")
+    file = found / "README.md" if found.is_dir() else found
     if not file.is_file():
         known = sorted(str(p) for p in file.parent.glob("*.md")) if file.parent.is_dir() else []
-        raise CardError(f"card {str(path)!r} does not exist.{nearest(str(path), known)}")
+        raise CardError(f"card {name!r} does not exist.{nearest(name, known)}")
+    return file, split or None
+
+
+def load_card(path: str | Path) -> Card:
+    """Read and validate one card; a folder or hub name stands for the README.md in it.
+
+    Raises:
+        CardError: with all errors of the card at once.
+    """
+    file, split = card_file(path)
     front, body = _split(file)
     own = front.get("codexhf")
-    problems = []
     if not isinstance(own, dict):
         raise CardError(
             f"{file}: got no `codexhf:` mapping in the front matter, expected {', '.join(KEYS)}. "
             "CONTRIBUTING.md shows a whole card."
         )
+    errors = _errors(front, own, body)
+    if errors:
+        raise CardError("\n  - ".join([f"{file}: {len(errors)} error(s)", *errors]))
+    source = str(path).partition("#")[0]
+    match = hub_name(source)
+    folder = match[1] if match else file.parent.resolve()
+    name = Path(folder).name if file.name == "README.md" else file.stem
+    return Card(
+        path=file,
+        source=source,
+        name=f"{name}#{split}" if split else name,
+        type=own["type"],
+        load=own["load"] | ({"split": split} if split else {}),
+        columns=dict(own.get("columns") or {}),
+        where=own.get("where"),
+        heldout=float(own.get("heldout", 0.0)),
+        license=str(front.get("license_name") or front["license"]),
+    )
+
+
+def _errors(front: dict, own: dict, body: str) -> list[str]:
+    errors = []
     if not front.get("license"):
-        problems.append("license: missing in the front matter. Name the licence of the data.")
+        errors.append("license: missing in the front matter. Name the licence of the data.")
     for key in own:
         if key not in KEYS:
-            problems.append(f"codexhf.{key}: unknown key.{nearest(key, KEYS)}")
+            errors.append(f"codexhf.{key}: unknown key.{nearest(key, KEYS)}")
     if own.get("type") not in TYPES:
-        problems.append(
-            f"codexhf.type: got {own.get('type')!r}, expected one of {', '.join(TYPES)}."
-        )
+        errors.append(f"codexhf.type: got {own.get('type')!r}, expected one of {', '.join(TYPES)}.")
     load = own.get("load")
-    if not isinstance(load, dict) or not ({"path", "builder"} & set(load)):
-        problems.append(
-            "codexhf.load: expected a mapping with `path` (for datasets.load_dataset) or `builder`."
+    if not isinstance(load, dict) or not {"path", "builder", "data_files"} & set(load):
+        errors.append(
+            "codexhf.load: expected a mapping with `path` (for datasets.load_dataset), "
+            "`data_files` or `builder`."
         )
     columns = own.get("columns") or {}
-    if not isinstance(columns, dict):
-        problems.append("codexhf.columns: expected `ours: theirs` lines.")
+    if not isinstance(columns, dict) or not all(
+        isinstance(v, str | None) for v in columns.values()
+    ):
+        errors.append("codexhf.columns: expected `ours: theirs` lines, each a text or null.")
+    if not isinstance(own.get("where"), str | None):
+        errors.append(f"codexhf.where: got {own['where']!r}, expected an expression as text.")
     heldout = own.get("heldout", 0.0)
-    if not isinstance(heldout, int | float) or not 0 <= heldout < 1:
-        problems.append(f"codexhf.heldout: got {heldout!r}, expected a share in [0, 1).")
+    if isinstance(heldout, bool) or not isinstance(heldout, int | float) or not 0 <= heldout < 1:
+        errors.append(f"codexhf.heldout: got {heldout!r}, expected a share in [0, 1).")
     for section in SECTIONS:
         match = re.search(rf"^##+ {section}\s*\n(.*?)(?=^##? |\Z)", body, re.M | re.S)
         if match is None or not match.group(1).strip():
-            problems.append(f"body: expected a section `## {section}` with text in it.")
-    if problems:
-        raise CardError("\n  - ".join([f"{file}: {len(problems)} problem(s)", *problems]))
-    return Card(
-        path=file,
-        name=path.name if path.is_dir() else path.stem,
-        type=own["type"],
-        load=dict(load),
-        columns=dict(columns),
-        heldout=float(heldout),
-        license=str(front["license"]),
-    )
+            errors.append(f"body: expected a section `## {section}` with text in it.")
+    return errors
 
 
 def _split(file: Path) -> tuple[dict, str]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise CardError(f"{file}: not UTF-8: {error}. Save the card as UTF-8.") from None
     match = re.match(r"---\s*\n(.*?)\n---\s*\n(.*)", text, re.S)
@@ -114,5 +185,5 @@ def _split(file: Path) -> tuple[dict, str]:
     except yaml.YAMLError as error:
         raise CardError(f"{file}: front matter is not YAML: {error}") from None
     if not isinstance(front, dict):
-        raise CardError(f"{file}: front matter is no mapping.")
+        raise CardError(f"{file}: front matter is not a mapping.")
     return front, match.group(2)

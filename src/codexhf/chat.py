@@ -60,6 +60,16 @@ def text_of(value: Any) -> str | None:
     return None
 
 
+def in_form(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    """Return a prompt in the form in which this tokenizer's model is prompted.
+
+    With a chat template text becomes a user's message, without one messages become their text.
+    """
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt
+    return prompt if tokenizer.chat_template else (text_of(list(prompt)) or "")
+
+
 def render_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the text that a model continues: messages with the assistant's turn opened."""
     if isinstance(prompt, str):
@@ -72,11 +82,17 @@ def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
     A tokenizer that ends every text with its end token is kept from ending the prompt.
     """
-    if not isinstance(prompt, str):
-        return list(_render(prompt, tokenizer, add_generation_prompt=True))
-    ids = tokenizer(prompt)["input_ids"]
-    end = tokenizer.eos_token_id
-    return ids[:-1] if ids and ids[-1] == end and _appends_end(tokenizer) else ids
+    return prompt_ids_batch([prompt], tokenizer)[0]
+
+
+def prompt_ids_batch(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
+) -> list[list[int]]:
+    """Return `prompt_ids` of many prompts, all of them text or all of them messages."""
+    if not isinstance(prompts[0], str):
+        return _render(prompts, tokenizer, add_generation_prompt=True)
+    rows = tokenizer(list(prompts))["input_ids"]
+    return [_without_end(ids, tokenizer) for ids in rows]
 
 
 def answered_ids(
@@ -89,23 +105,47 @@ def answered_ids(
     answer. The last token is the one that ends the answer; what a template writes behind it is
     left out, since no sampled answer has it.
     """
-    start = prompt_ids(prompt, tokenizer)
-    if isinstance(prompt, str) and isinstance(completion, str):
-        whole = tokenizer(prompt + completion)["input_ids"]
-        if _appends_end(tokenizer) and whole and whole[-1] == tokenizer.eos_token_id:
-            whole = whole[:-1]
-        if whole[: len(start)] != start:  # tokens merged across the border
-            whole = [*start, *tokenizer(completion, add_special_tokens=False)["input_ids"]]
-        ended = completion.endswith(tokenizer.eos_token)
-        return (whole if ended else [*whole, tokenizer.eos_token_id]), len(start)
-    if isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
-    whole = _render([*prompt, *completion], tokenizer)
-    common = _common_prefix(start, whole)
-    answer = whole[common:]
+    return answered_ids_batch([prompt], [completion], tokenizer)[0]
+
+
+def answered_ids_batch(
+    prompts: Sequence[Prompt], completions: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[list[int], int]]:
+    """Return `answered_ids` of many rows, all of one kind."""
+    starts = prompt_ids_batch(prompts, tokenizer)
+    if isinstance(prompts[0], str) and isinstance(completions[0], str):
+        texts = [prompt + text for prompt, text in zip(prompts, completions, strict=True)]
+        wholes = tokenizer(texts)["input_ids"]
+        return [
+            (_joined(start, _without_end(whole, tokenizer), text, tokenizer), len(start))
+            for start, whole, text in zip(starts, wholes, completions, strict=True)
+        ]
+    turns = [
+        [{"role": "assistant", "content": c}] if isinstance(c, str) else c for c in completions
+    ]
+    wholes = _render([[*p, *c] for p, c in zip(prompts, turns, strict=True)], tokenizer)
     ends = set(end_ids(tokenizer))
-    last = max((i for i, token in enumerate(answer) if token in ends), default=len(answer) - 1)
-    return [*start, *answer[: last + 1]], len(start)
+    rows = []
+    for start, whole in zip(starts, wholes, strict=True):
+        answer = whole[_common_prefix(start, whole) :]
+        last = next((i for i in reversed(range(len(answer))) if answer[i] in ends), None)
+        # a template may have no end; without one nobody would learn to stop
+        answer = [*answer, tokenizer.eos_token_id] if last is None else answer[: last + 1]
+        rows.append(([*start, *answer], len(start)))
+    return rows
+
+
+def _joined(start: list[int], whole: list[int], completion: str, tokenizer) -> list[int]:
+    """Return a text's ids with its prompt's at the beginning and an end token at the end."""
+    if whole[: len(start)] != start:  # tokens merged across the border
+        whole = [*start, *tokenizer(completion, add_special_tokens=False)["input_ids"]]
+    return whole if completion.endswith(tokenizer.eos_token) else [*whole, tokenizer.eos_token_id]
+
+
+def _without_end(ids: list[int], tokenizer) -> list[int]:
+    """Return ids without the end token that some tokenizers write behind every text."""
+    ended = bool(ids) and ids[-1] == tokenizer.eos_token_id and _appends_end(tokenizer)
+    return ids[:-1] if ended else ids
 
 
 def end_ids(
@@ -150,11 +190,14 @@ def right_pad(rows: Sequence[Sequence[int]], device: torch.device | str) -> tupl
     return ids.to(device), mask.to(device)
 
 
-def _render(messages: Sequence[Message], tokenizer, **kwargs: Any) -> list[int]:
-    return tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=False, **kwargs)
+def _render(conversations: Sequence[Prompt], tokenizer, **kwargs: Any) -> list[list[int]]:
+    rows = [list(messages) for messages in conversations]
+    return tokenizer.apply_chat_template(rows, tokenize=True, return_dict=False, **kwargs)
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    if a == b[: len(a)]:
+        return len(a)
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

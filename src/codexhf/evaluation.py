@@ -8,6 +8,7 @@ demonstrations (nats per token), L_RLHF minus the mean normalised reward, and Om
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -15,19 +16,25 @@ import evaluate
 import numpy as np
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-from codexhf.arguments import EvaluationArguments
-from codexhf.chat import answered_ids, decode, prompt_ids, right_pad, text_of
+from codexhf.arguments import EvaluationArguments, SFTArguments
+from codexhf.chat import answered_ids, decode, in_form, prompt_ids, right_pad, text_of
 from codexhf.checkpoints import write_json
+from codexhf.completions import judge
 from codexhf.data import Data
-from codexhf.execution import Result, run_tests
 from codexhf.generation import sample, sample_ids
-from codexhf.models import evaluating, load_policy, to_device
+from codexhf.hub import short_name
+from codexhf.models import (
+    evaluating,
+    load_policy,
+    load_tokenizer,
+    shortest_context,
+    to_device,
+)
 from codexhf.reward_model import ModelReward, load_model_reward
-from codexhf.rewards import code_of, parses_reward, violation_rate
-from codexhf.safety import load_rules
+from codexhf.rewards import parses_reward, violation_rate
+from codexhf.safety import Rule, load_rules
 
 # ---------------------------------------------------------------------------------------------
 # pass@k
@@ -100,44 +107,6 @@ class PassAtK(evaluate.Metric):
         names = [r["entry_point"] for r in references]
         verdicts = judge(predictions, tests, names, self.timeout_s, self.progress)
         return summarise(verdicts, k)
-
-
-def grade(
-    answers: Sequence[Sequence[str]],
-    tests: Sequence,
-    entry_points: Sequence[str],
-    timeout_s: float = 3.0,
-    progress: str | None = None,
-) -> list[list[Result]]:
-    """Run each answer's tests in the sandbox: [problem][answer] results.
-
-    Raises:
-        RuntimeError: the sandbox failed on a program; an outage is neither a label nor a verdict.
-    """
-    owner = [i for i, group in enumerate(answers) for _ in group]
-    with tqdm(total=len(owner), desc=progress, disable=progress is None) as bar:
-        results = run_tests(
-            [code_of(code) for group in answers for code in group],
-            [tests[i] for i in owner],
-            [entry_points[i] for i in owner],
-            timeout_s=timeout_s,
-            progress=lambda done, total: bar.update(done - bar.n),
-        )
-    out: list[list[Result]] = [[] for _ in answers]
-    for i, result in zip(owner, results, strict=True):
-        if result.verdict == "sandbox_error":
-            raise RuntimeError(
-                f"the sandbox failed on an answer to problem {i}: {result.detail}. Nothing was "
-                "counted. Run `python -m codexhf.execution selftest`."
-            )
-        out[i].append(result)
-    return out
-
-
-def judge(answers, tests, entry_points, timeout_s=3.0, progress=None) -> list[list[str]]:
-    """Verdict of each answer: [problem][answer] pass, fail, timeout or memory."""
-    results = grade(answers, tests, entry_points, timeout_s, progress)
-    return [[result.verdict for result in group] for group in results]
 
 
 def summarise(verdicts: Sequence[Sequence[str]], k: Sequence[int]) -> dict:
@@ -258,7 +227,7 @@ class BitsPerByte(TrainerCallback):
 
     def __init__(self, heldout: dict[str, Data]):
         self.bytes_per_token = {
-            name: data.facts[name]["bytes_per_token"] for name, data in heldout.items()
+            name: data.cards[name]["bytes_per_token"] for name, data in heldout.items()
         }
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
@@ -276,9 +245,9 @@ class PassAt1(TrainerCallback):
     Only text is kept; no logits. Runs on the main process of a single-model setup.
     """
 
-    def __init__(self, problems: Dataset, tokenizer, max_new_tokens: int, seed: int = 42):
+    def __init__(self, problems: Dataset, tokenizer, stage: SFTArguments, seed: int = 42):
         self.problems, self.tokenizer = problems, tokenizer
-        self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.stage, self.seed = stage, seed
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
         if not len(self.problems) or not state.is_world_process_zero:
@@ -287,10 +256,11 @@ class PassAt1(TrainerCallback):
             model,
             self.tokenizer,
             self.problems["prompt"],
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.stage.eval_max_new_tokens,
             seed=self.seed,
         )
-        verdicts = judge(answers, self.problems["tests"], self.problems["entry_point"])
+        tests, names = self.problems["tests"], self.problems["entry_point"]
+        verdicts = judge(answers, tests, names, self.stage.timeout_s)
         passed = np.mean([group[0] == "pass" for group in verdicts])
         add_metrics(state, metrics, {"eval_pass@1": float(passed)})
 
@@ -309,95 +279,127 @@ def add_metrics(state, metrics: dict, new: dict) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Judges:
+    """What every model of an evaluation is held against.
+
+    Attributes:
+        reference: M1, for the KL, with its tokenizer.
+        reward: the reward model as a reward, or None.
+        rules: of the safety metric; None takes those that ship.
+    """
+
+    reference: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    reward: ModelReward | None = None
+    rules: Sequence[Rule] | None = None
+
+
 def evaluate_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Dataset,
+    tasks: Dataset,
     corpora: dict[str, list[str]],
-    *,
-    reference: PreTrainedModel,
-    reward: ModelReward | None = None,
-    settings: EvaluationArguments,
+    judges: Judges,
+    stage: EvaluationArguments,
     name: str = "",
 ) -> tuple[dict, dict]:
-    """All held-out numbers of one model.
+    """Return all held-out numbers of one model.
 
     Args:
-        problems: rows of prompt, completion, tests, entry_point.
+        tasks: rows of prompt, tests, entry_point, and completion where a reference is known.
         corpora: card name -> held-out documents.
-        reference: M1, for the KL; the same tokenizer.
-        reward: `rewards.ModelReward` or None.
-        settings: EvaluationArguments.
+        name: of the model, for the progress bars.
     Returns:
-        metrics; and the raw answers {"answers", "verdicts", "rewards"}, each [problem][sample].
+        metrics; and the raw record {"answers", "verdicts", "greedy", "rewards"}, of which each is
+        [task][sample] but greedy, which is [task].
     """
-    prompts = problems["prompt"]
+    prompts = [in_form(prompt, tokenizer) for prompt in tasks["prompt"]]
+    length = min(stage.max_length, shortest_context([model]) or stage.max_length)
     metrics: dict = {
-        f"bits_per_byte_{card}": bits_per_byte(
-            model, tokenizer, texts, max_length=settings.max_length
-        )
+        f"bits_per_byte_{card}": bits_per_byte(model, tokenizer, texts, max_length=length)
         for card, texts in corpora.items()
     }
-    nats, tokens = answer_logprobs(model, tokenizer, prompts, problems["completion"])
-    metrics["L_SFT"] = float(-nats.sum() / tokens.sum())
+    metrics |= reference_loss(model, tokenizer, prompts, tasks)
+    options = {"max_new_tokens": stage.max_new_tokens, "batch_size": stage.batch_size}
     ids = sample_ids(
         model,
         tokenizer,
         prompts,
-        n=settings.num_samples,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        progress=f"{name}: answers",
+        n=stage.num_samples,
+        temperature=stage.temperature,
+        seed=stage.seed,
+        progress=f"{name}: completions",
+        **options,
     )
-    answers = [decode(group, tokenizer) for group in ids]
-    verdicts = judge(answers, problems["tests"], problems["entry_point"], settings.timeout_s)
-    metrics |= summarise(verdicts, settings.k)
+    completions = [decode(group, tokenizer) for group in ids]
+    verdicts = judge(completions, tasks["tests"], tasks["entry_point"], stage.timeout_s)
+    metrics |= summarise(verdicts, sorted({1, *stage.k}))
     greedy = sample(
-        model,
-        tokenizer,
-        prompts,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=0.0,
-        batch_size=settings.batch_size,
-        progress=f"{name}: greedy answers",
+        model, tokenizer, prompts, temperature=0.0, progress=f"{name}: greedy", **options
     )
-    greedy_verdicts = judge(greedy, problems["tests"], problems["entry_point"], settings.timeout_s)
-    metrics["pass@1_greedy"] = float(np.mean([g[0] == "pass" for g in greedy_verdicts]))
-    flat = [a for group in answers for a in group]
-    owners = [p for p, group in zip(prompts, answers, strict=True) for _ in group]
-    flat_ids = [a for group in ids for a in group]
-    heat = settings.temperature
-    own, lengths = answer_logprobs(model, tokenizer, owners, flat_ids, temperature=heat)
-    base = own
-    if reference is not model:
-        base, _ = answer_logprobs(reference, tokenizer, owners, flat_ids, temperature=heat)
-    kl = (own - base).reshape(len(answers), -1).mean(axis=1)  # of each problem
-    metrics["kl"] = float(kl.mean())
-    metrics["kl_low"], metrics["kl_high"] = interval(kl)
-    metrics["answer_tokens"] = float(lengths.mean())
-    metrics["violation_rate"] = violation_rate(
-        flat, load_rules(settings.safety_rules) if settings.safety_rules else None
-    )
+    greedily = judge(greedy, tasks["tests"], tasks["entry_point"], stage.timeout_s)
+    metrics["pass@1_greedy"] = float(np.mean([group[0] == "pass" for group in greedily]))
+    metrics |= divergence(model, tokenizer, prompts, ids, judges, stage.temperature)
+    raw = {"answers": completions, "verdicts": verdicts, "greedy": [group[0] for group in greedy]}
+    owners = [prompt for prompt, group in zip(prompts, ids, strict=True) for _ in group]
+    flat = [text for group in completions for text in group]
+    metrics["violation_rate"] = violation_rate(flat, judges.rules)
     metrics["parses"] = float(np.mean(parses_reward(owners, flat)))
-    n = settings.num_samples
-    raw = {"answers": answers, "verdicts": verdicts, "greedy": [g[0] for g in greedy]}
-    if reward is not None:
-        scores = reward(owners, flat)
+    if judges.reward is not None:
+        scores = judges.reward(owners, flat)
+        n = stage.num_samples
         raw["rewards"] = [scores[i : i + n] for i in range(0, len(scores), n)]
-        metrics["reward"] = float(np.mean(scores))
-        metrics["L_RLHF"] = -metrics["reward"]
-        metrics["U"] = (
-            settings.alpha_sft * metrics["L_SFT"]
-            + settings.beta_rlhf * metrics["L_RLHF"]
-            + settings.gamma_reg * metrics["kl"]
-        )
-    return metrics, raw
+        metrics |= {"reward": float(np.mean(scores)), "L_RLHF": -float(np.mean(scores))}
+    return metrics | objective(metrics, stage), raw
+
+
+def reference_loss(model, tokenizer, prompts: Sequence, tasks: Dataset) -> dict:
+    """Return L_SFT on the tasks with a reference completion that fits; nothing without any."""
+    known = tasks["completion"] if "completion" in tasks.column_names else []
+    rows = [(p, c) for p, c in zip(prompts, known, strict=False) if c is not None]
+    context = shortest_context([model])
+    fitting = [
+        row for row in rows if not context or len(answered_ids(*row, tokenizer)[0]) <= context
+    ]
+    metrics = {"references_too_long": len(rows) - len(fitting)} if len(fitting) < len(rows) else {}
+    if not fitting:
+        return metrics
+    nats, tokens = answer_logprobs(model, tokenizer, *zip(*fitting, strict=True))
+    return metrics | {"L_SFT": float(-nats.sum() / tokens.sum())}
+
+
+def divergence(model, tokenizer, prompts, ids, judges: Judges, temperature: float) -> dict:
+    """Return the KL to the reference in nats per completion, its interval, and tokens of each.
+
+    Without the KL where the reference has another tokenizer: the ids would be other texts to it.
+    """
+    owners = [prompt for prompt, group in zip(prompts, ids, strict=True) for _ in group]
+    flat = [completion for group in ids for completion in group]
+    options = {"temperature": temperature}
+    own, lengths = answer_logprobs(model, tokenizer, owners, flat, **options)
+    metrics = {"answer_tokens": float(lengths.mean())}
+    if tokenizer.get_vocab() != judges.tokenizer.get_vocab():
+        print("KL left out: the reference has another tokenizer", flush=True)
+        return metrics
+    base = own
+    if judges.reference is not model:
+        base, _ = answer_logprobs(judges.reference, tokenizer, owners, flat, **options)
+    kl = (own - base).reshape(len(ids), -1).mean(axis=1)  # of each task
+    low, high = interval(kl)
+    return metrics | {"kl": float(kl.mean()), "kl_low": low, "kl_high": high}
+
+
+def objective(metrics: dict, stage: EvaluationArguments) -> dict:
+    """Return U(M), where all of its terms were measured."""
+    weights = {"L_SFT": stage.alpha_sft, "L_RLHF": stage.beta_rlhf, "kl": stage.gamma_reg}
+    if not weights.keys() <= metrics.keys():
+        return {}
+    return {"U": sum(weight * metrics[name] for name, weight in weights.items())}
 
 
 def win_rate(scores: Sequence[Sequence[float]], parent: Sequence[Sequence[float]]) -> float:
-    """Share of (problem, sample) pairs that score above the parent's; a tie counts half."""
+    """Share of (task, sample) pairs that score above the parent's; a tie counts half."""
     wins = [
         (a > b) + 0.5 * (a == b)
         for ours, theirs in zip(scores, parent, strict=True)
@@ -406,69 +408,98 @@ def win_rate(scores: Sequence[Sequence[float]], parent: Sequence[Sequence[float]
     return float(np.mean(wins))
 
 
-def demonstrations_of(problems: Data) -> Dataset | None:
-    """The problems' references as demonstrations, for the held-out loss; None without problems."""
-    if not len(problems.dataset):
+def demonstrations_of(tasks: Data) -> Dataset | None:
+    """The tasks' references as demonstrations, for the held-out loss; None without any."""
+    columns = tasks.dataset.column_names
+    if not len(tasks.dataset) or "completion" not in columns:
         return None
-    return problems.dataset.map(
+    known = tasks.dataset.filter(lambda row: row["completion"] is not None)
+    if not len(known):
+        return None
+    return known.map(
         lambda row: {"completion": [{"role": "assistant", "content": row["completion"]}]},
-        remove_columns=[
-            c for c in problems.dataset.column_names if c not in ("prompt", "completion")
-        ],
+        remove_columns=[c for c in columns if c not in ("prompt", "completion")],
         desc="Held-out demonstrations",
     )
 
 
 def evaluate_models(
-    stage: EvaluationArguments, tokenizer, problems: Data, corpora: dict[str, Data], folder: Path
+    stage: EvaluationArguments, tasks: Data, corpora: dict[str, Data], folder: Path
 ) -> dict:
     """Evaluate every model of the stage; write answers.json; return flat metrics `m1/pass@1`.
 
-    The win rate of each model is against the one before it in `stage.models`.
+    Each model reads with its own tokenizer. Its win rates are against the one before it in
+    `stage.models`.
     """
-    reference = to_device(load_policy(stage.reference, tokenizer))
-    reward = load_model_reward(stage.reward_model) if stage.reward_model else None
+    tokenizer = load_tokenizer(stage.reference)
+    judges = Judges(
+        to_device(load_policy(stage.reference, tokenizer)),
+        tokenizer,
+        load_model_reward(stage.reward_model) if stage.reward_model else None,
+        load_rules(stage.safety_rules) if stage.safety_rules else None,
+    )
     texts = {name: list(data.dataset["text"]) for name, data in corpora.items()}
-    metrics: dict = {"problems": len(problems.dataset)}
-    raw: dict = {}
-    for path in stage.models:
-        name = Path(path).name
-        same = path == stage.reference
-        model = reference if same else to_device(load_policy(path, tokenizer))
-        found, raw[name] = evaluate_model(
-            model,
-            tokenizer,
-            problems.dataset,
-            texts,
-            reference=reference,
-            reward=reward,
-            settings=stage,
-            name=name,
-        )
-        parent = list(raw)[-2] if len(raw) > 1 else None
-        if parent and reward is not None:
-            found["win_rate"] = win_rate(raw[name]["rewards"], raw[parent]["rewards"])
-        if parent:
-            passed = {
-                n: [[float(v == "pass") for v in g] for g in raw[n]["verdicts"]]
-                for n in (name, parent)
-            }
-            found["win_rate_tests"] = win_rate(passed[name], passed[parent])
+    metrics: dict = {"tasks": len(tasks.dataset)}
+    raw: dict[str, dict] = {}
+    for path, name in zip(stage.models, names_of(stage.models), strict=True):
+        if path == stage.reference:
+            model, own = judges.reference, tokenizer
+        else:
+            own = load_tokenizer(path)
+            model = to_device(load_policy(path, own))
+        found, record = evaluate_model(model, own, tasks.dataset, texts, judges, stage, name)
+        if raw:
+            found |= _wins(record, raw[list(raw)[-1]])
+        raw[name] = record
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
+        kl = f", KL {found['kl']:.3f}" if "kl" in found else ""
         print(
             f"{name}: pass@1 {found['pass@1']:.3f} "
-            f"[{found['pass@1_low']:.3f}, {found['pass@1_high']:.3f}], KL {found['kl']:.3f}",
+            f"[{found['pass@1_low']:.3f}, {found['pass@1_high']:.3f}]{kl}",
             flush=True,
         )
-    rows = problems.dataset.select(range(min(stage.samples_in_report, len(problems.dataset))))
+    write_json(folder / "answers.json", _answers(tasks.dataset, raw, stage.samples_in_report))
+    return metrics
+
+
+def names_of(paths: Sequence[str]) -> list[str]:
+    """Folder names, with as much of their parents' as it takes to tell them apart."""
+    parts = [Path(short_name(path)).parts for path in paths]
+    depth = 1
+    while len({part[-depth:] for part in parts}) < len(set(parts)):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def parents_of(stage: EvaluationArguments) -> dict[str, str | None]:
+    """Name -> folder of everything that an evaluation reads."""
+    models = dict(zip(names_of(stage.models), stage.models, strict=True))
+    return {"reward_model": stage.reward_model, "reference": stage.reference, **models}
+
+
+def _wins(record: dict, parent: dict) -> dict:
+    """Win rates of one model's record against another's, by the reward model and by tests."""
+    passed = [
+        [[float(verdict == "pass") for verdict in group] for group in each["verdicts"]]
+        for each in (record, parent)
+    ]
+    wins = {"win_rate_tests": win_rate(*passed)}
+    if "rewards" in record:
+        wins["win_rate"] = win_rate(record["rewards"], parent["rewards"])
+    return wins
+
+
+def _answers(tasks: Dataset, raw: dict[str, dict], count: int) -> dict:
+    """The record of an evaluation: `count` tasks side by side, every completion, the groups."""
+    columns = tasks.column_names
     shown = [
         {
             "prompt": text_of(row["prompt"]),
-            "reference": row["completion"],
-            "answers": {n: raw[n]["answers"][i][0] for n in raw},
-            "verdicts": {n: raw[n]["verdicts"][i][0] for n in raw},
+            "reference": row.get("completion"),
+            "answers": {name: raw[name]["answers"][i][0] for name in raw},
+            "verdicts": {name: raw[name]["verdicts"][i][0] for name in raw},
         }
-        for i, row in enumerate(rows)
+        for i, row in enumerate(tasks.select(range(min(count, len(tasks)))))
     ]
-    write_json(folder / "answers.json", {"samples": shown, "all": raw})
-    return metrics
+    groups = list(tasks["group"]) if "group" in columns else None
+    return {"samples": shown, "all": raw, "groups": groups}

@@ -3,7 +3,7 @@
 The reward model is in reward_model.py.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -24,8 +25,9 @@ from transformers import (
 
 from accelerate import PartialState
 from codexhf.arguments import PretrainArguments, TokenizerArguments
-from codexhf.chat import text_of
+from codexhf.chat import end_ids, text_of
 from codexhf.data import Data
+from codexhf.hub import resolve
 from codexhf.refusals import nearest
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
@@ -99,19 +101,33 @@ def train_tokenizer(
 def load_tokenizer(path: str, padding_side: str = "right") -> PreTrainedTokenizerBase:
     """Load a tokenizer that has a pad token.
 
+    Where none is set, a special token that nothing else uses pads, or else the end token: no stage
+    takes padding for text, since masks come from lengths.
+
     Raises:
-        ValueError: no pad or end token, which training would silently learn wrongly from.
+        ValueError: no end token, without which a model would never learn to stop.
     """
     tokenizer = AutoTokenizer.from_pretrained(
-        path, padding_side=padding_side, trust_remote_code=False
+        resolve(path), padding_side=padding_side, trust_remote_code=False
     )
-    for name in ("pad_token", "eos_token"):
-        if getattr(tokenizer, name) is None:
-            raise ValueError(
-                f"{path}: the tokenizer has no {name}. Set one and save it: "
-                f"tokenizer.{name} = ...; tokenizer.save_pretrained(...)"
-            )
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"{path}: the tokenizer has no eos_token. Set one and save it: "
+            "tokenizer.eos_token = ...; tokenizer.save_pretrained(...)"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = spare_token(tokenizer) or tokenizer.eos_token
+        print(f"{path}: no pad token; {tokenizer.pad_token!r} pads", flush=True)
     return tokenizer
+
+
+def spare_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A special token that neither begins nor ends a text nor stands in the chat template."""
+    taken = {*end_ids(tokenizer), tokenizer.bos_token_id}
+    special = {*tokenizer.all_special_ids}
+    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    tokens = [tokenizer.convert_ids_to_tokens(i) for i in sorted(special - taken)]
+    return next((t for t in tokens if t not in (tokenizer.chat_template or "")), None)
 
 
 def new_policy(
@@ -169,7 +185,11 @@ def load_policy(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
         ValueError: weights that hold NaN or infinity; a vocabulary smaller than the tokenizer's.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        resolve(path),
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        use_cache=False,
     )
     if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise ValueError(
@@ -181,18 +201,31 @@ def load_policy(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
 
 def check_finite(model: PreTrainedModel, path: str) -> PreTrainedModel:
     """Refuse weights that hold NaN or infinity: every later number would be NaN."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise ValueError(
-                f"{path}: {name} holds NaN or infinity. Take an earlier checkpoint of that run."
-            )
+    name = nonfinite_parameter(model)
+    if name is not None:
+        raise ValueError(
+            f"{path}: {name} holds NaN or infinity. Take an earlier checkpoint of that run."
+        )
     return model
+
+
+def nonfinite_parameter(model: nn.Module) -> str | None:
+    """Return the name of the first parameter that holds NaN or infinity; None where none does."""
+    for name, parameter in model.named_parameters():
+        # sharded loading gives the weights to the first process alone, which looks at them
+        if not parameter.is_meta and not torch.isfinite(parameter).all():
+            return name
+    return None
 
 
 def context_length(path: str) -> int | None:
     """Longest sequence that the model of a folder or Hub id was built for; None if unbounded."""
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config()
-    return getattr(config, "max_position_embeddings", None)
+    return context_of(AutoConfig.from_pretrained(resolve(path), trust_remote_code=False))
+
+
+def context_of(config: PreTrainedConfig) -> int | None:
+    """Longest sequence of a model with this config; None where positions have no end."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def within_context(path: str, max_length: int) -> int:
@@ -206,19 +239,24 @@ def within_context(path: str, max_length: int) -> int:
     return max_length
 
 
-def room_for(path: str, new_tokens: int) -> int | None:
-    """Longest prompt that leaves room for `new_tokens` in the model's context.
+def room_for(models: str | Sequence[str], new_tokens: int) -> int | None:
+    """Longest prompt that leaves room for `new_tokens` in the context of each model.
 
     Raises:
         ValueError: no prompt does.
     """
-    context = context_length(path)
-    if context is not None and new_tokens >= context:
+    paths = [models] if isinstance(models, str) else models
+    contexts = {path: context_length(path) for path in paths}
+    known = {path: context for path, context in contexts.items() if context is not None}
+    if not known:
+        return None
+    path = min(known, key=known.__getitem__)
+    if new_tokens >= known[path]:
         raise ValueError(
-            f"answers of {new_tokens} tokens leave no room for a prompt in the context of {path} "
-            f"({context} tokens). Lower max_new_tokens or response_length."
+            f"completions of {new_tokens} tokens leave no room for a prompt in the context of "
+            f"{path} ({known[path]} tokens). Lower max_new_tokens or response_length."
         )
-    return None if context is None else context - new_tokens
+    return known[path] - new_tokens
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
@@ -261,11 +299,15 @@ def evaluating(*modules: nn.Module | None) -> Iterator[None]:
             module.train(training)
 
 
-def disable_dropout(model: nn.Module) -> None:
+def disable_dropout(model: nn.Module) -> list[tuple[Any, str, float]]:
     """Set every dropout of `model` to 0, also those that layers apply as functions.
 
     Log-probabilities at sampling and in training must be those of one and the same policy.
+
+    Returns:
+        (configuration, name, value) of each that a configuration had, for the saved model's.
     """
+    given = []
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -276,15 +318,15 @@ def disable_dropout(model: nn.Module) -> None:
         id(m.config): m.config for m in model.modules() if hasattr(m, "config")
     }.values():
         for name, value in list(vars(config).items()):
-            if "dropout" in name and isinstance(value, float):
+            if "dropout" in name and isinstance(value, float) and value:
+                given.append((config, name, value))
                 setattr(config, name, 0.0)
+    return given
 
 
-def shortest_context(models: list[Any]) -> int | None:
-    """Return the positions of the model that has the fewest; None where none has a limit."""
-    configs = [model.config.get_text_config() for model in models]
-    limits = [getattr(config, "max_position_embeddings", None) for config in configs]
-    return min((limit for limit in limits if limit is not None), default=None)
+def shortest_context(models: Iterable[Any]) -> int | None:
+    """Positions of the model that has the fewest; None where none has a limit."""
+    return min(filter(None, (context_of(model.config) for model in models)), default=None)
 
 
 def to_device(model: PreTrainedModel) -> PreTrainedModel:
@@ -292,14 +334,18 @@ def to_device(model: PreTrainedModel) -> PreTrainedModel:
     return model.to(PartialState().device).eval()
 
 
-def lora_config(stage) -> LoraConfig | None:
-    """The LoRA settings of a stage with `use_peft`, on all linear layers; None without it."""
+def lora_config(stage, dropout: float = 0.0) -> LoraConfig | None:
+    """The LoRA settings of a stage with `use_peft`, on all linear layers; None without it.
+
+    Args:
+        dropout: on the adapters; PPO has none, as its ratio compares two forwards.
+    """
     if not stage.use_peft:
         return None
     return LoraConfig(
         r=stage.lora_r,
         lora_alpha=stage.lora_alpha,
-        lora_dropout=stage.lora_dropout,
+        lora_dropout=dropout,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )

@@ -15,9 +15,13 @@ def nearest(name: object, known: Iterable[object]) -> str:
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
-def refuse(errors: Sequence[str], what: str) -> None:
-    """Print all errors on the main process and exit with code 2."""
-    if int(os.environ.get("RANK", "0")) == 0:
+def refuse(errors: Sequence[str], what: str, *, everywhere: bool = False) -> None:
+    """Print all errors and exit with code 2.
+
+    Args:
+        everywhere: print on each process and not on the first alone: it may be the only one.
+    """
+    if everywhere or int(os.environ.get("RANK", "0")) == 0:
         lines = "\n".join(f"  - {error}" for error in errors)
         plural = "error" if len(errors) == 1 else "errors"
         print(f"{what}: {len(errors)} {plural}, nothing was run.\n{lines}", file=sys.stderr)

@@ -4,6 +4,7 @@ Two readers share one model: `ModelReward` takes text and its own tokenizer, `Id
 token ids that PPO has already. Both are rewards under the contract of rewards.py.
 """
 
+import inspect
 import json
 import math
 import re
@@ -16,29 +17,45 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.modeling_layers import GenericForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from codexhf.arguments import RewardModelArguments
-from codexhf.chat import Prompt, answered_ids, right_pad
+from codexhf.chat import Prompt, answered_ids, end_ids, right_pad
 from codexhf.generation import sample
+from codexhf.hub import resolve
 from codexhf.models import (
     backbone_states,
     check_finite,
+    context_of,
     load_policy,
     load_tokenizer,
+    spare_token,
     to_device,
 )
 
 
-def load_reward_model(path: str, *, new_head: bool = False, seed: int = 42) -> PreTrainedModel:
+def load_reward_model(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    new_head: bool = False,
+    seed: int = 42,
+) -> PreTrainedModel:
     """Load a sequence classification model with one label.
 
     Args:
         path: folder or Hub id.
+        tokenizer: with which it will be trained; see `pad_apart`.
         new_head: allow a missing score head (a policy that becomes a reward model or a critic),
             which `draw_head` then fills.
         seed: of the new head.
@@ -46,12 +63,15 @@ def load_reward_model(path: str, *, new_head: bool = False, seed: int = 42) -> P
         ValueError: the head is missing and `new_head` is False, or weights are not finite.
     """
     set_seed(seed)
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        path,
+    folder = resolve(path)
+    kind = classifier_class(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    model, info = kind.from_pretrained(
+        folder,
         num_labels=1,
         dtype=torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
+        use_cache=False,
         output_loading_info=True,
     )
     missing = [name for name in info["missing_keys"] if "score" in name or "classifier" in name]
@@ -63,7 +83,61 @@ def load_reward_model(path: str, *, new_head: bool = False, seed: int = 42) -> P
     if missing:
         check_scalar_head(model, path)
         draw_head(model, seed)
+    if tokenizer is not None:
+        pad_apart(model, tokenizer)
     return check_finite(model, path)
+
+
+def pad_apart(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make model and tokenizer agree on a pad token that ends no answer.
+
+    transformers' classifiers read the score behind the last token that is not padding. With the
+    end token as padding that is one token earlier than where `ModelReward` and PPO read it. Where
+    no other token is free, one is added, and an embedding if need be.
+    """
+    if tokenizer.pad_token_id in end_ids(tokenizer):
+        spare = spare_token(tokenizer)
+        if spare is None:
+            spare = "<|pad|>"
+            tokenizer.add_special_tokens({"pad_token": spare})
+            if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+                model.resize_token_embeddings(len(tokenizer))
+        tokenizer.pad_token = spare
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def classifier_class(config: PreTrainedConfig) -> Any:
+    """Return the class that loads a sequence classifier of this family, by `from_pretrained`.
+
+    Families without one (Granite, Cohere 2, OLMoE, Mamba, ...) get one of transformers' generic
+    kind; it exists in this process alone, so what it saved is loaded again through here.
+    """
+    kind = type(config)
+    if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForSequenceClassification
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+    base = next(c for c in causal.__mro__ if c.__name__.endswith("PreTrainedModel"))
+    name = causal.__name__.replace("ForCausalLM", "ForSequenceClassification")
+    fields = {"base_model_prefix": causal.base_model_prefix}
+    return type(name, (_GenericClassifier, base), fields)
+
+
+class _GenericClassifier(GenericForSequenceClassification):
+    """Passes on what the backbone takes: those with a state and no cache take fewer arguments."""
+
+    def forward(self, input_ids, attention_mask=None, **kwargs):
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        backbone = getattr(self, self.base_model_prefix)
+        wanted = inspect.signature(backbone.forward).parameters
+        hidden = backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            **{name: value for name, value in given.items() if name in wanted},
+        ).last_hidden_state
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        last = (mask.long() * torch.arange(mask.size(1), device=mask.device)).argmax(1)
+        rows = torch.arange(len(last), device=last.device)
+        return SequenceClassifierOutputWithPast(logits=self.score(hidden)[rows, last])
 
 
 def draw_head(model: PreTrainedModel, seed: int) -> None:
@@ -131,9 +205,7 @@ class ModelReward:
         name: str = "reward_model",
     ) -> None:
         config = model.config.get_text_config()
-        # Not every architecture bounds its positions.
-        positions = getattr(config, "max_position_embeddings", None) or math.inf
-        limit = int(min(positions, processing_class.model_max_length))
+        limit = int(min(context_of(config) or math.inf, processing_class.model_max_length))
         errors = []
         if model.config.num_labels != 1:
             errors.append(

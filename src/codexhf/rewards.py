@@ -8,33 +8,34 @@ set's other columns, one element per row. `None` says "not applicable to this ro
 wrote never makes a reward raise: malformed answers are the normal case and are scored.
 """
 
+from __future__ import annotations
+
 import difflib
+import importlib
 import inspect
 import math
-import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
-from codexhf.chat import Prompt
+from codexhf.completions import code_of, parse_python
 from codexhf.execution import run_tests
-from codexhf.safety import Rule, default_rules, load_rules, parse_python, violations
+from codexhf.safety import Rule, default_rules, load_rules, violations
+
+if TYPE_CHECKING:  # what names a reward should not cost the import of torch
+    from codexhf.chat import Prompt
 
 REWARD_MODEL = "reward_model"
 """The name under which `rewards:` asks for the learned one."""
 
 Reward = Callable[..., list[float | None]]
 
-# An opening fence alone on its line; a block that generation cut off runs to the end of the text.
-_FENCED_BLOCK = re.compile(
-    r"^[ \t]*(?P<fence>```+|~~~+)[^\n`]*\n(?P<code>.*?)(?:^[ \t]*(?P=fence)|\Z)",
-    re.MULTILINE | re.DOTALL,
-)
+SEARCH_BELOW_S = 1.0
+"""A reward that failed within this time is run again row by row, to name the row at fault."""
 
 # Scores, advantages and losses are float32: what is larger would be infinite there, then NaN.
-_FLOAT32_MAX = torch.finfo(torch.float32).max
+_FLOAT32_MAX = 3.4028234663852886e38
 
 # Parameters of every reward; `self` is one where the reward is an object.
 _OWN_NAMES = ("prompts", "completions", "self")
@@ -42,18 +43,6 @@ _OWN_NAMES = ("prompts", "completions", "self")
 
 class RewardError(RuntimeError):
     """A reward could not be computed; the message names the reward and the row."""
-
-
-def code_of(completion: str) -> str:
-    """Return the code in an answer: its first fenced block if it has one, else all of it.
-
-    An answer that is Python as it stands is taken whole, so that a fence inside a docstring is
-    never mistaken for the answer. Every reward, metric and sampler looks at code through here.
-    """
-    block = _FENCED_BLOCK.search(completion)
-    if block is None or parse_python(completion) is not None:
-        return completion
-    return block["code"]
 
 
 class UnitTestsReward:
@@ -98,9 +87,9 @@ class UnitTestsReward:
         for row, result in zip(rows, results, strict=True):
             if result.verdict == "sandbox_error":
                 raise RewardError(
-                    f"reward {self.__name__!r}, row {row}: got no verdict on the answer to the "
+                    f"reward {self.__name__!r}, row {row}: got no verdict on the completion of "
                     f"prompt {_prompt_excerpt(prompts[row])} for entry point {entry_point[row]!r}: "
-                    f"{result.detail}. The run stops instead of learning from it; mend the row's "
+                    f"{result.detail}. The run stops instead of learning from it; fix the row's "
                     "tests or the sandbox, then resume."
                 )
             passed = result.verdict == "pass"
@@ -120,7 +109,7 @@ def parses_reward(
 ) -> list[float | None]:
     """1.0 where the answer's code is Python with at least one statement, else 0.0.
 
-    An empty answer parses too; paying for it would teach silence.
+    An empty completion parses too; paying for it would teach silence.
     """
     trees = (parse_python(code_of(completion)) for completion in completions)
     return [float(tree is not None and bool(tree.body)) for tree in trees]
@@ -196,20 +185,20 @@ class RewardSum:
         names = [_name_of(reward) for reward in rewards]
         given = [1.0] * len(rewards) if weights is None else _weight_list(weights)
         weights = [_number(weight) for weight in given]
-        problems = []
+        errors = []
         if not rewards:
-            problems.append("rewards: got none, expected at least one.")
+            errors.append("rewards: got none, expected at least one.")
         if len(weights) != len(rewards):
-            problems.append(
+            errors.append(
                 f"reward_weights: got {len(weights)} for the {len(rewards)} rewards {names}, "
                 "expected one each. Give as many, in the same order, or none at all."
             )
         if any(map(math.isnan, weights)):
-            problems.append(
+            errors.append(
                 f"reward_weights: got {given}, expected finite numbers. "
                 "Give one number for each reward."
             )
-        problems += [
+        errors += [
             f"rewards: got {name!r} twice, expected each name once. Rename one (`__name__`, "
             "or ModelReward's `name`)."
             for name in sorted({name for name in names if names.count(name) > 1})
@@ -217,12 +206,12 @@ class RewardSum:
         for name, reward in zip(names, rewards, strict=True):
             parameters = inspect.signature(reward).parameters.values()
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-                problems.append(
+                errors.append(
                     f"reward {name!r}: got the signature {inspect.signature(reward)}, expected "
                     "f(prompts, completions, **columns). Add **columns: all columns are passed."
                 )
-        if problems:
-            raise ValueError("\n".join(problems))
+        if errors:
+            raise ValueError("\n".join(errors))
         self.names = names
         self.rewards = rewards
         self.weights = weights
@@ -234,7 +223,7 @@ class RewardSum:
         at construction, so that neither is a surprise of the first rollout.
         """
         available = sorted(available)
-        problems = _name_problems(available)
+        errors = _name_errors(available)
         for name, reward in zip(self.names, self.rewards, strict=True):
             needed = [
                 parameter.name
@@ -245,12 +234,12 @@ class RewardSum:
             ]
             missing = [column for column in needed if column not in available]
             if missing:
-                problems.append(
+                errors.append(
                     f"reward {name!r}: got a data set with the columns {available}, expected also "
                     f"{missing}. Use a data card that has them, or leave the reward out."
                 )
-        if problems:
-            raise ValueError("\n".join(problems))
+        if errors:
+            raise ValueError("\n".join(errors))
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[str], /, **columns: Sequence[Any]
@@ -263,8 +252,8 @@ class RewardSum:
             RewardError: a reward raised, gave the wrong number of values or a value that is no
                 finite number, or no reward applies to a row; the message names reward and row.
         """
-        if problems := _name_problems(columns):
-            raise ValueError("\n".join(problems))
+        if errors := _name_errors(columns):
+            raise ValueError("\n".join(errors))
         for what, column in {"prompts": prompts, **columns}.items():
             if len(column) != len(completions):
                 raise ValueError(
@@ -311,30 +300,30 @@ def combine(
     """Build the weighted sum that `rewards:` and `reward_weights:` of a recipe name.
 
     Args:
-        rewards: names from REWARDS, "reward_model" for the learned one, or callables; a single one
-            is a list of one.
+        rewards: names from REWARDS, "reward_model" for the learned one, "module:function" for one
+            of your own, or callables; a single one is a list of one.
         weights: one per reward; None weighs all of them 1.
         reward_model: what "reward_model" stands for, usually a ModelReward.
         safety_rules: path of the rule pack that "safety" reads; None keeps codexhf's own.
-        timeout_s: seconds that "unit_tests" and "unit_tests_partial" allow to one answer; None
+        timeout_s: seconds that "unit_tests" and "unit_tests_partial" allow to one completion; None
             keeps their default.
     Raises:
-        ValueError: all problems with names, weights and settings at once.
+        ValueError: all errors in names, weights and settings at once.
     """
     rewards = as_list(rewards)
     table: dict[str, Reward] = dict(REWARDS)
     if reward_model is not None:
         table[REWARD_MODEL] = reward_model
-    problems = []
-    for setting, value, readers in (
-        ("safety_rules", safety_rules, ["safety"]),
-        ("timeout_s", timeout_s, ["unit_tests", "unit_tests_partial"]),
-    ):
-        if value is not None and not any(reader in rewards for reader in readers):
-            problems.append(
-                f"{setting}: got {value!r}, but none of the rewards {rewards} reads it. "
-                f"Add {' or '.join(readers)} to them, or remove {setting}."
-            )
+    errors = [
+        f"{setting}: got {value!r}, but none of the rewards {rewards} reads it. "
+        f"Add {' or '.join(readers)} to them, or remove {setting}."
+        for setting, value, readers in (
+            ("safety_rules", safety_rules, ["safety"]),
+            ("timeout_s", timeout_s, ["unit_tests", "unit_tests_partial"]),
+        )
+        if value is not None and not set(readers) & {r for r in rewards if isinstance(r, str)}
+    ]
+    chosen: list[Reward] = []
     try:
         if safety_rules is not None:
             table["safety"] = SafetyReward(load_rules(safety_rules))
@@ -342,28 +331,46 @@ def combine(
             table["unit_tests"] = UnitTestsReward(timeout_s=timeout_s)
             table["unit_tests_partial"] = UnitTestsReward(partial=True, timeout_s=timeout_s)
     except ValueError as error:
-        problems.append(str(error))
-    chosen: list[Reward] = []
+        errors.append(str(error))
     for reward in rewards:
-        if callable(reward):
-            chosen.append(reward)
-        elif reward in table:
-            chosen.append(table[reward])
-        elif reward == REWARD_MODEL:
-            problems.append(
-                "rewards: got 'reward_model' without a reward model. Give its folder or model id, "
-                "or remove it from the list."
-            )
-        else:
-            names = sorted({*REWARDS, REWARD_MODEL})
-            near = difflib.get_close_matches(str(reward), names, n=1, cutoff=0.0)[0]
-            problems.append(
-                f"rewards: got {reward!r}, expected one of {', '.join(names)}. "
-                f"The nearest is {near!r}."
-            )
-    if problems:
-        raise ValueError("\n".join(problems))
+        try:
+            chosen.append(reward if callable(reward) else reward_of_name(reward, table))
+        except ValueError as error:
+            errors.append(str(error))
+    if errors:
+        raise ValueError("\n".join(errors))
     return RewardSum(chosen, weights)
+
+
+def reward_of_name(name: str, table: Mapping[str, Reward] | None = None) -> Reward:
+    """Return the reward of a name in `table` (default: REWARDS), or of "module:function".
+
+    Raises:
+        ValueError: no such reward, with the nearest name, or what importing it raised.
+    """
+    table = REWARDS if table is None else table
+    if name in table:
+        return table[name]
+    if name == REWARD_MODEL:
+        raise ValueError(
+            "rewards: got 'reward_model' without a reward model. Give its folder or model id, "
+            "or remove it from the list."
+        )
+    module, colon, function = str(name).partition(":")
+    if not colon:
+        names = sorted({*REWARDS, REWARD_MODEL})
+        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"rewards: got {name!r}, expected one of {', '.join(names)}, or module:function. "
+            f"The nearest is {near!r}."
+        )
+    try:
+        return getattr(importlib.import_module(module), function)
+    except Exception as error:  # whatever the user's module raises
+        raise ValueError(
+            f"rewards: got {name!r}, which cannot be imported: {type(error).__name__}: {error}. "
+            "The module must be importable where the recipe runs (PYTHONPATH)."
+        ) from error
 
 
 def as_list(rewards: str | Reward | Iterable[str | Reward] | None) -> list[str | Reward]:
@@ -392,8 +399,8 @@ def _weight_list(weights: Any) -> list[Any]:
     )
 
 
-def _name_problems(columns: Iterable[str]) -> list[str]:
-    """Return a problem for each column that could not be passed beside prompts and completions."""
+def _name_errors(columns: Iterable[str]) -> list[str]:
+    """Return an error for each column that could not be passed beside prompts and completions."""
     return [
         f"data set: got a column {name!r}, expected another name: rewards are called as "
         f"f(prompts, completions, **columns). Rename it: dataset.rename_column({name!r}, ...)."
@@ -420,13 +427,17 @@ def _call(
     completions: Sequence[str],
     columns: Mapping[str, Sequence[Any]],
 ) -> Any:
-    """Return what a reward gives for the batch; where it raises, find the row that makes it."""
+    """Return what a reward gives for the batch; where it fails quickly, find the row at fault."""
+    start = time.monotonic()
     try:
         return reward(prompts=prompts, completions=completions, **columns)
     except RewardError:
         raise
     except Exception as error:
+        alone = time.monotonic() - start < SEARCH_BELOW_S
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            if not alone:
+                break
             single = {column: [values[row]] for column, values in columns.items()}
             try:
                 reward(prompts=[prompt], completions=[completion], **single)
@@ -437,9 +448,10 @@ def _call(
                     f"{_prompt_excerpt(prompt)}. A reward must score whatever a model writes: "
                     "catch this case in it."
                 ) from row_error
+        which = "but on none of them alone" if alone else "which was not run again row by row"
         raise RewardError(
             f"reward {name!r}: raised {type(error).__name__}: {error} on a batch of "
-            f"{len(completions)} rows, but on none of them alone."
+            f"{len(completions)} rows, {which}."
         ) from error
 
 

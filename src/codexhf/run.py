@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import fcntl
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -20,59 +21,44 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, ClassVar
+from typing import IO
 
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from codexhf import launch
 from codexhf.arguments import StageArguments
+from codexhf.chat import end_ids
 from codexhf.checkpoints import (
     MANIFEST,
     CommitCheckpoints,
     StopOnNaN,
     StopOnSignal,
-    file_facts,
+    file_stats,
     last_good,
     step_folders,
     write_json,
+    wrong_file,
 )
 from codexhf.data import Data
-from codexhf.execution import SandboxUnavailable, isolation_used
-from codexhf.hub import write_card
+from codexhf.execution import isolation_used
+from codexhf.identity import (
+    IDENTITY,
+    configuration,
+    differences,
+    load_manifest,
+    parent_record,
+    run_identity,
+)
 from codexhf.lineage import BY_NAME
+from codexhf.model_card import write_card
+from codexhf.models import shortest_context
 from codexhf.refusals import refuse
 
 PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers")
-IDENTITY = "run.json"
-# Fields that say where or how loudly, not what: changing them does not make another run.
-NEUTRAL = {
-    "dry_run", "restart", "output_dir", "logging_dir", "run_name", "disable_tqdm", "report_to",
-    "log_level", "logging_steps", "logging_strategy", "logging_first_step", "local_rank",
-    "dataloader_num_workers", "resume_from_checkpoint", "save_total_limit", "hub_token",
-    "project", "use_cpu", "deepspeed_plugin", "distributed_state",
-}  # fmt: skip
-
-
-def launch(main: Callable[[], object]) -> None:
-    """Run a recipe's main; what is refused before the work begins is one message and exit code 2.
-
-    Set CODEXHF_DEBUG=1 to see the traceback instead.
-    """
-    try:
-        main()
-    except (ValueError, OSError, SandboxUnavailable) as error:
-        if _Begun.anywhere or os.environ.get("CODEXHF_DEBUG"):
-            raise
-        refuse([str(error)], Path(sys.argv[0]).name)
-    except KeyboardInterrupt:
-        _say("interrupted; start the same command again, it resumes from the last checkpoint")
-        raise SystemExit(130) from None
-    finally:
-        if torch.distributed.is_initialized():  # else its threads abort the process at its end
-            torch.distributed.destroy_process_group()
 
 
 def run_stage(
@@ -90,14 +76,14 @@ def run_stage(
         trainer: any transformers Trainer, constructed.
         stage: our arguments of the stage.
         training: the arguments as parsed (a trainer may have changed its own copy).
-        data: name -> Data that went in; facts and fingerprints go into the manifest.
+        data: name -> Data that went in; stats and fingerprints go into the manifest.
         parents: name -> folder or Hub id of what this stage was made from.
         finish: called after training with the trainer; returns more metrics (may change the model,
             which is saved afterwards).
     Returns:
         the manifest.
     Raises:
-        SystemExit: 75 after SIGTERM or Ctrl-C with a checkpoint saved; 2 when refused.
+        SystemExit: 75 after a signal with a checkpoint saved; 2 when refused.
     """
     output_dir = Path(training.output_dir)
     if stage.dry_run:
@@ -105,49 +91,22 @@ def run_stage(
         with contextlib.suppress(OSError):
             output_dir.rmdir()  # Trainer makes it when constructed; rmdir takes an empty one only
         return {}
-    identity = _identity(stage, training, data, parents)
-    with _begin(output_dir, stage, identity, agree=_from_first_process) as begun:
+    record = Record(stage, training, data, parents)
+    with _begin(output_dir, stage, record, agree=_from_first_process) as begun:
         if begun.finished is not None:
             return begun.finished
-        stop = StopOnSignal()
-        commits = CommitCheckpoints(training.save_total_limit or 2, begun.checkpoint)
-        trainer.add_callback(commits)
-        trainer.add_callback(StopOnNaN())
-        trainer.add_callback(stop)
-        trainer.args.save_total_limit = None  # rotation is CommitCheckpoints', after the commit
-        if begun.checkpoint is not None:
-            _say(f"resuming from {begun.checkpoint}")
-        trainer.train(resume_from_checkpoint=begun.checkpoint and str(begun.checkpoint))
-        wall = {"train_s": round(commits.train_s, 2)}
-        state = trainer.state
-        if stop.received is not None and state.global_step < state.max_steps:
-            _say(f"stopped at step {state.global_step} of {state.max_steps}; start again to resume")
-            raise SystemExit(PREEMPTED)
+        train_s = _train(trainer, training, begun.checkpoint)
         start = time.monotonic()
-        metrics = _last_metrics(state.log_history)
+        record.metrics = _last_metrics(trainer.state.log_history)
         if trainer.eval_dataset is not None:
-            metrics.update(trainer.evaluate())
+            record.metrics.update(trainer.evaluate())
+        record.model = _size(trainer)
         if finish is not None:
-            metrics.update(finish(trainer))
-        wall["evaluate_s"] = round(time.monotonic() - start, 2)
-        trainer.save_model(str(output_dir))
-        # A pickle of settings that the manifest holds as text; nobody should have to trust it.
-        (output_dir / "training_args.bin").unlink(missing_ok=True)
-        manifest = {}
-        if trainer.is_world_process_zero():
-            tokenizer = trainer.processing_class
-            if tokenizer is not None:
-                tokenizer.save_pretrained(output_dir)
-            manifest = _finish(
-                output_dir,
-                stage,
-                identity,
-                data,
-                metrics,
-                wall,
-                history=state.log_history,
-                steps=state.global_step,
-            )
+            record.metrics.update(finish(trainer))
+        record.wall_s = {"train_s": train_s, "evaluate_s": round(time.monotonic() - start, 2)}
+        record.history, record.steps = trainer.state.log_history, trainer.state.global_step
+        _save(trainer, output_dir)
+        manifest = _finish(output_dir, record) if trainer.is_world_process_zero() else {}
         trainer.accelerator.wait_for_everyone()
         return manifest
 
@@ -171,14 +130,77 @@ def run_task(
             _show_rows(name, part.dataset)
         return {}
     output_dir = Path(stage.output_dir)
-    identity = _identity(stage, None, data, parents)
-    with _begin(output_dir, stage, identity) as begun:
+    record = Record(stage, None, data, parents)
+    with _begin(output_dir, stage, record) as begun:
         if begun.finished is not None:
             return begun.finished
         start = time.monotonic()
-        metrics = work(output_dir)
-        wall = {"work_s": round(time.monotonic() - start, 2)}
-        return _finish(output_dir, stage, identity, data, metrics, wall)
+        record.metrics = work(output_dir)
+        record.wall_s = {"work_s": round(time.monotonic() - start, 2)}
+        return _finish(output_dir, record)
+
+
+class Record:
+    """What is known of a run: from its beginning its identity, at its end the manifest's parts."""
+
+    def __init__(self, stage, training, data: Mapping[str, Data], parents: Mapping[str, str]):
+        self.stage, self.data = stage, data
+        self.config = configuration(stage, training)
+        self.parents = {name: parent_record(path) for name, path in parents.items() if path}
+        self.identity = run_identity(stage, training, data, self.parents)
+        self.metrics: dict = {}
+        self.history: list[dict] = []
+        self.steps: int | None = None
+        self.model: dict = {}
+        self.wall_s: dict = {}
+
+
+def _train(trainer: Trainer, training: TrainingArguments, checkpoint: Path | None) -> float:
+    """Train to the end and return the seconds of training, earlier starts included."""
+    stop = StopOnSignal()
+    commits = CommitCheckpoints(training.save_total_limit or 2, checkpoint)
+    for callback in (commits, StopOnNaN(), stop):
+        trainer.add_callback(callback)
+    trainer.args.save_total_limit = None  # rotation is CommitCheckpoints', after the commit
+    if checkpoint is not None:
+        _say(f"resuming from {checkpoint}")
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    state = trainer.state
+    if stop.received is not None and state.global_step < state.max_steps:
+        _say(f"stopped at step {state.global_step} of {state.max_steps}; start again to resume")
+        raise SystemExit(PREEMPTED)
+    return round(commits.train_s, 2)
+
+
+def _size(trainer: Trainer) -> dict:
+    """Parameters, and rows that training read (with repetition over epochs)."""
+    parameters = list(trainer.model.parameters())
+    args = trainer.args
+    rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {
+        "parameters": sum(p.numel() for p in parameters),
+        "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "rows_trained_on": trainer.state.global_step * rows,
+    }
+
+
+def _save(trainer: Trainer, output_dir: Path) -> None:
+    """Save model and tokenizer ready for use: with a cache, and knowing their limits."""
+    tokenizer = trainer.processing_class
+    for model in {m for m in trainer.model.modules() if isinstance(m, PreTrainedModel)}:
+        model.config.use_cache = True  # off while training, where it would only cost memory
+        if tokenizer is not None and model.can_generate():
+            ends = list(end_ids(tokenizer, model.generation_config))
+            model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
+    if tokenizer is not None:
+        context = shortest_context([trainer.model])
+        if context is not None:
+            tokenizer.model_max_length = context
+    trainer.save_model(str(output_dir))
+    # A pickle of settings that the manifest holds as text; nobody should have to trust it.
+    (output_dir / "training_args.bin").unlink(missing_ok=True)
+    if tokenizer is not None and trainer.is_world_process_zero():
+        tokenizer.save_pretrained(output_dir)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -190,56 +212,13 @@ def run_task(
 class _Begun:
     finished: dict | None = None  # the manifest, where there is nothing left to do
     checkpoint: Path | None = None  # where to go on
-    anywhere: ClassVar[bool] = False  # whether a stage of this process has begun its work
-
-
-def _identity(stage, training, data, parents) -> dict:
-    """What makes this run this run: equal identity, equal result."""
-    config = {k: v for k, v in dataclasses.asdict(stage).items() if k not in NEUTRAL}
-    if training is not None:
-        config["seed"] = training.seed  # also when it is the default: it belongs to the record
-        config |= {
-            f.name: getattr(training, f.name)
-            for f in dataclasses.fields(training)
-            if f.name not in NEUTRAL and getattr(training, f.name) != _default(f)
-        }
-    return {
-        "config": json.loads(json.dumps(config, default=str)),
-        "data": {name: part.fingerprint for name, part in data.items()},
-        "parents": {name: _parent_facts(path) for name, path in parents.items() if path},
-    }
-
-
-def _default(field: dataclasses.Field):
-    # Not from a second instance of the arguments: that would reset accelerate's global state.
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
-def _parent_facts(path: str) -> dict:
-    folder, facts = Path(path), {"path": str(path)}
-    if not folder.is_dir():
-        return facts
-    if (folder / MANIFEST).is_file():
-        facts["stage"] = load_manifest(folder).get("stage")
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.json*"))
-    facts["sha256"] = {
-        p.name: file_facts(p)["sha256"] for p in weights if p.name not in (MANIFEST, IDENTITY)
-    }
-    return facts
-
-
-def load_manifest(folder: Path | str) -> dict:
-    """Read a finished stage's manifest."""
-    return json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
 def _begin(
     output_dir: Path,
     stage: StageArguments,
-    identity: dict,
+    record: Record,
     agree: Callable[[_Begun | None], _Begun | None] = lambda begun: begun,
 ) -> Iterator[_Begun]:
     """Hold the folder's lock; `agree` tells other processes what the first one decided."""
@@ -249,13 +228,13 @@ def _begin(
             if _rank() == 0:
                 output_dir.mkdir(parents=True, exist_ok=True)
                 lock = _lock(output_dir, stage)
-                begun = _decide(output_dir, stage, identity)
+                begun = _decide(output_dir, stage, record.identity)
         finally:
             # Also when the first process refuses: the others wait for its word.
             begun = agree(begun)
         if begun is None:
             raise SystemExit(2)
-        _Begun.anywhere = begun.finished is None
+        launch.begun = begun.finished is None
         yield begun
     finally:
         if lock is not None:
@@ -277,14 +256,31 @@ def _lock(output_dir: Path, stage: StageArguments) -> IO:
 def _decide(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun:
     """Set aside what another run left; find out whether this one is finished, or how far it is."""
     before = _read_identity(output_dir)
-    if before is not None and (stage.restart or before != identity):
-        changed = ["--restart was given"] if stage.restart else differences(before, identity)
-        _set_aside(output_dir, changed)
-        before = None
-    if before is not None and (output_dir / MANIFEST).is_file():
+    finished = (output_dir / MANIFEST).is_file()
+    if before is not None:
+        changed = differences({**before, "machine": {}}, {**identity, "machine": {}})
+        moved = differences(before.get("machine", {}), identity["machine"])
+        if stage.restart or changed:
+            _set_aside(output_dir, ["--restart was given"] if stage.restart else changed)
+            before = None
+        elif moved and not finished:
+            raise ValueError(
+                f"{output_dir}: its checkpoints come from a run that differs here, so going on "
+                f"would give other weights: {'; '.join(moved)}. Start it as it was started, or "
+                "give --restart true."
+            )
+    if before is not None and finished:
+        manifest = load_manifest(output_dir)
+        wrong = wrong_file(output_dir, manifest["files"])
+        if wrong is not None:
+            raise ValueError(
+                f"{output_dir}: {wrong} since this stage finished. Restore the file, or give "
+                "--restart true to make it again."
+            )
         _say(f"{output_dir} is finished and nothing changed; nothing to do")
-        os.utime(output_dir / MANIFEST)  # tells make that it is up to date
-        return _Begun(finished=load_manifest(output_dir))
+        with contextlib.suppress(OSError):  # a disk that is only read
+            os.utime(output_dir / MANIFEST)  # tells make that it is up to date
+        return _Begun(finished=manifest)
     write_json(output_dir / IDENTITY, identity)
     return _Begun(checkpoint=last_good(output_dir))
 
@@ -313,25 +309,19 @@ def _read_identity(output_dir: Path) -> dict | None:
         return {}
 
 
-def differences(before: Mapping, now: Mapping, prefix: str = "") -> list[str]:
-    """`key: old -> new` for every leaf that differs."""
-    out = []
-    for key in sorted({*before, *now}):
-        a, b = before.get(key), now.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            out += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            short = [str(x)[:12] + "…" if len(str(x)) > 40 else str(x) for x in (a, b)]
-            out.append(f"{prefix}{key}: {short[0]} -> {short[1]}")
-    return out
-
-
 def _set_aside(output_dir: Path, changed: list[str]) -> None:
-    aside = output_dir.parent / f"_{output_dir.name}.previous"
-    if aside.exists():
-        shutil.rmtree(aside)
-    output_dir.rename(aside)
-    output_dir.mkdir()
+    """Move what lies in a folder into `_previous-<n>` within it, so that no result is ever lost.
+
+    Within it, because the folder itself may be a link or the root of a disk. The identity moves
+    last: after a kill in the middle the next start moves the rest to the same place.
+    """
+    numbers = itertools.count(1)
+    asides = (output_dir / f"_previous-{n}" for n in numbers)
+    aside = next(folder for folder in asides if not (folder / IDENTITY).exists())
+    aside.mkdir(exist_ok=True)
+    moving = [p for p in output_dir.iterdir() if not p.name.startswith("_previous-")]
+    for path in sorted(moving, key=lambda p: p.name == IDENTITY):
+        path.rename(aside / path.name)
     _say(f"{output_dir} held another run, now in {aside}. What changed:")
     for line in changed[:20]:
         _say(f"  {line}")
@@ -348,40 +338,42 @@ def stage_name(stage: StageArguments) -> str:
     return next(known for known in BY_NAME if known.replace("_", "") == name)
 
 
-def _finish(output_dir, stage, identity, data, metrics, wall, history=None, steps=None) -> dict:
+def _finish(output_dir: Path, record: Record) -> dict:
+    """Write the card and, last, the manifest; delete the checkpoints."""
     manifest = {
-        "stage": stage_name(stage),
+        "stage": stage_name(record.stage),
         "name": output_dir.name,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "config": identity["config"],
-        "parents": identity["parents"],
+        "config": record.config,
+        "parents": record.parents,
         "data": {
             name: {
-                "fingerprint": identity["data"][name],
+                "fingerprint": record.identity["data"][name],
                 "rows": len(part.dataset),
-                "cards": part.facts,
-                "notes": part.notes,
+                "cards": part.cards,
+                "stats": part.stats,
             }
-            for name, part in data.items()
+            for name, part in record.data.items()
         },
-        "metrics": finite(metrics),
-        "history": finite(history or []),
-        "steps": steps,
-        "wall_s": wall,
+        "metrics": finite(record.metrics),
+        "history": finite(record.history),
+        "steps": record.steps,
+        "model": record.model,
+        "wall_s": record.wall_s,
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
         "isolation": isolation_used(),
         "environment": environment(),
     }
     write_card(output_dir, manifest)
     manifest["files"] = {
-        str(p.relative_to(output_dir)): file_facts(p)
+        str(p.relative_to(output_dir)): file_stats(p)
         for p in sorted(output_dir.rglob("*"))
         if p.is_file() and _is_result(p.relative_to(output_dir))
     }
     write_json(output_dir / MANIFEST, manifest)
     for _, folder in step_folders(output_dir):
         shutil.rmtree(folder)  # the weights are in the stage's folder now
-    _say(f"{stage_name(stage)} is finished: {output_dir}/{MANIFEST}")
+    _say(f"{stage_name(record.stage)} is finished: {output_dir}/{MANIFEST}")
     return manifest
 
 
@@ -409,19 +401,23 @@ def environment() -> dict:
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-    )
     cuda = torch.cuda.is_available()
     return {
         "versions": versions,
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": _commit(),
         "device": torch.cuda.get_device_name() if cuda else platform.machine() + " CPU",
         "threads": torch.get_num_threads(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
+
+
+def _commit() -> str | None:
+    """The commit of codexhf's own checkout; None without git or outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None
 
 
 def _last_metrics(history: list[dict]) -> dict:

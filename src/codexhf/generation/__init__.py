@@ -6,15 +6,18 @@ faster than `model.generate`. All sample from the model's own distribution, with
 its generation config.
 """
 
+import inspect
+import warnings
 from collections.abc import Sequence
 
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codexhf.chat import decode, end_ids, left_pad, prompt_ids
 from codexhf.generation.engines import Engine, Sampling, make_engine
 from codexhf.generation.native import preallocated_cache
-from codexhf.models import evaluating
+from codexhf.models import base_model, evaluating
 
 
 def sample_ids(
@@ -43,7 +46,7 @@ def sample_ids(
     ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     order = [i for i in sorted(range(len(ids)), key=lambda i: (len(ids[i]), i)) for _ in range(n)]
     ends = end_ids(tokenizer, model.generation_config)
-    engine = _engine(model, Sampling(max_new_tokens, ends, batch_size))
+    engine = engine_for(model, Sampling(max_new_tokens, ends, batch_size))
     out: list[list[list[int]]] = [[] for _ in ids]
     batches = range(0, len(order), batch_size)
     with evaluating(model):
@@ -67,10 +70,23 @@ def sample(model, tokenizer, prompts: Sequence, **options) -> list[list[str]]:
     return [decode(group, tokenizer) for group in groups]
 
 
-def _engine(model: PreTrainedModel, sampling: Sampling) -> Engine:
-    """The native loop, or `model.generate` for an architecture whose cache that does not know."""
-    try:
-        preallocated_cache(model, 1)
-    except ValueError:
-        return make_engine("hf", sampling)
-    return make_engine("native", sampling)
+def engine_for(
+    model: nn.Module, sampling: Sampling, name: str = "native", cuda_graphs: bool = True
+) -> Engine:
+    """Return the engine of that name; where it cannot sample from the model, one that can.
+
+    vllm knows no adapters; native and continuous_batching know attention caches alone.
+    """
+    wanted, reason = name, None
+    if name == "vllm" and not isinstance(model, PreTrainedModel):
+        name, reason = "native", "the policy has an adapter"
+    if name in ("native", "continuous_batching"):
+        try:
+            preallocated_cache(base_model(model), 1)
+        except ValueError as error:
+            name, reason = "hf", str(error)
+        if "past_key_values" not in inspect.signature(base_model(model).forward).parameters:
+            name, reason = "hf", f"{type(base_model(model)).__name__} takes no cache of keys."
+    if name != wanted:
+        warnings.warn(f"{wanted!r} cannot sample: {reason} {name!r} samples instead.", stacklevel=3)
+    return make_engine(name, sampling, cuda_graphs)

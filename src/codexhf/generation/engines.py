@@ -1,6 +1,6 @@
-"""Engines that sample answers; `codexhf.ppo.trainer` uses them through one small interface.
+"""Engines that sample answers, through one small interface.
 
-An engine is built once per trainer and called once per rollout:
+PPO builds an engine once and calls it once per rollout:
 
     generation = engine.generate(policy, prompt_ids, prompt_mask, seed=..., temperature=...)
 
@@ -21,7 +21,7 @@ from transformers import (
     __version__,
 )
 
-from codexhf.models import base_model
+from codexhf.models import base_model, nonfinite_parameter
 
 
 @dataclass
@@ -69,16 +69,15 @@ class HFEngine:
         devices = [prompt_ids.device] if prompt_ids.is_cuda else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            return join(
-                [
-                    self._generate(policy, prompt_ids[rows], prompt_mask[rows], temperature)
-                    for rows in row_chunks(prompt_ids.size(0), self.sampling.chunk)
-                ]
-            )
+            parts = [
+                self._generate(policy, prompt_ids[rows], prompt_mask[rows], temperature)
+                for rows in row_chunks(prompt_ids.size(0), self.sampling.chunk)
+            ]
+        return check_finite(join(parts), policy)
 
     def _generate(self, policy, prompt_ids, prompt_mask, temperature) -> Generation:
         """Answer one chunk of prompts."""
-        recorder = _SampledLogprobs(temperature or 1.0)
+        recorder = _SampledLogprobs(temperature or 1.0, policy)
         kept = base_model(policy).generation_config
         # generate fills what a config leaves unset from the model's own: give it a blank one
         base_model(policy).generation_config = GenerationConfig()
@@ -159,11 +158,12 @@ class ContinuousBatchingEngine:
             prompts, generation_config=config, continuous_batching_config=self.config
         )
         answers = [out for _, out in sorted(outputs.items(), key=lambda item: _order(item[0]))]
-        return from_lists(
+        generation = from_lists(
             [out.generated_tokens for out in answers],
             [out.logprobs for out in answers],
             prompt_ids.device,
         )
+        return check_finite(generation, policy)
 
 
 def _order(request_id: str) -> int:
@@ -214,6 +214,27 @@ def ended_by_stop(responses: Tensor, logprobs: Tensor, stop_ids: tuple[int, ...]
     return Generation(responses * real, lengths, logprobs * real)
 
 
+def check_finite(generation: Generation, policy: nn.Module) -> Generation:
+    """Return what was sampled, or stop where the logits behind it were not finite.
+
+    Raises:
+        FloatingPointError: with the first parameter of the policy that is not finite, if any.
+    """
+    if not torch.isfinite(generation.logprobs).all():
+        raise_not_finite(policy)
+    return generation
+
+
+def raise_not_finite(policy: nn.Module) -> None:
+    """Say that the policy's logits are not finite, and which parameter is at fault."""
+    culprit = nonfinite_parameter(policy)
+    told = "" if culprit is None else f": its parameter {culprit} does"
+    raise FloatingPointError(
+        f"sampling: the logits of {type(base_model(policy)).__name__} hold NaN or infinity{told}. "
+        "Take an earlier checkpoint, or lower learning_rate."
+    )
+
+
 def first_true(mask: Tensor) -> Tensor:
     """Return the index (B,) of the first True in each row of `mask` (B, R), R where none is."""
     return torch.where(mask.any(1), mask.int().argmax(1), mask.size(1))
@@ -244,19 +265,23 @@ class _SampledLogprobs(LogitsProcessor):
     At call t + 1 the token drawn from the scores of call t is known; `finish` adds the last.
     """
 
-    def __init__(self, temperature: float):
-        self.temperature, self.scores, self.picked = temperature, None, []
+    def __init__(self, temperature: float, policy: nn.Module):
+        self.temperature, self.policy = temperature, policy
+        self.scores, self.picked = None, []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Take note of `scores` (B, V) and pass them on."""
         self._flush(input_ids[:, -1])
         self.scores = scores / self.temperature
+        self.normaliser = torch.logsumexp(self.scores, -1)
+        if not torch.isfinite(self.normaliser).all():  # else torch.multinomial fails unexplained
+            raise_not_finite(self.policy)
         return scores
 
     def _flush(self, tokens: Tensor) -> None:
         if self.scores is not None:
             picked = self.scores.gather(-1, tokens[:, None]).squeeze(1)
-            self.picked.append(picked - torch.logsumexp(self.scores, -1))
+            self.picked.append(picked - self.normaliser)
 
     def finish(self, sequences: Tensor) -> Tensor:
         """Return log-probabilities (B, R) of the generated part of `sequences`."""

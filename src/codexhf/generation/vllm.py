@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from codexhf.generation.engines import Generation, Sampling, from_lists
+from codexhf.generation.engines import Generation, Sampling, check_finite, from_lists
 
 MEMORY_SHARE = 0.3
 """Of the GPU, for vLLM's weights and cache; the rest is the training's."""
@@ -60,7 +60,7 @@ class VLLMEngine:
             [step[token].logprob for step, token in zip(answer.logprobs, ids, strict=True)]
             for answer, ids in zip(answers, tokens, strict=True)
         ]
-        return from_lists(tokens, logprobs, prompt_ids.device)
+        return check_finite(from_lists(tokens, logprobs, prompt_ids.device), policy)
 
     def _updated(self, policy: PreTrainedModel):
         """Return the vLLM model with the weights of `policy`."""

@@ -1,16 +1,37 @@
-"""From the arguments of `PPOTrainer` to its parts: checks, rewards, critic, Trainer's arguments."""
+"""From the arguments of `PPOTrainer` to its parts, and every refusal on the way.
+
+`build` goes downhill: what can be refused without a model (`early_errors`), loading, what a model
+must be looked at for (`model_errors`), and the parts. Each list is raised whole.
+"""
 
 import copy
+import importlib.util
+import math
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from peft import get_peft_model
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import is_peft_available
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
-from codexhf.models import base_model, load_policy
+from codexhf.chat import end_ids
+from codexhf.models import base_model, disable_dropout, load_policy, shortest_context
 from codexhf.ppo.config import PPOConfig
+from codexhf.ppo.evaluate import EVALUATION_METRICS
 from codexhf.ppo.model import critic_from_policy
+from codexhf.ppo.objective import AdaptiveKL
+from codexhf.ppo.rollout import NOT_REWARD_COLUMNS, PromptEncoder
+from codexhf.ppo.sampling import recomputes
 from codexhf.ppo.schedule import Schedule
 from codexhf.reward_model import IdReward, ModelReward, check_scalar_head, load_reward_model
 from codexhf.rewards import RewardSum, as_list, combine
@@ -18,21 +39,137 @@ from codexhf.rewards import RewardSum, as_list, combine
 STEP_FIELDS = ("logging_steps", "eval_steps", "save_steps", "warmup_steps", "max_steps")
 
 
-def stop_ids(args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the ids that end an answer."""
-    ids = list(args.extra_stop_token_ids or [])
+@dataclass
+class Given:
+    """The arguments of PPOTrainer from which its parts are built, under their names there."""
+
+    args: PPOConfig
+    processing_class: PreTrainedTokenizerBase
+    model: Any
+    ref_model: Any
+    reward_model: Any
+    value_model: Any
+    train_dataset: Any
+    eval_dataset: Any
+    sft_dataset: Any
+    optimizers: tuple
+    peft_config: Any
+    reward_funcs: Any
+    reward_weights: Any
+    reward_processing_class: Any
+    eval_reward_funcs: Any
+
+    @property
+    def reward_models(self) -> list[Any]:
+        """The reward models as a list, whatever form they were given in."""
+        models = self.reward_model if isinstance(self.reward_model, list) else [self.reward_model]
+        return [model for model in models if model is not None]
+
+    @property
+    def reward_tokenizers(self) -> list[Any]:
+        """A tokenizer, or None, for each reward model."""
+        given = self.reward_processing_class
+        return given if isinstance(given, list) else [given] * len(self.reward_models)
+
+    def reward_name(self, number: int) -> str:
+        """Return what a reward model is called in logs."""
+        return "reward_model" if len(self.reward_models) == 1 else f"reward_model_{number + 1}"
+
+    @property
+    def eval_datasets(self) -> dict[str, Any]:
+        """The evaluation data sets by name."""
+        if isinstance(self.eval_dataset, dict):
+            return {f"eval_dataset {name!r}": d for name, d in self.eval_dataset.items()}
+        return {} if self.eval_dataset is None else {"eval_dataset": self.eval_dataset}
+
+
+@dataclass
+class Parts:
+    """What PPOTrainer is made of."""
+
+    policy: nn.Module
+    reference: nn.Module | None  # None: the policy with its adapter switched off
+    critic: PreTrainedModel
+    reward_models: list[nn.Module]  # frozen, to be moved to the device
+    rewards: RewardSum
+    eval_rewards: RewardSum
+    encoder: PromptEncoder
+    schedule: Schedule
+    stop_ids: tuple[int, ...]
+    sft_limit: int  # tokens of a demonstration
+    dropouts: list[tuple[Any, str, float]]  # what configurations said of policy and critic
+
+
+@dataclass
+class _Loaded:
+    """The models, loaded, and not yet changed."""
+
+    policy: nn.Module
+    reference: nn.Module | None
+    critic: nn.Module | None
+    readers: list[Any]  # reward models, or callables under the contract of rewards
+    tokenizers: list[Any]  # of each; None where it reads the policy's ids
+
+    def pairs(self) -> Iterator[tuple[Any, Any]]:
+        """Yield each reward model with its tokenizer."""
+        return zip(self.readers, self.tokenizers, strict=True)
+
+
+def build(given: Given) -> Parts:
+    """Return the parts of a trainer.
+
+    Raises:
+        ValueError: everything that is wrong, at once; what needs no model before one is loaded.
+    """
+    _refuse(early_errors(given))
+    args = given.args
+    schedule = Schedule.of(args, len(given.train_dataset))
+    loaded = _load(given)
+    _refuse(model_errors(given, loaded))
+    rewards = _rewards(given, loaded)
+    by_ids = [r.model for r in rewards.rewards if isinstance(r, IdReward)]
+    critic = _new_critic(loaded.policy, by_ids) if loaded.critic is None else loaded.critic
+    reference = loaded.reference
+    if reference is None and isinstance(loaded.policy, PreTrainedModel):
+        reference = copy.deepcopy(loaded.policy)
+    dropouts = [*disable_dropout(loaded.policy), *disable_dropout(critic)]
+    scored = [r.model for r in rewards.rewards if isinstance(r, ModelReward | IdReward)]
+    for frozen in (reference, *scored):
+        if frozen is not None:
+            frozen.requires_grad_(False).eval()
+            disable_dropout(frozen)
+    limit = shortest_context([base_model(loaded.policy), critic, *by_ids])
+    parts = Parts(
+        policy=loaded.policy,
+        reference=reference,
+        critic=critic,
+        reward_models=scored,
+        rewards=rewards,
+        eval_rewards=_with_unweighted(rewards, given.eval_reward_funcs),
+        encoder=_encoder(given, limit),
+        schedule=schedule,
+        stop_ids=stop_ids(args, given.processing_class, base_model(loaded.policy)),
+        sft_limit=min(args.sft_max_length, limit or args.sft_max_length),
+        dropouts=dropouts,
+    )
+    _refuse(_length_errors(given, parts))
+    return parts
+
+
+def stop_ids(
+    args: PPOConfig, tokenizer: PreTrainedTokenizerBase, policy: PreTrainedModel
+) -> tuple[int, ...]:
+    """Return the ids that end a completion."""
     if args.stop_token == "eos":
-        ids.append(tokenizer.eos_token_id)
-    elif args.stop_token_id is not None:
-        ids.append(args.stop_token_id)
-    return tuple(sorted(set(ids)))
+        return end_ids(tokenizer, policy.generation_config)
+    return () if args.stop_token_id is None else (args.stop_token_id,)
 
 
 def trainer_args(args: PPOConfig, schedule: Schedule) -> PPOConfig:
     """Return a copy of `args` in Trainer's units, with TRL's computed sizes filled in."""
     mapped = copy.copy(args)
     mapped.per_device_train_batch_size = schedule.micro_rows
-    mapped.gradient_accumulation_steps = schedule.micros
+    mapped.gradient_accumulation_steps = schedule.micro_batches
     mapped.remove_unused_columns = False
     if mapped.ddp_find_unused_parameters is None:
         mapped.ddp_find_unused_parameters = False  # every parameter takes part in every forward
@@ -49,62 +186,355 @@ def trainer_args(args: PPOConfig, schedule: Schedule) -> PPOConfig:
     mapped.num_total_batches = schedule.rollouts
     mapped.local_batch_size = schedule.rollout_rows
     mapped.batch_size = schedule.episodes_per_rollout
-    mapped.local_mini_batch_size = schedule.micros * schedule.micro_rows
+    mapped.local_mini_batch_size = schedule.micro_batches * schedule.micro_rows
     mapped.mini_batch_size = mapped.local_mini_batch_size * schedule.world_size
     mapped.micro_batch_size = schedule.micro_rows * schedule.world_size
     return mapped
 
 
-def check_arguments(args, processing_class, model, ref_model, train_dataset, sft_dataset) -> None:
-    """Refuse, all at once, arguments with which training could not work."""
-    problems = []
+# ------------------------------------------------------------------------------ refusals
+
+
+def _refuse(errors: Sequence[str]) -> None:
+    if errors:
+        raise ValueError("PPOTrainer:\n" + "\n".join(f"- {error}" for error in errors))
+
+
+@contextmanager
+def _collected(errors: list[str]) -> Iterator[None]:
+    """Add what is refused inside to a list."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        errors.append(str(error))
+
+
+def early_errors(given: Given) -> list[str]:
+    """Return what is wrong with arguments, tokenizer, data and rewards; loads nothing."""
+    args, tokenizer = given.args, given.processing_class
     if not isinstance(args, PPOConfig):
-        problems.append(f"args: got {type(args).__name__}, expected codexhf.ppo.PPOConfig")
-        raise ValueError("PPOTrainer:\n- " + problems[0])
-    if not isinstance(processing_class, PreTrainedTokenizerBase):
-        problems.append(
-            f"processing_class: got {type(processing_class).__name__}, expected a tokenizer"
+        return [f"args: got {type(args).__name__}, expected codexhf.ppo.PPOConfig."]
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return [f"processing_class: got {type(tokenizer).__name__}, expected a tokenizer."]
+    return [
+        *_launch_errors(args),
+        *_tokenizer_errors(args, tokenizer),
+        *_given_model_errors(given),
+        *_dataset_errors(given),
+        *_reward_errors(given),
+    ]
+
+
+def _launch_errors(args: PPOConfig) -> list[str]:
+    """Return what is wrong with the processes and packages that were found."""
+    errors = []
+    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        errors.append(
+            "accelerate: got FSDP, expected DDP, ZeRO or one process. Sampling from sharded "
+            "layers is not built yet; use DDP, LoRA or ZeRO."
         )
-        raise ValueError("PPOTrainer:\n- " + problems[0])
-    if train_dataset is None or not hasattr(train_dataset, "__len__"):
-        problems.append(
-            f"train_dataset: got {type(train_dataset).__name__}, expected a data set with a "
-            "length. Turn a stream into one with Dataset.from_list(list(stream))"
+    if args.n_gpu > 1:
+        errors.append(
+            f"got {args.n_gpu} GPUs in one process, expected one process for each: Trainer would "
+            "split batches that do not belong apart. Use accelerate launch, or set "
+            "CUDA_VISIBLE_DEVICES to one of them."
         )
-    if ref_model is not None and ref_model is model and not isinstance(model, str):
-        problems.append(
-            "ref_model: got the same object as model, expected another one. Pass None: the "
-            "trainer then keeps a copy"
+    if args.rollout_engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        errors.append(
+            "rollout_engine: got 'vllm', but the package vllm is not installed. Install it with "
+            "`pip install vllm`, or use rollout_engine='native'."
         )
-    if processing_class.padding_side != "left":
-        problems.append(
-            f"processing_class.padding_side: got {processing_class.padding_side!r}, expected "
-            "'left'. Set tokenizer.padding_side = 'left'"
+    return errors
+
+
+def _tokenizer_errors(args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    errors = []
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    if tokenizer.padding_side != "left":
+        errors.append(
+            f"processing_class.padding_side: got {tokenizer.padding_side!r}, expected 'left'. Set "
+            "tokenizer.padding_side = 'left'."
         )
-    if processing_class.eos_token_id is None and (
+    if eos is None and (
         args.stop_token == "eos" or args.missing_eos_penalty is not None or args.alpha_sft > 0
     ):
-        problems.append(
+        errors.append(
             "processing_class.eos_token_id: got None, expected an id, which stop_token, "
-            "missing_eos_penalty and alpha_sft need. Set tokenizer.eos_token"
+            "missing_eos_penalty and alpha_sft need. Set tokenizer.eos_token."
         )
-    pad, eos = processing_class.pad_token_id, processing_class.eos_token_id
     if args.masks_from == "pad_token" and (pad is None or pad == eos):
-        problems.append(
+        errors.append(
             f"processing_class.pad_token_id: got {pad} with eos_token_id {eos}, expected two "
-            "different ids with masks_from='pad_token'. Use masks_from='lengths'"
+            "different ids with masks_from='pad_token'. Use masks_from='lengths'."
         )
-    if args.alpha_sft > 0 and not sft_dataset:
-        problems.append(
+    return errors
+
+
+def _given_model_errors(given: Given) -> list[str]:
+    """Return what is wrong with the models as they were given."""
+    errors, model = [], given.model
+    if not isinstance(model, nn.Module) and not is_name(model):
+        errors.append(
+            f"model: got {type(model).__name__}, expected a causal language model, or its name or "
+            "path."
+        )
+    if is_name(model):
+        with _collected(errors):
+            architectures = AutoConfig.from_pretrained(model).architectures or []
+            if any(name.endswith("ForSequenceClassification") for name in architectures):
+                errors.append(
+                    f"model: got {model} with {', '.join(architectures)}, expected a causal "
+                    "language model. A reward model is given as reward_model."
+                )
+    if given.peft_config is not None and not (isinstance(model, PreTrainedModel) or is_name(model)):
+        errors.append(
+            "peft_config: got one together with a policy that already has an adapter, expected one "
+            "of the two. Merge the adapter first, or leave peft_config out."
+        )
+    if given.ref_model is not None and given.ref_model is model and not is_name(model):
+        errors.append(
+            "ref_model: got the same object as model, expected another one. Pass None: the "
+            "trainer then keeps a copy."
+        )
+    funcs = getattr(given.reward_funcs, "rewards", None) or _iterable(given.reward_funcs)
+    scored = [*given.reward_models, *funcs]
+    scored = [getattr(r, "model", r) if isinstance(r, ModelReward) else r for r in scored]
+    critic = given.value_model
+    if isinstance(critic, nn.Module) and any(critic is model for model in scored):
+        errors.append(
+            "value_model: got the same object as reward_model, expected another one: the critic is "
+            "trained. Pass None: the trainer then copies the reward model."
+        )
+    return errors
+
+
+def _dataset_errors(given: Given) -> list[str]:
+    """Return what is wrong with the data sets, and with the sizes that follow from them."""
+    args, errors = given.args, []
+    if given.train_dataset is None or not hasattr(given.train_dataset, "__len__"):
+        errors.append(
+            f"train_dataset: got {type(given.train_dataset).__name__}, expected a data set with a "
+            "length. Turn a stream into one with Dataset.from_list(list(stream))."
+        )
+    else:
+        with _collected(errors):
+            schedule = Schedule.of(args, len(given.train_dataset))
+            errors += _optimizer_errors(given, schedule)
+            if args.kl_target is not None:
+                kl = AdaptiveKL(args.kl_coef, args.kl_target, args.kl_horizon)
+                kl.check(schedule.episodes_per_rollout)
+    if any(len(dataset) == 0 for dataset in given.eval_datasets.values()):
+        errors.append("eval_dataset: got a data set without rows, expected some. Leave it out.")
+    if args.alpha_sft > 0 and not given.sft_dataset:
+        errors.append(
             f"sft_dataset: got none, expected demonstrations with alpha_sft={args.alpha_sft}. "
-            "Pass sft_dataset or set alpha_sft=0"
+            "Pass sft_dataset or set alpha_sft=0."
         )
-    if args.alpha_sft == 0 and sft_dataset is not None:
-        problems.append(
-            "sft_dataset: got one that alpha_sft=0 would ignore, expected None. Set alpha_sft"
+    if args.alpha_sft == 0 and given.sft_dataset is not None:
+        errors.append(
+            "sft_dataset: got one that alpha_sft=0 would ignore, expected None. Set alpha_sft."
         )
-    if problems:
-        raise ValueError("PPOTrainer:\n" + "\n".join(f"- {problem}." for problem in problems))
+    return errors
+
+
+def _optimizer_errors(given: Given, schedule: Schedule) -> list[str]:
+    """Return what is wrong with a scheduler of the user's own: most were built in TRL's unit."""
+    scheduler = given.optimizers[1]
+    if scheduler is None:
+        return []
+    by_rollout = given.args.lr_schedule == "rollout"
+    if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        name = type(scheduler).__name__
+        return (
+            [
+                f"optimizers: got a {name} with lr_schedule='rollout', expected a LambdaLR, as "
+                "transformers.get_scheduler returns. Set lr_schedule='step'."
+            ]
+            if by_rollout
+            else []
+        )
+    updates = schedule.updates_per_rollout
+    steps = trainer_args(given.args, schedule).max_steps
+    last = (steps - 1) // updates if by_rollout else steps - 1
+    if last > 0 and all(rate(last) == 0 for rate in scheduler.lr_lambdas):
+        return [
+            f"optimizers: got a scheduler whose rate is 0 at step {last + 1} of {last + 1}, "
+            f"expected one that lasts. lr_schedule={given.args.lr_schedule!r} moves it "
+            f"{last + 1} times; 'rollout' would {steps // updates} times, as TRL's class does."
+        ]
+    return []
+
+
+def _reward_errors(given: Given) -> list[str]:
+    """Return what is wrong with rewards, their weights, and the columns that they need."""
+    errors: list[str] = []
+    funcs = given.reward_funcs
+    if isinstance(funcs, RewardSum):
+        if given.reward_models or given.reward_weights is not None:
+            return [
+                "reward_funcs: got a RewardSum together with reward_model or reward_weights, "
+                "expected it alone. Put the reward model into the RewardSum."
+            ]
+    elif not given.reward_models and given.reward_funcs in (None, [], ()):
+        return [
+            "reward_model and reward_funcs: got neither, expected at least one reward. Pass a "
+            "reward model, or names or functions in reward_funcs."
+        ]
+    if len(given.reward_tokenizers) != len(given.reward_models):
+        errors.append(
+            f"reward_processing_class: got {len(given.reward_tokenizers)} for "
+            f"{len(given.reward_models)} reward models, expected one each."
+        )
+    with _collected(errors):
+        rewards = _all_rewards(
+            given,
+            [
+                _stand_in(given.reward_name(n)) if is_name(m) or isinstance(m, nn.Module) else m
+                for n, m in enumerate(given.reward_models)
+            ],
+        )
+        evaluated = _with_unweighted(rewards, given.eval_reward_funcs)
+        taken = sorted({*evaluated.names} & {*EVALUATION_METRICS})
+        if taken:
+            errors.append(
+                f"reward_funcs: got rewards named {taken}, expected other names: evaluate() "
+                "reports metrics of its own under these. Set `__name__`."
+            )
+        sets = [
+            (rewards, given.train_dataset),
+            *((evaluated, d) for d in given.eval_datasets.values()),
+        ]
+        for reward_sum, dataset in sets:
+            if hasattr(dataset, "__len__") and len(dataset):
+                with _collected(errors):
+                    reward_sum.check_columns(set(dataset[0]) - set(NOT_REWARD_COLUMNS))
+    return errors
+
+
+def model_errors(given: Given, loaded: _Loaded) -> list[str]:
+    """Return what is wrong with the models, once they are there."""
+    args, errors = given.args, []
+    policy = loaded.policy
+    for name, model in (("model", policy), ("value_model", loaded.critic)):
+        if model is None:
+            continue
+        if getattr(model, "_hf_peft_config_loaded", False):
+            errors.append(
+                f"{name}: got an adapter added by add_adapter, expected one of peft.get_peft_model "
+                "or none: only the adapter would be saved, though all of the model is trained."
+            )
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            errors.append(
+                f"{name}: got a model without a trainable parameter, expected some. Call "
+                "requires_grad_(True) on it; an adapter is loaded for training with "
+                "PeftModel.from_pretrained(model, path, is_trainable=True)."
+            )
+    errors += _policy_errors(args, policy)
+    by_ids = [isinstance(m, nn.Module) and t is None for m, t in loaded.pairs()]
+    copied = loaded.critic is None and not any(by_ids)
+    if copied and getattr(base_model(policy), "is_quantized", False):
+        errors.append(
+            "value_model: got None with a quantised policy, expected a critic: weights of 8 or 4 "
+            "bits cannot be copied into one that is trained. Pass value_model."
+        )
+    if loaded.critic is not None:
+        with _collected(errors):
+            check_scalar_head(loaded.critic, "value_model")
+            errors += _vocabulary_errors("value_model", loaded, loaded.critic, given)
+    for number, model in enumerate(loaded.readers):
+        if isinstance(model, nn.Module):
+            with _collected(errors):
+                check_scalar_head(model, given.reward_name(number))
+                errors += _reader_errors(number, given, loaded)
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if args.importance_cap is not None and not recomputes(
+        args, next(policy.parameters()).dtype, precision
+    ):
+        errors.append(
+            "importance_cap: got a cap where the engine's log-probabilities are taken as they "
+            "are, expected old_logprobs='recompute': without it there is nothing to weigh."
+        )
+    return errors
+
+
+def _policy_errors(args: PPOConfig, policy: nn.Module) -> list[str]:
+    errors = []
+    if base_model(policy).get_output_embeddings() is None:
+        errors.append(
+            f"model: got {type(base_model(policy)).__name__}, expected a causal language model. "
+            "Load it with AutoModelForCausalLM."
+        )
+    adapters = {} if isinstance(policy, PreTrainedModel) else policy.peft_config
+    if any(config.is_prompt_learning for config in adapters.values()):
+        errors.append(
+            "model: got an adapter of virtual tokens (prompt or prefix tuning), expected one of "
+            "weights, such as LoRA: PPO scores the policy's own tokens."
+        )
+    known = sorted(adapters)
+    for name in ("model_adapter_name", "ref_adapter_name"):
+        wanted = getattr(args, name)
+        if wanted is not None and wanted not in known:
+            errors.append(f"{name}: got {wanted!r}, expected one of the adapters {known}.")
+    return errors
+
+
+def _reader_errors(number: int, given: Given, loaded: _Loaded) -> list[str]:
+    """Return what is wrong with a reward model that has a scalar head."""
+    model, name, errors = loaded.readers[number], given.reward_name(number), []
+    mean, std = _scale(model)
+    if given.args.normalize_reward_model and not (
+        math.isfinite(mean) and math.isfinite(std) and std > 0
+    ):
+        errors.append(
+            f"{name}: got score_mean {mean} and score_std {std} in its config, expected finite "
+            "numbers, the second above 0. Train it again, or set normalize_reward_model=False."
+        )
+    if loaded.tokenizers[number] is None:
+        errors += _vocabulary_errors(name, loaded, model, given)
+        if loaded.critic is None and getattr(model, "_hf_peft_config_loaded", False):
+            errors.append(
+                f"{name}: got an adapter added by add_adapter, expected none where the critic "
+                "starts as its copy. Merge the adapter, or pass value_model."
+            )
+    return errors
+
+
+def _vocabulary_errors(name: str, loaded: _Loaded, model: nn.Module, given: Given) -> list[str]:
+    """Refuse a critic or reward model that cannot embed what the policy's tokenizer makes."""
+    wanted = base_model(loaded.policy).get_input_embeddings().num_embeddings
+    wanted = min(len(given.processing_class), wanted)
+    found = model.get_input_embeddings().num_embeddings
+    if found >= wanted:
+        return []
+    return [
+        f"{name}: got {found} embeddings, expected at least the policy's {wanted}, whose token ids "
+        "it reads. Give a reward model's own tokenizer as reward_processing_class; leave "
+        "value_model out."
+    ]
+
+
+def _length_errors(given: Given, parts: Parts) -> list[str]:
+    """Return the prompts and demonstrations that do not fit the models; looks at every row."""
+    errors = []
+    for name, dataset in {"train_dataset": given.train_dataset, **given.eval_datasets}.items():
+        errors += parts.encoder.errors(dataset, name)
+    short: list[str] = []
+    for number, (row, length) in enumerate(parts.encoder.with_lengths(given.sft_dataset or [])):
+        if number == 0 or length is None or length >= parts.sft_limit:
+            with _collected(errors):
+                ids, start = parts.encoder.encode_demonstration(row, number)
+                if start >= min(len(ids), parts.sft_limit):
+                    short.append(f"row {number}: got a prompt of {start} tokens and nothing to")
+    if short:
+        errors.append(
+            f"sft_dataset {short[0]} learn within {parts.sft_limit} ({len(short)} such rows), "
+            "expected room for a completion. Raise sft_max_length, where the policy's context "
+            "allows it, or drop such rows."
+        )
+    return errors
+
+
+# ------------------------------------------------------------------------------ parts
 
 
 def is_name(model: Any) -> bool:
@@ -112,111 +542,32 @@ def is_name(model: Any) -> bool:
     return isinstance(model, (str, os.PathLike))
 
 
-def loaded_policy(model: Any) -> Any:
-    """Return `model`, loaded in float32 if it is a name or a path.
+def _load(given: Given) -> _Loaded:
+    """Load what is given by name; names are loaded in float32.
 
     In the dtype of a bfloat16 checkpoint small updates would be rounded away; `bf16` computes in
     it without that.
     """
-    return load_policy(model) if is_name(model) else model
-
-
-def with_adapter(policy: nn.Module, peft_config: Any) -> nn.Module:
-    """Return the policy, wrapped in an adapter if one is configured."""
-    if peft_config is None:
-        return policy
-    if not is_peft_available():
-        raise ImportError(
-            "peft_config: needs the package peft. Install it with `pip install peft`."
-        )
-    from peft import get_peft_model
-
-    if not isinstance(policy, PreTrainedModel):
-        raise ValueError(
-            "peft_config: got one together with a policy that already has an adapter, expected one "
-            "of the two. Merge the adapter first, or leave peft_config out."
-        )
-    return get_peft_model(policy, peft_config)
-
-
-def check_policy(policy: nn.Module, args: PPOConfig) -> None:
-    """Refuse a policy that training could not change; make the adapter to be trained active.
-
-    Raises:
-        ValueError: no trainable parameter, or adapter names without such adapters.
-    """
-    adapted = not isinstance(policy, PreTrainedModel)
-    for name in ("model_adapter_name", "ref_adapter_name"):
-        wanted, known = getattr(args, name), sorted(policy.peft_config) if adapted else []
-        if wanted is not None and wanted not in known:
-            raise ValueError(f"{name}: got {wanted!r}, expected one of the adapters {known}.")
-    if args.model_adapter_name is not None:
+    args = given.args
+    set_seed(args.seed)  # new adapters are drawn here, before Trainer does this again
+    policy = load_policy(given.model) if is_name(given.model) else given.model
+    if given.peft_config is not None:
+        policy = get_peft_model(policy, given.peft_config)
+    if args.model_adapter_name in getattr(policy, "peft_config", {}):
         policy.set_adapter(args.model_adapter_name)
-    if not any(parameter.requires_grad for parameter in policy.parameters()):
-        raise ValueError(
-            "model: got a policy without a trainable parameter, expected some. An adapter is "
-            "loaded for training with PeftModel.from_pretrained(model, path, is_trainable=True)."
-        )
-
-
-def check_vocabularies(policy, critic, rewards: RewardSum, tokenizer) -> None:
-    """Refuse a critic or reward model that cannot embed what the policy's tokenizer makes."""
-    readers = {r.__name__: r.model for r in rewards.rewards if isinstance(r, IdReward)}
-    wanted = min(len(tokenizer), base_model(policy).get_input_embeddings().num_embeddings)
-    for name, model in {"value_model": critic, **readers}.items():
-        found = model.get_input_embeddings().num_embeddings
-        if found < wanted:
-            raise ValueError(
-                f"{name}: got {found} embeddings, expected at least the policy's {wanted}, whose "
-                "token ids it reads. Give a reward model's own tokenizer as "
-                "reward_processing_class; leave value_model out."
-            )
-
-
-def make_rewards(args, reward_model, reward_funcs, weights, tokenizers, processing_class):
-    """Return the reward models that the trainer must place, and the sum of all rewards."""
-    if isinstance(reward_funcs, RewardSum):
-        if reward_model is not None or weights is not None:
-            raise ValueError(
-                "reward_funcs: got a RewardSum together with reward_model or reward_weights, "
-                "expected it alone. Put the reward model into the RewardSum."
-            )
-        read = [r.model for r in reward_funcs.rewards if isinstance(r, ModelReward | IdReward)]
-        return read, reward_funcs
-    models = reward_model if isinstance(reward_model, list) else [reward_model]
-    models = [model for model in models if model is not None]
-    tokenizers = tokenizers if isinstance(tokenizers, list) else [tokenizers] * len(models)
-    if len(tokenizers) != len(models):
-        raise ValueError(
-            f"reward_processing_class: got {len(tokenizers)} for {len(models)} reward models, "
-            "expected one each."
-        )
-    placed, rewards = [], []
-    for number, (model, tokenizer) in enumerate(zip(models, tokenizers, strict=True)):
-        name = "reward_model" if len(models) == 1 else f"reward_model_{number + 1}"
+    reference = given.ref_model
+    if is_name(reference):
+        reference = load_policy(reference)
+    readers, tokenizers = [], []
+    for model, tokenizer in zip(given.reward_models, given.reward_tokenizers, strict=True):
         if is_name(model) and tokenizer is None:
-            tokenizer = _own_tokenizer(model, processing_class)
-        model = load_reward_model(model) if is_name(model) else model
-        if not isinstance(model, nn.Module):
-            rewards.append(model)  # a callable under the contract already
-            placed += [model.model] if isinstance(model, ModelReward) else []
-            continue
-        placed.append(model)
-        if tokenizer is None:
-            rewards.append(IdReward(model, name, args.normalize_reward_model))
-            continue
-        check_scalar_head(model, name)
-        mean = getattr(model.config, "score_mean", 0.0)
-        std = getattr(model.config, "score_std", 1.0)
-        norm = {"mean": mean, "std": std} if args.normalize_reward_model else {}
-        rewards.append(ModelReward(model, tokenizer, name=name, **norm))
-    funcs = as_list(reward_funcs)
-    if not rewards and not funcs:
-        raise ValueError(
-            "reward_model and reward_funcs: got neither, expected at least one reward. Pass a "
-            "reward model, or names or functions in reward_funcs."
-        )
-    return placed, combine([*rewards, *funcs], weights)
+            tokenizer = _own_tokenizer(model, given.processing_class)
+        readers.append(load_reward_model(model) if is_name(model) else model)
+        tokenizers.append(tokenizer)
+    critic = given.value_model
+    if is_name(critic):
+        critic = load_reward_model(critic, new_head=True, seed=args.seed)
+    return _Loaded(policy, reference, critic, readers, tokenizers)
 
 
 def _own_tokenizer(path: Any, processing_class: Any) -> PreTrainedTokenizerBase | None:
@@ -229,28 +580,68 @@ def _own_tokenizer(path: Any, processing_class: Any) -> PreTrainedTokenizerBase 
     return None if same else own
 
 
-def make_critic(value_model: Any, policy: nn.Module, rewards: RewardSum, seed: int):
-    """Return the critic: the given one, the reward model's copy, or one on the policy's trunk.
+def _rewards(given: Given, loaded: _Loaded) -> RewardSum:
+    """Return the sum of all rewards, reward models first."""
+    rewards = []
+    for number, (model, tokenizer) in enumerate(loaded.pairs()):
+        name, normalize = given.reward_name(number), given.args.normalize_reward_model
+        if not isinstance(model, nn.Module):
+            rewards.append(model)  # a callable under the contract already
+        elif tokenizer is None:
+            rewards.append(IdReward(model, name, normalize))
+        else:
+            mean, std = _scale(model) if normalize else (0.0, 1.0)
+            rewards.append(ModelReward(model, tokenizer, name=name, mean=mean, std=std))
+    return _all_rewards(given, rewards)
 
-    A given one keeps what its owner froze. `seed` draws a head where a named checkpoint has none.
+
+def _scale(model: PreTrainedModel) -> tuple[float, float]:
+    """Return mean and deviation of a reward model's scores, as its config records them."""
+    return getattr(model.config, "score_mean", 0.0), getattr(model.config, "score_std", 1.0)
+
+
+def _all_rewards(given: Given, of_models: list[Callable]) -> RewardSum:
+    """Return the rewards of the reward models and the functions, weighted."""
+    if isinstance(given.reward_funcs, RewardSum):
+        return given.reward_funcs
+    return combine([*of_models, *as_list(given.reward_funcs)], given.reward_weights)
+
+
+def _with_unweighted(rewards: RewardSum, more: Any) -> RewardSum:
+    """Return rewards and further ones of weight 0: reported, but no part of the score."""
+    if not more:
+        return rewards
+    extra = combine(more)
+    weights = [*rewards.weights, *[0.0] * len(extra.rewards)]
+    return RewardSum([*rewards.rewards, *extra.rewards], weights)
+
+
+def _stand_in(name: str) -> Callable:
+    """Return a reward of that name, to be checked before the reward model is loaded."""
+
+    def reward(prompts, completions, **columns):
+        raise NotImplementedError
+
+    reward.__name__ = name
+    return reward
+
+
+def _iterable(funcs: Any) -> list[Any]:
+    return list(funcs) if isinstance(funcs, list | tuple) else [funcs]
+
+
+def _new_critic(policy: nn.Module, by_ids: list[PreTrainedModel]) -> PreTrainedModel:
+    """Return a copy of the first reward model that reads ids, or a critic on the policy's trunk.
+
+    Only such a reward model has the policy's vocabulary.
     """
-    critic = value_model
-    if is_name(critic):
-        critic = load_reward_model(critic, new_head=True, seed=seed)
-    if critic is None:
-        # only a reward model that reads the policy's ids has the policy's vocabulary
-        readers = [r.model for r in rewards.rewards if isinstance(r, IdReward)]
-        critic = copy.deepcopy(readers[0]) if readers else critic_from_policy(policy)
-        critic.requires_grad_(True)
-    check_scalar_head(critic, "value_model")
-    if any(critic is r.model for r in rewards.rewards if isinstance(r, IdReward | ModelReward)):
-        raise ValueError(
-            "value_model: got the same object as reward_model, expected another one: the critic is "
-            "trained. Pass None: the trainer then copies the reward model."
-        )
-    if not any(parameter.requires_grad for parameter in critic.parameters()):
-        raise ValueError(
-            "value_model: got a model without a trainable parameter, expected some. Call "
-            "value_model.requires_grad_(True)."
-        )
-    return critic
+    critic = copy.deepcopy(by_ids[0]) if by_ids else critic_from_policy(policy)
+    return critic.requires_grad_(True)
+
+
+def _encoder(given: Given, limit: int | None) -> PromptEncoder:
+    """Return what turns rows into ids; it refuses padding where that can be told."""
+    tokenizer, args = given.processing_class, given.args
+    pads = args.masks_from == "lengths" and tokenizer.pad_token_id != tokenizer.eos_token_id
+    pad_id = tokenizer.pad_token_id if pads else None
+    return PromptEncoder(tokenizer, args.response_length, limit, pad_id)

@@ -5,18 +5,16 @@ the only way in which the gradients of the RL and the SFT loss are both right un
 """
 
 import copy
-from collections import defaultdict
-from pathlib import Path
+import re
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from codexhf.models import backbone_states, base_model, evaluating, mask_arguments
 from codexhf.ppo.objective import linear_logprobs, logits_logprobs
-from codexhf.reward_model import draw_head
+from codexhf.reward_model import classifier_class, draw_head
 
 BLOCK_ROWS, BLOCK_BYTES = 256, 32 * 2**20
 """Logits are made this many rows at a time, or as many as fit into this memory if that is more."""
@@ -25,7 +23,7 @@ BLOCK_ROWS, BLOCK_BYTES = 256, 32 * 2**20
 class PolicyOutput(NamedTuple):
     """What one forward of `PolicyAndCritic` returns; None where it was not asked for.
 
-    N answer tokens and M values, row after row.
+    N completion tokens and M values, row after row.
     """
 
     logprobs: Tensor | None  # (N,) float32
@@ -118,7 +116,7 @@ class PolicyAndCritic(nn.Module):
         temperature: float,
         sft: dict[str, Tensor] | None = None,
     ) -> PolicyOutput:
-        """Score answers with the policy and the critic and, in the same pass, demonstrations.
+        """Score completions with the policy and the critic and, in the same pass, demonstrations.
 
         Args:
             input_ids: (b, l).
@@ -180,7 +178,7 @@ class PolicyAndCritic(nn.Module):
             targets,
             temperature,
             block=max(BLOCK_ROWS, BLOCK_BYTES // row),
-            keep=hidden.size(0) * row <= self._kept_bytes,
+            keep=torch.is_grad_enabled() and hidden.size(0) * row <= self._kept_bytes,
             dtype=matmul_dtype(hidden),
         )
 
@@ -233,56 +231,18 @@ def critic_from_policy(policy: nn.Module) -> PreTrainedModel:
     model = base_model(policy)
     config = copy.deepcopy(model.config)
     config.num_labels = 1
-    critic = AutoModelForSequenceClassification.from_config(config)
+    kind = classifier_class(config)
+    if hasattr(kind, "from_config"):
+        critic = kind.from_config(config)
+    else:  # of the generic kind, which knows no other implementations of experts
+        critic = kind(type(config).from_dict(config.to_dict()))
     critic = critic.to(device=model.device, dtype=model.dtype)
     trunk = getattr(model, model.base_model_prefix)
     weights = {
-        name.replace("base_layer.", "").replace("original_module.", ""): w
+        re.sub(r"(base_layer|original_module|token_adapter)\.", "", name): w
         for name, w in trunk.state_dict().items()
     }
     wanted = getattr(critic, critic.base_model_prefix)
     wanted.load_state_dict({name: weights[name] for name in wanted.state_dict()})
     draw_head(critic, seed=0)
     return critic
-
-
-def load_weights(module: nn.Module, folder: Path) -> None:
-    """Load saved weights into a model in place, adapters into a PEFT model.
-
-    Raises:
-        ValueError: the folder lacks weights that the model needs, or has others.
-    """
-    if not isinstance(module, PreTrainedModel):
-        named = folder / module.active_adapter  # where PEFT puts all but the one called default
-        where = named if named.is_dir() else folder
-        module.load_adapter(str(where), module.active_adapter, is_trainable=True)
-        return
-    files = sorted(folder.glob("model*.safetensors"))
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        weights |= safetensors.torch.load_file(file)
-    result = module.load_state_dict(weights, strict=False)
-    shared = _shared_names(module)
-    missing = [name for name in result.missing_keys if name not in shared]
-    if missing or result.unexpected_keys or not files:
-        raise ValueError(
-            f"{folder}: got weights without {missing[:3]} and with unknown "
-            f"{result.unexpected_keys[:3]} in {len(files)} files, "
-            f"expected those of {type(module).__name__}. Resume with the model that was saved."
-        )
-
-
-def _shared_names(module: nn.Module) -> set[str]:
-    """Return names of tensors that share memory with another; only one of them is saved."""
-    names = defaultdict(list)
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        names[tensor.data_ptr()].append(name)
-    return {name for group in names.values() if len(group) > 1 for name in group}
-
-
-def parts_of(wrapper: PolicyAndCritic, folder: Path) -> list[tuple[nn.Module, str, Path]]:
-    """Return each model of the wrapper with its prefix and its folder."""
-    return [
-        (wrapper.policy, "policy.", folder),
-        (wrapper.value_model, "value_model.", folder / "value_model"),
-    ]

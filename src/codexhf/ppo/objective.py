@@ -1,6 +1,6 @@
 """The mathematics of PPO as pure tensor functions; imports torch and nothing else.
 
-Used by `codexhf.ppo.rollout` (rewards, advantages) and `codexhf.ppo.trainer` (losses).
+Used by rollout.py (rewards, advantages) and trainer.py (losses).
 Shapes: B sequences, R response tokens, N selected tokens, H hidden size, V vocabulary.
 Every mask is bool and True marks a real token.
 """
@@ -135,7 +135,6 @@ def policy_losses(
     clip_low: float = 0.2,
     clip_high: float | None = None,
     dual_clip: float | None = None,
-    log_ratio_clip: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the clipped surrogate loss per token.
 
@@ -148,17 +147,13 @@ def policy_losses(
             arXiv:2503.14476, eq. 10, when it is larger).
         dual_clip: caps the loss of a negative advantage at -dual_clip * advantage
             (arXiv:1912.09729, eq. 5); None leaves it open.
-        log_ratio_clip: clamps the log-ratio to +-this before it is exponentiated.
     Returns:
         losses: (B, R).
         ratio: (B, R).
         clipped: (B, R) bool, True where clipping decided the loss.
     Source: Schulman et al. 2017, eq. 7 (arXiv:1707.06347).
     """
-    log_ratio = logprobs - old_logprobs
-    if log_ratio_clip is not None:
-        log_ratio = log_ratio.clamp(-log_ratio_clip, log_ratio_clip)
-    ratio = log_ratio.exp()
+    ratio = (logprobs - old_logprobs).exp()
     high = clip_low if clip_high is None else clip_high
     plain = -advantages * ratio
     bounded = -advantages * ratio.clamp(1.0 - clip_low, 1.0 + high)

@@ -1,10 +1,11 @@
-"""A rollout: prompts in, answers with their rewards, values and advantages out.
+"""A rollout: prompts in, completions with their rewards, values and advantages out.
 
-`codexhf.ppo.trainer` calls, in this order, `PromptEncoder.ids`, an engine, `mark`, `Scorer.score`
-and `advantages`. Shapes: B rows, P prompt columns, R response columns, L = P + R; b rows of l
+sampling.py calls, in this order, `PromptEncoder.ids`, an engine, `mark`, `Scorer.score` and
+`advantages`. Shapes: B rows, P prompt columns, R response columns, L = P + R; b rows of l
 columns are a part of them as a model reads it.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -27,6 +28,9 @@ from codexhf.ppo.objective import (
 from codexhf.reward_model import IdReward
 from codexhf.rewards import RewardSum
 
+CHECKED_ROWS = 1000
+"""Prompts tokenised at a time when a data set is checked."""
+
 NOT_REWARD_COLUMNS = ("prompt", "input_ids", "attention_mask", "token_type_ids", "completion")
 
 
@@ -36,14 +40,14 @@ class Layout:
 
     input_ids: Tensor  # (b, l)
     attention_mask: Tensor | None  # (b, l) bool; None: no padding before a real token
-    policy_at: Tensor  # (b, l) bool, True where the next token belongs to the answer
+    policy_at: Tensor  # (b, l) bool, True where the next token belongs to the completion
     value_at: Tensor  # (b, l) bool, True where a value is wanted
     last: Tensor  # (b,) column of the last real token
 
 
 @dataclass
 class Sequences:
-    """Prompts and answers, one row each; prompts padded on the left, answers on the right."""
+    """Prompts padded on the left and completions padded on the right, one row each."""
 
     input_ids: Tensor  # (B, L) padded with token 0
     mask: Tensor  # (B, L) bool
@@ -54,7 +58,7 @@ class Sequences:
         """Return rows for a forward; `trim` moves them flush left and needs no attention mask.
 
         Flush left, padding only follows real tokens, which causal attention never looks at, and
-        the width is that of the longest row rather than longest prompt plus longest answer.
+        the width is that of the longest row rather than longest prompt plus longest completion.
         """
         ids, mask = self.input_ids[index], self.mask[index]  # (b, L)
         policy_at = self._sources(self.response_mask[index], mask)
@@ -78,7 +82,7 @@ class Sequences:
         )
 
     def _sources(self, wanted: Tensor, mask: Tensor) -> Tensor:
-        """Return (b, L) True one column before each wanted answer position (b, R)."""
+        """Return (b, L) True one column before each wanted position of the completion (b, R)."""
         sources = torch.zeros_like(mask)
         width = wanted.size(1)
         sources[:, -width - 1 : -1] = wanted
@@ -99,10 +103,10 @@ class Sequences:
 
 @dataclass
 class MicroBatch:
-    """What one forward and its loss read. N answer tokens and M values, row after row."""
+    """What one forward and its loss read. N completion tokens and M values, row after row."""
 
     layout: Layout
-    targets: Tensor  # (N,) the answers' tokens
+    targets: Tensor  # (N,) the completions' tokens
     logprobs: Tensor  # (N,) float32 of the sampling policy
     ref_logprobs: Tensor  # (N,) float32
     advantages: Tensor  # (N,) float32
@@ -113,7 +117,7 @@ class MicroBatch:
 
 @dataclass
 class Rollout(Sequences):
-    """Everything the updates of one rollout read; one row per answer of this process."""
+    """Everything the updates of one rollout read; one row per completion of this process."""
 
     logprobs: Tensor  # (B, R) float32 of the sampling policy
     ref_logprobs: Tensor  # (B, R) float32
@@ -128,15 +132,15 @@ class Rollout(Sequences):
 
     def micro_batch(self, index: Tensor, trim: bool) -> MicroBatch:
         """Return some rows for an update."""
-        answer, value = self.response_mask[index], self.value_mask[index]
-        responses = self.input_ids[index][:, -answer.size(1) :]
+        real, value = self.response_mask[index], self.value_mask[index]
+        responses = self.input_ids[index][:, -real.size(1) :]
         return MicroBatch(
             layout=self.layout(index, trim),
-            targets=responses[answer],
-            logprobs=self.logprobs[index][answer],
-            ref_logprobs=self.ref_logprobs[index][answer],
-            advantages=self.advantages[index][answer],
-            importance=self.importance[index][answer],
+            targets=responses[real],
+            logprobs=self.logprobs[index][real],
+            ref_logprobs=self.ref_logprobs[index][real],
+            advantages=self.advantages[index][real],
+            importance=self.importance[index][real],
             values=self.values[index][value],
             returns=self.returns[index][value],
         )
@@ -152,7 +156,7 @@ class PromptEncoder:
         limit: int | None,
         pad_id: int | None = None,
     ):
-        """Keep `room` tokens free for the answer within the `limit` of the models.
+        """Keep `room` tokens free for the completion within the `limit` of the models.
 
         With `pad_id`, `input_ids` that begin or end with it and come without a mask are refused.
         """
@@ -183,6 +187,45 @@ class PromptEncoder:
             )
         return ids
 
+    def errors(self, dataset: Any, name: str) -> list[str]:
+        """Return what is wrong with the first unfit prompt of a data set, and how many are unfit.
+
+        Tokenises in batches; `ids` judges each row that looks unfit by its length.
+        """
+        found = []
+        longest = math.inf if self.limit is None else self.limit - self.room
+        for number, (row, length) in enumerate(self.with_lengths(dataset)):
+            if length is None or not 0 < length <= longest:
+                try:
+                    self.ids(row, number)
+                except ValueError as error:
+                    found.append(str(error))
+        more = f" ({len(found)} of {len(dataset)} rows cannot be used.)" if len(found) > 1 else ""
+        return [f"{name} {found[0]}{more}"] if found else []
+
+    def with_lengths(self, dataset: Any) -> Iterator[tuple[dict, int | None]]:
+        """Yield each row with the tokens of its text or message prompt; None for other rows."""
+        for start in range(0, len(dataset), CHECKED_ROWS):
+            rows = [dataset[i] for i in range(start, min(start + CHECKED_ROWS, len(dataset)))]
+            lengths: list[int | None] = [None] * len(rows)
+            prompts = [
+                None if row.get("input_ids") is not None else row.get("prompt") for row in rows
+            ]
+            texts = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
+            chats = [i for i, prompt in enumerate(prompts) if isinstance(prompt, list) and prompt]
+            for where, tokenise in ((texts, self.tokenizer), (chats, self._render)):
+                if where:
+                    ids = tokenise([prompts[i] for i in where])["input_ids"]
+                    for i, row_ids in zip(where, ids, strict=True):
+                        lengths[i] = len(row_ids)
+            yield from zip(rows, lengths, strict=True)
+
+    def _render(self, chats: list) -> Mapping[str, Any]:
+        """Return the ids of several conversations, the assistant's turn opened."""
+        return self.tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+
     def _without_padding(self, row: Mapping[str, Any], number: int | None) -> list[int]:
         """Return the real tokens of a tokenised prompt, as its attention_mask tells them."""
         ids, mask = list(row["input_ids"]), row.get("attention_mask")
@@ -208,7 +251,7 @@ class PromptEncoder:
             for row, prompt in zip(rows, ids, strict=True)
         ]
 
-    def answers(self, responses: Tensor, lengths: Tensor) -> list[str]:
+    def decode(self, responses: Tensor, lengths: Tensor) -> list[str]:
         """Return responses (B, R) as text, without special tokens."""
         ids = [row[:n].tolist() for row, n in zip(responses, lengths.tolist(), strict=True)]
         return decode(ids, self.tokenizer)
@@ -242,7 +285,7 @@ def demonstration_batch(rows: Sequence[tuple[list[int], int]], limit: int, devic
 
 
 @dataclass
-class Answers(Sequences):
+class Completions(Sequences):
     """What an engine produced, with the rules of the configuration applied by `mark`."""
 
     responses: Tensor  # (B, R)
@@ -258,8 +301,8 @@ def mark(
     args: PPOConfig,
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: tuple[int, ...],
-) -> Answers:
-    """Say which tokens are real and which answers ended, by the rules that `args` names."""
+) -> Completions:
+    """Say which tokens are real and which completions ended, by the rules that `args` names."""
     responses, lengths = generation.responses, generation.lengths
     width = responses.size(1)
     columns = torch.arange(width, device=responses.device)
@@ -277,7 +320,7 @@ def mark(
         lengths = torch.minimum(lengths, first_true(padding))
         real = columns < lengths[:, None]
     value_mask = real if args.reward_position == "eos" else columns <= lengths[:, None]
-    return Answers(
+    return Completions(
         input_ids=torch.cat([prompt_ids, responses * real], 1),
         mask=torch.cat([prompt_mask, real], 1),
         response_mask=real,
@@ -290,43 +333,43 @@ def mark(
 
 
 class Scorer:
-    """Scores answers with all rewards of a run; one for training, one for evaluation."""
+    """Scores completions with all rewards of a run; one for training, one for evaluation."""
 
     def __init__(self, rewards: RewardSum, encoder: PromptEncoder, size: int, trim: bool):
         self.rewards, self.encoder, self.size, self.trim = rewards, encoder, size, trim
 
     def score(
-        self, rows: Sequence[Mapping[str, Any]], ids: Sequence[list[int]], answers: Answers
+        self, rows: Sequence[Mapping[str, Any]], ids: Sequence[list[int]], completions: Completions
     ) -> tuple[Tensor, dict[str, list[float | None]], list[str]]:
-        """Return total scores (B,), the values of each reward by name, and the answers' texts."""
+        """Return total scores (B,), each reward's values by name, and the completions as text."""
         for reward in self.rewards.rewards:
             if isinstance(reward, IdReward):
-                batches = answers.batches(self.size, self.trim)
-                reward.read(answers.mask.size(0), batches)
-        texts = self.encoder.answers(answers.responses, answers.lengths)
+                batches = completions.batches(self.size, self.trim)
+                reward.read(completions.mask.size(0), batches)
+        texts = self.encoder.decode(completions.responses, completions.lengths)
         columns = {
             name: [row[name] for row in rows] for name in rows[0] if name not in NOT_REWARD_COLUMNS
         }
         scored = self.rewards(self.encoder.texts(rows, ids), texts, **columns)
-        total = torch.tensor(scored.total, dtype=torch.float32, device=answers.responses.device)
+        total = torch.tensor(scored.total, dtype=torch.float32, device=completions.responses.device)
         return total, scored.parts, texts
 
 
-def shape_scores(scores: Tensor, answers: Answers, args: PPOConfig) -> Tensor:
-    """Return scores (B,) clipped and with the penalties for answers that ran too long."""
+def shape_scores(scores: Tensor, completions: Completions, args: PPOConfig) -> Tensor:
+    """Return scores (B,) clipped and with the penalties for completions that ran too long."""
     if args.score_clip is not None:
         scores = scores.clamp(-args.score_clip, args.score_clip)
     if args.missing_eos_penalty is not None:
-        scores = scores - args.missing_eos_penalty * (~answers.ended)
+        scores = scores - args.missing_eos_penalty * (~completions.ended)
     if args.overlong_penalty > 0:
         scores = scores + overlong_penalty(
-            answers.lengths, args.response_length, args.overlong_buffer, args.overlong_penalty
+            completions.lengths, args.response_length, args.overlong_buffer, args.overlong_penalty
         )
     return scores
 
 
 def advantages(
-    answers: Answers,
+    completions: Completions,
     scores: Tensor,
     logprobs: Tensor,
     ref_logprobs: Tensor,
@@ -338,7 +381,7 @@ def advantages(
     """Return advantages, returns and the KL, each (B, R).
 
     Args:
-        answers: whose masks say what is real.
+        completions: whose masks say what is real.
         scores: (B,) shaped scores.
         logprobs: (B, R) of the sampling policy, 0 outside response_mask.
         ref_logprobs: (B, R), 0 outside response_mask.
@@ -347,7 +390,7 @@ def advantages(
         kl_coef: of the KL in the reward; 0 when it is in the loss.
         reduce: sums over processes for global whitening.
     """
-    real, value_mask = answers.response_mask, answers.value_mask
+    real, value_mask = completions.response_mask, completions.value_mask
     kl = kl_estimate(logprobs, ref_logprobs, args.kl_estimator)
     # the last position that has a value: the last token, or the one after it where TRL put it
     end = value_mask.sum(1).clamp(min=1) - 1

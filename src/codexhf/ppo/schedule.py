@@ -20,17 +20,17 @@ class Position:
     rollout: int
     ppo_epoch: int
     minibatch: int  # within the pass
-    micro: int  # within the minibatch
+    micro_batch: int  # within the minibatch
 
     @property
     def starts_rollout(self) -> bool:
-        """Whether answers must be sampled first."""
+        """Whether completions must be sampled first."""
         return self.starts_minibatch and self.minibatch == 0 and self.ppo_epoch == 0
 
     @property
     def starts_minibatch(self) -> bool:
         """Whether this is the first micro batch behind an optimizer step."""
-        return self.micro == 0
+        return self.micro_batch == 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Schedule:
 
     rollout_rows: int  # prompts per rollout and process
     micro_rows: int
-    micros: int  # micro batches per minibatch: Trainer's gradient_accumulation_steps
+    micro_batches: int  # micro batches per minibatch: Trainer's gradient_accumulation_steps
     minibatches: int  # per pass
     ppo_epochs: int
     world_size: int
@@ -80,12 +80,12 @@ class Schedule:
         if episodes < 1:
             raise ValueError(
                 f"num_train_epochs: got {args.num_train_epochs} of {dataset_rows} prompts, "
-                "expected at least one answer in all. Raise it, or set total_episodes."
+                "expected at least one completion in all. Raise it, or set total_episodes."
             )
         return cls(
             rollout_rows=rows,
             micro_rows=micro,
-            micros=minibatch // micro,
+            micro_batches=minibatch // micro,
             minibatches=args.num_mini_batches,
             ppo_epochs=args.num_ppo_epochs,
             world_size=world,
@@ -96,14 +96,14 @@ class Schedule:
         )
 
     @property
-    def micros_per_epoch(self) -> int:
+    def micro_batches_per_epoch(self) -> int:
         """Micro batches in one pass over a rollout."""
-        return self.micros * self.minibatches
+        return self.micro_batches * self.minibatches
 
     @property
-    def micros_per_rollout(self) -> int:
+    def micro_batches_per_rollout(self) -> int:
         """Micro batches in all passes over a rollout."""
-        return self.micros_per_epoch * self.ppo_epochs
+        return self.micro_batches_per_epoch * self.ppo_epochs
 
     @property
     def updates_per_rollout(self) -> int:
@@ -122,14 +122,14 @@ class Schedule:
 
     def identity(self) -> dict[str, int]:
         """Return what a run must have in common with the one that it resumes."""
-        return {k: v for k, v in asdict(self).items() if k not in ("rollouts", "micros")}
+        return {k: v for k, v in asdict(self).items() if k not in ("rollouts", "micro_batches")}
 
     def at(self, micro_step: int) -> Position:
         """Return where the micro batch number `micro_step` of a run lies."""
-        rollout, rest = divmod(micro_step, self.micros_per_rollout)
-        ppo_epoch, rest = divmod(rest, self.micros_per_epoch)
-        minibatch, micro = divmod(rest, self.micros)
-        return Position(rollout, ppo_epoch, minibatch, micro)
+        rollout, rest = divmod(micro_step, self.micro_batches_per_rollout)
+        ppo_epoch, rest = divmod(rest, self.micro_batches_per_epoch)
+        minibatch, micro_batch = divmod(rest, self.micro_batches)
+        return Position(rollout, ppo_epoch, minibatch, micro_batch)
 
     def prompt_rows(self, rollout: int, rank: int) -> list[int]:
         """Return the data set rows that process `rank` answers in a rollout."""
@@ -141,7 +141,7 @@ class Schedule:
         return order[start : start + self.rollout_rows].tolist()
 
     def permutation(self, rollout: int, ppo_epoch: int, rank: int) -> torch.Tensor:
-        """Return the order (rollout_rows,) in which a pass visits the answers of a process."""
+        """Return the order (rollout_rows,) in which a pass visits the completions of a process."""
         random = self._random("rows", rollout, ppo_epoch, rank)
         return torch.from_numpy(random.permutation(self.rollout_rows))
 
@@ -157,7 +157,7 @@ class Schedule:
         return picked
 
     def rollout_seed(self, rollout: int, rank: int) -> int:
-        """Return the seed from which a process samples the answers of a rollout."""
+        """Return the seed from which a process samples the completions of a rollout."""
         return int(self._random("answers", rollout, rank).integers(2**63))
 
     def _random(self, stream: str, *numbers: int) -> np.random.Generator:

@@ -9,10 +9,10 @@ from codexhf.arguments import PPOArguments
 from codexhf.chat import prompt_ids
 from codexhf.data import Data
 from codexhf.models import load_policy, lora_config
-from codexhf.ppo.config import TRL_VALUES, PPOConfig
+from codexhf.ppo.config import TRL_VALUES, UNREAD_FIELDS, PPOConfig
 from codexhf.ppo.trainer import PPOTrainer
 from codexhf.reward_model import load_model_reward, load_reward_model
-from codexhf.rewards import REWARD_MODEL, combine
+from codexhf.rewards import REWARD_MODEL, UnitTestsReward, combine
 
 WITHOUT_INFLUENCE = {
     "rollout_engine",
@@ -46,6 +46,12 @@ def new_trainer(
         demonstrations: rows for the alpha_sft term; may be empty when alpha_sft is 0.
         problems: held-out problems; unit tests on them are the gold signal of evaluations.
     """
+    given = [f for f in fields(PPOConfig) if getattr(training, f.name) != f.default]
+    if unread := [f.name for f in given if f.name in UNREAD_FIELDS]:
+        raise ValueError(
+            f"{', '.join(unread)}: only TRL's own scripts read this, expected it to be left out. "
+            "Models are named by model and reward_model."
+        )
     if stage.trainer == "trl":
         return _trl_trainer(stage, training, tokenizer, prompts)
     model_reward = None
@@ -59,7 +65,8 @@ def new_trainer(
         ref_model=None,
         reward_model=None,
         value_model=load_reward_model(
-            stage.value_model or stage.reward_model, new_head=stage.value_model is not None
+            stage.value_model or stage.reward_model or stage.model,
+            new_head=stage.value_model is not None or stage.reward_model is None,
         ),
         train_dataset=prompts.dataset,
         eval_dataset=problems.dataset if len(problems.dataset) else None,
@@ -72,7 +79,11 @@ def new_trainer(
             timeout_s=stage.timeout_s if uses_tests else None,
         ),
         sft_dataset=demonstrations.dataset if training.alpha_sft else None,
-        eval_reward_funcs=[name for name in ["unit_tests"] if name not in stage.rewards],
+        eval_reward_funcs=[
+            reward
+            for reward in [UnitTestsReward(timeout_s=stage.timeout_s)]
+            if reward.__name__ not in stage.rewards
+        ],
     )
 
 
@@ -86,8 +97,8 @@ def _trl_trainer(stage: PPOArguments, training: PPOConfig, tokenizer, prompts: D
             "pip install 'codexhf[trl-ppo]', or leave --trainer at codexhf."
         ) from None
     known = {f.name for f in fields(theirs.PPOConfig)}
-    if problems := _beyond_trl(stage, training, known):
-        lines = "\n".join(f"    {problem}" for problem in problems)
+    if errors := _beyond_trl(stage, training, known):
+        lines = "\n".join(f"    {error}" for error in errors)
         raise ValueError(
             f"trainer: got 'trl', whose class cannot do what these settings ask for:\n{lines}\n"
             "    Set what is expected (None: leave it out), as recipes/trl-1.12/ppo.yaml does, or "

@@ -1,8 +1,7 @@
-"""runs/ -> report.html, one self-contained page, and report.md, the same tables.
+"""runs/ -> report.html, one self-contained page, and report.md, the same without the charts.
 
     python -m codexhf.report runs
 
-`manifests` reads and checks, `comparison`, `curves` and `sections` turn manifests into `blocks`
-(paragraphs, tables, figures, samples), `page` renders blocks as HTML and Markdown. Text from a
-model or a manifest only ever becomes text.
+`manifests` reads and checks; `comparison`, `charts` and `sections` compute one list of sections,
+which page.html.jinja and page.md.jinja write down.
 """

@@ -3,158 +3,102 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-STAGES = {
-    "tokenizer": "tokenizer",
-    "m0": "pretraining",
-    "m1": "SFT",
-    "prefs": "preferences",
-    "rm": "reward model",
-    "m2": "PPO",
-    "evaluation": "evaluation",
+from safetensors import SafetensorError, safe_open
+
+from codexhf.lineage import BY_FOLDER
+
+# Names that run.py and evaluation.py write.
+CARDS, STATS = "cards", "notes"  # of one part of a stage's data
+TASKS = "tasks"  # the evaluation's metric: how many held-out tasks it ran
+
+# A shape is a type, [the shape of each], {key: shape} or {str: the shape of every value}.
+MANIFEST = {
+    "stage": str,
+    "finished": str,
+    "config": dict,
+    "parents": {str: {"path": str}},
+    "data": {str: {CARDS: {str: dict}, STATS: dict}},
+    "metrics": dict,
+    "history": [dict],
+    "wall_s": {str: float},
+    "environment": {"versions": dict},
+    "files": {str: {"sha256": str}},
 }
-SYMBOLS = {"m0": "M0", "m1": "M1", "m2": "M2", "rm": "R"}
+ANSWERS = {"all": {str: {"answers": [[str]], "verdicts": [[str]]}}}
+ANSWERED_TASKS = {"tasks": [{"prompt": str}]}  # written since samples are chosen
 
 
 class ReportError(ValueError):
-    """Something that the report reads is broken; one line per problem."""
+    """Something that the report reads is broken; one line per error."""
 
 
 @dataclass
 class Runs:
-    """Manifests of the finished stages of a runs folder, and the evaluation's answers."""
+    """Manifests of the finished stages, by folder in the order of the lineage, and the answers."""
 
     stages: dict[str, dict]
-    answers: dict = field(default_factory=dict)
+    answers: dict
+    folder: Path = Path()
 
-    @property
+    def metrics(self, folder: str) -> dict:
+        return self.stages.get(folder, {}).get("metrics", {})
+
+    def config(self, folder: str) -> dict:
+        return self.stages.get(folder, {}).get("config", {})
+
+    def bases(self) -> dict[str, str]:
+        """Stage -> the model from outside the lineage that it was made from."""
+        return {
+            folder: parent["path"]
+            for folder, manifest in self.stages.items()
+            for parent in manifest["parents"].values()
+            if "stage" not in parent and folder != "evaluation"
+        }
+
+    def parameters(self, stage: str) -> int | None:
+        """Parameters in a stage's saved weights (tied ones once); None where there are none."""
+        sizes = []
+        for path in (self.folder / stage).glob("*.safetensors"):
+            try:
+                with safe_open(path, "numpy") as weights:
+                    sizes += [math.prod(weights.get_slice(k).get_shape()) for k in weights.keys()]
+            except SafetensorError as error:
+                raise ReportError(f"{path}: {error}. Run the stage again.") from None
+        return sum(sizes) or None
+
     def missing(self) -> list[str]:
-        return [name for name in STAGES if name not in self.stages]
+        """Stages to run: sources of finished ones, and all that come after the last one.
 
-    def metrics(self, stage: str) -> dict:
-        return self.stages.get(stage, {}).get("metrics", {})
+        Any other has no part in this lineage, which began with a model from elsewhere or took its
+        pairs from there.
+        """
+        order = list(BY_FOLDER)
+        last = max(map(order.index, self.stages))
+        sources = {
+            Path(parent["path"]).name
+            for manifest in self.stages.values()
+            for parent in manifest["parents"].values()
+            if "stage" in parent
+        } | {
+            Path(str(card.get("card"))).parent.name
+            for manifest in self.stages.values()
+            for part in manifest["data"].values()
+            for card in part[CARDS].values()
+        }
+        absent = [folder for folder in order if folder not in self.stages]
+        return [f for f in absent if f in sources or order.index(f) > last]
 
-    def config(self, stage: str) -> dict:
-        return self.stages.get(stage, {}).get("config", {})
-
-
-def read_runs(folder: Path) -> Runs:
-    """Read the manifests and the answers under `folder`.
-
-    Raises:
-        ReportError: nothing is there, or a file is broken; every broken file is named.
-    """
-    problems: list[str] = []
-    stages, answers = {}, {}
-    for name in STAGES:
-        path = folder / name / "manifest.json"
-        if path.is_file():
-            stages[name] = _read(path, manifest_faults, problems)
-    if not stages:
-        raise ReportError(
-            f"{folder}: got no <stage>/manifest.json, expected one of {', '.join(STAGES)}. "
-            "Train a stage first (make pipeline) or give the folder that holds the stages."
-        )
-    path = folder / "evaluation" / "answers.json"
-    if stages.get("evaluation") and path.is_file():
-        answers = _read(path, answers_faults, problems)
-        listed = stages["evaluation"]["files"].get("answers.json", {}).get("sha256")
-        if listed != hashlib.sha256(path.read_bytes()).hexdigest():
-            problems.append(
-                f"{path}: is not the file whose sha256 evaluation/manifest.json lists. "
-                "Run the evaluation again."
-            )
-    if problems:
-        raise ReportError("\n".join(problems))
-    return Runs(stages, answers)
-
-
-def _read(path: Path, faults_of: Callable[[object], list[str]], problems: list[str]) -> dict:
-    """The file's object; an empty one, and its faults among the problems, if it is broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        faults = [f"is not JSON ({error}). Run the stage again."]
-    else:
-        faults = faults_of(value)
-    problems += [f"{path}: {fault}" for fault in faults]
-    return {} if faults else value
-
-
-SHAPE = {
-    "stage": str,
-    "name": str,
-    "finished": str,
-    "config": dict,
-    "parents": dict,
-    "data": dict,
-    "metrics": dict,
-    "history": list,
-    "wall_s": dict,
-    "environment": dict,
-    "files": dict,
-}
-
-
-def manifest_faults(manifest) -> list[str]:
-    """What keeps a manifest from being read; empty if nothing does."""
-    if not isinstance(manifest, dict):
-        return [f"got a {type(manifest).__name__}, expected an object"]
-    out = [
-        f"{key}: got {type(manifest.get(key)).__name__}, expected {kind.__name__}"
-        for key, kind in SHAPE.items()
-        if not isinstance(manifest.get(key), kind)
-    ]
-    if out:
-        return out
-    try:
-        datetime.fromisoformat(manifest["finished"])
-    except ValueError:
-        out.append(f"finished: got {manifest['finished']!r}, expected an ISO date")
-    for key in ("data", "parents", "files"):
-        out += [
-            f"{key}.{name}: got {type(value).__name__}, expected dict"
-            for name, value in manifest[key].items()
-            if not isinstance(value, dict)
-        ]
-    for name, part in manifest["data"].items():
-        cards = part.get("cards") if isinstance(part, dict) else {}
-        if not (isinstance(cards, dict) and all(isinstance(c, dict) for c in cards.values())):
-            out.append(f"data.{name}.cards: expected an object of objects")
-    if not all(isinstance(row, dict) for row in manifest["history"]):
-        out.append("history: expected a list of objects")
-    if not all(number(v) is not None for v in manifest["wall_s"].values()):
-        out.append("wall_s: expected numbers")
-    if not isinstance(manifest["environment"].get("versions"), dict):
-        out.append("environment.versions: expected an object")
-    models = manifest["config"].get("models")
-    if manifest["stage"] == "evaluation" and not isinstance(models, list):
-        out.append(f"config.models: got {type(models).__name__}, expected list")
-    return out
-
-
-def answers_faults(answers) -> list[str]:
-    """What keeps answers.json from being read; empty if nothing does."""
-    try:
-        samples = answers.get("samples", [])
-        texts = [t for s in samples for t in (s["prompt"], s["reference"], *s["answers"].values())]
-        verdicts = [s["verdicts"].items() for s in samples]
-        raw = answers.get("all", {}).values()
-        groups = [g for model in raw for g in model["verdicts"]]
-        texts += [v for pairs in verdicts for _, v in pairs] + [v for g in groups for v in g]
-        rewards = [g for model in raw for g in model.get("rewards", [])]
-        scores = [x for g in rewards for x in g]
-    except (AttributeError, KeyError, TypeError) as error:
-        return [f"has not the expected shape ({type(error).__name__}: {error})"]
-    if not all(isinstance(t, str) for t in texts) or not all(groups):
-        return ["expected texts and verdicts as strings, at least one verdict per problem"]
-    if not all(rewards) or not all(number(x) is not None for x in scores):
-        return ["rewards: expected numbers, at least one per problem"]
-    return []
+    def same(self, parent: Mapping) -> bool | None:
+        """Whether a parent's files are those of the stage in this folder; None where not known."""
+        files = self.stages.get(Path(parent["path"]).name, {}).get("files", {})
+        hashes = parent.get("sha256")
+        if not files or not isinstance(hashes, dict):
+            return None
+        return all(files.get(f, {}).get("sha256") == digest for f, digest in hashes.items())
 
 
 def number(value) -> float | None:
@@ -169,27 +113,86 @@ def number(value) -> float | None:
         return math.inf if value > 0 else -math.inf
 
 
-def symbol(name: str) -> str:
+def symbol(folder: str) -> str:
     """M1 for m1; any other name as it is."""
-    return SYMBOLS.get(name, name)
+    return BY_FOLDER[folder].symbol if folder in BY_FOLDER else folder
 
 
-def named(stage: str) -> str:
-    """A stage for people: `M1 (SFT)`, `preferences`."""
-    return f"{SYMBOLS[stage]} ({STAGES[stage]})" if stage in SYMBOLS else STAGES[stage]
+def errors_of(value, shape, at: str = "") -> list[str]:
+    """Where a value is not of a shape: `key.key[0]: got X, expected Y`."""
+    kind = shape if isinstance(shape, type) else type(shape)
+    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+        return [f"{at}: got {type(value).__name__}, expected {kind.__name__}".removeprefix(": ")]
+    if isinstance(shape, list):
+        inside = [(f"{at}[{i}]", each, shape[0]) for i, each in enumerate(value)]
+    elif isinstance(shape, dict):
+        keys = {k: shape[str] for k in value} if str in shape else shape
+        inside = [(f"{at}.{k}".strip("."), value.get(k), each) for k, each in keys.items()]
+    else:
+        inside = []
+    return [error for where, part, each in inside for error in errors_of(part, each, where)]
 
 
-def same_files(runs: Runs, stage: str, hashes: Mapping) -> bool | None:
-    """Whether a stage's files are the ones that its child was made from; None when not known."""
-    if stage not in runs.stages:
-        return None
-    files = runs.stages[stage]["files"]
-    return all(files.get(f, {}).get("sha256") == digest for f, digest in hashes.items())
+def manifest_errors(manifest) -> list[str]:
+    errors = errors_of(manifest, MANIFEST)
+    if not errors and manifest["stage"] == "evaluation":
+        errors = errors_of(manifest["config"], {"models": [str]}, "config")
+    return errors
 
 
-def absent(stage: str) -> str:
-    return f"{named(stage)} is missing: there is no {stage}/manifest.json."
+def answers_errors(answers) -> list[str]:
+    """Also: each model has something of each kind for each of the tasks."""
+    errors = errors_of(answers, ANSWERS)
+    if not errors and "tasks" in answers:
+        errors = errors_of(answers, ANSWERED_TASKS)
+    if errors:
+        return errors
+    counts = [len(answers["tasks"])] if "tasks" in answers else []
+    counts += [len(raw["verdicts"]) for raw in answers["all"].values()]
+    return [
+        f"all.{model}.{key}: expected at least one for each of {counts[0]} tasks"
+        for model, raw in answers["all"].items()
+        for key, groups in raw.items()
+        if len(groups) != counts[0] or not (all(groups) or key == "greedy")
+    ]
 
 
-def when(manifest: Mapping) -> str:
-    return datetime.fromisoformat(manifest["finished"]).astimezone(UTC).strftime("%Y-%m-%d %H:%M")
+def read_runs(folder: Path) -> Runs:
+    """Read the manifests and the answers under `folder`.
+
+    Raises:
+        ReportError: nothing is there, or files are broken; every broken file is named.
+    """
+    errors: list[str] = []
+
+    def read(path: Path, errors_in) -> dict:
+        value, found = {}, []
+        if path.is_file():
+            try:
+                value = json.loads(path.read_text(encoding="utf-8"))
+                found = errors_in(value)
+            except (ValueError, RecursionError) as error:
+                found = [f"is not JSON ({error}). Run the stage again."]
+        more = [f"and {len(found) - 5} more errors"] if len(found) > 5 else []
+        errors.extend(f"{path}: {error}" for error in found[:5] + more)
+        return value
+
+    stages = {name: read(folder / name / "manifest.json", manifest_errors) for name in BY_FOLDER}
+    stages = {name: manifest for name, manifest in stages.items() if manifest}
+    path = folder / "evaluation" / "answers.json"
+    answers = read(path, answers_errors) if "evaluation" in stages else {}
+    if not stages and not errors:
+        errors.append(
+            f"{folder}: got no <stage>/manifest.json, expected one of {', '.join(BY_FOLDER)}. "
+            "Train a stage first (make pipeline) or give the folder that holds the stages."
+        )
+    if answers and not errors:
+        listed = stages["evaluation"]["files"].get("answers.json", {}).get("sha256")
+        if listed != hashlib.sha256(path.read_bytes()).hexdigest():
+            errors.append(
+                f"{path}: is not the file whose sha256 evaluation/manifest.json lists. "
+                "Run the evaluation again."
+            )
+    if errors:
+        raise ReportError("\n".join(errors))
+    return Runs(stages, answers, folder)

@@ -1,246 +1,334 @@
-"""The sections of the page in their order, and those that are not comparison or curves."""
+"""The report as data: what page.html.jinja and page.md.jinja write down, in the same order."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from codexhf.report.blocks import Block, Heading, Num, Paragraph, Sample, Table, written
-from codexhf.report.comparison import compare, comparison_blocks, headline, reward_model_blocks
-from codexhf.report.curves import curve_blocks
-from codexhf.report.manifests import STAGES, Runs, named, number, same_files, symbol, when
+from codexhf.lineage import BY_FOLDER
+from codexhf.report.charts import CHARTS, Chart, charts_of
+from codexhf.report.comparison import (
+    Cell,
+    Comparison,
+    cell,
+    group_rows,
+    groupings,
+    headline,
+    rows_of,
+    sampled,
+    share_interval,
+    written,
+)
+from codexhf.report.manifests import CARDS, STATS, Runs, number, symbol
 
-SAMPLES_SHOWN = 12
-
-
-def sample_blocks(runs: Runs) -> list[Block]:
-    samples = runs.answers.get("samples", [])
-    if not samples:
-        why = "evaluation/answers.json holds none" if runs.answers else "no evaluation/answers.json"
-        return [Paragraph(f"No samples: {why}.", "note")]
-    left = len(samples) - SAMPLES_SHOWN
-    text = "The first problems of the held-out set and the first answer of each model, not picked."
-    text += f" {left} more are in evaluation/answers.json." if left > 0 else ""
-    blocks: list[Block] = [Paragraph(text, "note")]
-    for row in samples[:SAMPLES_SHOWN]:
-        parts = [("reference", "", "", row["reference"])]
-        parts += [
-            (symbol(name), name, str(row["verdicts"].get(name, "")), answer)
-            for name, answer in row["answers"].items()
-        ]
-        blocks.append(Sample(row["prompt"], parts))
-    return blocks
+U = {"alpha_sft": "L_SFT", "beta_rlhf": "L_RLHF", "gamma_reg": "Ω"}
 
 
-def data_blocks(runs: Runs) -> list[Block]:
-    rows: list = []
-    for name, manifest in runs.stages.items():
-        for part, data in sorted(manifest["data"].items()):
-            used = number(data.get("rows"))
-            shown = "" if used is None else f", {used:,.0f} rows used"
-            rows.append(f"{named(name)}, {part}{shown}{_notes(data)}")
-            rows += [[c, *_card_cells(facts)] for c, facts in sorted(data["cards"].items())]
-    columns = ["Card", "Wanted, %", "Got, %", "Tokens", "Read", "Kept", "Dropped", "Licence"]
-    text = (
-        "Wanted is the share of training tokens asked for, got the share that the mix holds; "
-        "tokens are those in the mix, documents repeated or cut to fit the shares."
-    )
-    blocks: list[Block] = [Table(columns, rows), Paragraph(text, "note")]
-    sentence = _tokenizer_sentence(runs)
-    return blocks + ([Paragraph(sentence, "note")] if sentence else [])
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells (text or Cell); a row that is a string heads those after it."""
+
+    columns: Sequence[str]
+    rows: Sequence
+    folded: str = ""  # the title of a table that is shown on demand
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Of each column, whether it holds numbers."""
+        rows = [row for row in self.rows if not isinstance(row, str)]
+        return [any(isinstance(x, Cell) for x in column) for column in zip(*rows, strict=True)]
 
 
-def _notes(data: Mapping) -> str:
-    notes = data.get("notes")
-    if not isinstance(notes, dict) or not notes:
-        return ""
-    return "; " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in sorted(notes.items()))
+@dataclass(frozen=True)
+class Section:
+    """A part of the report; what it has is shown in this order."""
+
+    title: str
+    charts: Sequence[Chart] = ()
+    tables: Sequence[Table] = ()
+    notes: Sequence[str] = ()
+    samples: Sequence[tuple[str, list]] = ()  # prompt, [(who, verdict, text)]
 
 
-def _card_cells(facts: Mapping) -> list[str | Num | None]:
-    def share(key):
-        value = number(facts.get(key))
-        return Num(None if value is None else 100 * value, 1)
-
-    dropped = facts.get("dropped")
-    dropped = dropped if isinstance(dropped, dict) else {}
-    return [
-        share("share_requested"),
-        share("share_realised"),
-        *(Num(number(facts.get(key))) for key in ("tokens", "rows_read", "rows")),
-        "; ".join(f"{n:,} {why}" if isinstance(n, int) else f"{n} {why}"
-                  for why, n in sorted(dropped.items())) or "none",
-        str(facts.get("license", "–")),
-    ]  # fmt: skip
-
-
-def _tokenizer_sentence(runs: Runs) -> str:
-    metrics = runs.metrics("tokenizer")
-    size = number(metrics.get("vocab_size"))
-    if size is None:
-        return ""
-    rates = [
-        f"{written(value, 2)} bytes per token on {key[16:]}"
-        for key, raw in sorted(metrics.items())
-        if key.startswith("bytes_per_token_") and (value := number(raw)) is not None
+def report_of(runs: Runs) -> dict:
+    """Title, finding, cautions and sections of the report."""
+    c = Comparison(runs)
+    finding, sure = headline(c)
+    trained = [folder for folder in CHARTS if folder in runs.stages]
+    sections = [
+        comparison(runs, c) if c.models else Section("Comparison", notes=["No evaluation yet."]),
+        *([where_from(c)] if groupings(c.tasks) else []),
+        *([reward_model(runs)] if "rm" in trained else []),
+        *(learning(runs, folder) for folder in reversed(trained)),
+        samples(c),
+        *([training(runs, trained)] if trained else []),
+        data(runs),
+        lineage(runs),
+        environment(runs),
     ]
-    return f"Tokenizer: {'; '.join([f'{size:,.0f} tokens', *rates])}."
+    bases = runs.bases()
+    first = trained[0] if trained else ""
+    base = runs.config("m0").get("model") if first == "m0" else bases.get(first)
+    made = ", ".join(map(symbol, trained or runs.stages))
+    seconds = sum(sum(m["wall_s"].values()) for m in runs.stages.values())
+    times = sorted(map(when, runs.stages.values()))
+    return {
+        "title": f"{made}, from {base or 'random weights'}" if trained else made,
+        "dateline": f"Finished {times[0]} to {times[-1]} UTC, {seconds / 60:,.1f} minutes of work.",
+        "finding": finding,
+        "sure": sure,
+        "cautions": cautions(runs, bases),
+        "sections": sections,
+    }
 
 
-def time_blocks(runs: Runs) -> list[Block]:
-    kinds = ("train_s", "evaluate_s", "work_s")
-    rows: list = []
-    totals = {}
+def cautions(runs: Runs, bases: Mapping[str, str]) -> list[str]:
+    """What a reader must know before believing the report: gaps, and stages that do not fit."""
+    missing, out = runs.missing(), []
+    if missing:
+        out.append(f"Missing: {', '.join(missing)} (no manifest.json, so not finished).")
+    without = [f for f in BY_FOLDER if f not in runs.stages and f not in missing]
+    if without:
+        made = [f"{folder} was made from {base}" for folder, base in bases.items()]
+        out.append("; ".join([f"Not part of this lineage: {', '.join(without)}", *made]) + ".")
     for name, manifest in runs.stages.items():
-        wall = {k: number(v) for k, v in manifest["wall_s"].items()}
-        totals[name] = sum(wall.values())
-        rows.append(
-            [
-                named(name),
-                *(Num(wall.get(kind), 1) for kind in kinds),
-                Num(totals[name], 1),
-                Num(number(manifest.get("steps"))),
-                Num(number(manifest.get("peak_memory_gib")), 2),
-            ]
-        )
-    peaks = [number(m.get("peak_memory_gib")) for m in runs.stages.values()]
-    sums = [
-        sum(number(m["wall_s"].get(kind)) or 0.0 for m in runs.stages.values()) for kind in kinds
-    ]
-    whole = sum(totals.values())
-    top = max((p for p in peaks if p is not None), default=None)
-    rows.append(["together", *(Num(s, 1) for s in sums), Num(whole, 1), None, Num(top, 2)])
-    columns = ["Stage", "Train, s", "Evaluate, s", "Work, s", "Total, s", "Steps", "Memory, GiB"]
-    text = (
-        f"Together {duration(whole)}. The training of a stage that was resumed counts all its "
-        "starts, without what a kill lost; memory is the main process's peak in the last one, and "
-        "that of all stages the highest of theirs."
-    )
-    return [Table(columns, rows), Paragraph(text, "note")]
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    minutes = seconds / 60
-    return f"{minutes:.1f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
-
-
-def lineage_blocks(runs: Runs) -> list[Block]:
-    rows = []
-    for name, manifest in runs.stages.items():
-        environment, config = manifest["environment"], manifest["config"]
-        processes, threads = (environment.get(k, "?") for k in ("processes", "threads"))
-        device = f"{environment.get('device', '?')}, {processes} × {threads}\u00a0threads"
-        rows.append(
-            [
-                named(name),
-                _short(_weights(manifest)),
-                "; ".join(_parent_text(runs, n, p) for n, p in manifest["parents"].items())
-                or "none",
-                _short(str(environment.get("git_commit") or "unknown")),
-                str(config.get("seed", "default")),
-                device,
-                str(manifest["metrics"].get("isolation", "–")),
-                when(manifest),
-            ]
-        )
-    columns = ["Stage", "Weights", "Made from", "Commit", "Seed", "Device", "Isolation", "Finished"]
-    versions: dict[str, list[str]] = {}
-    for name, manifest in runs.stages.items():
-        text = ", ".join(f"{k} {v}" for k, v in sorted(manifest["environment"]["versions"].items()))
-        versions.setdefault(text, []).append(symbol(name))
-    return [
-        Table(columns, rows, kind="prose"),
-        Paragraph("✓ by its sha256 the parent is the one in this folder.", "note"),
-        *(Paragraph(f"{', '.join(names)}: {text}.", "note") for text, names in versions.items()),
-    ]
-
-
-def _weights(manifest: Mapping) -> str:
-    """sha256 of the stage's result: its weights, or else its first data file."""
-    files = manifest["files"]
-    for suffix in (".safetensors", "tokenizer.json", ".jsonl", "answers.json"):
-        for name in sorted(files):
-            if name.endswith(suffix) and "/" not in name:
-                return str(files[name].get("sha256", "–"))
-    return "–"
-
-
-def _short(digest: str) -> str:
-    return digest[:8]
-
-
-def _parent_text(runs: Runs, name: str, parent: Mapping) -> str:
-    path = str(parent.get("path", name))
-    stage = Path(path).name
-    hashes = parent.get("sha256")
-    if not isinstance(hashes, dict) or not hashes:
-        return f"{path} (no hash)"
-    first = _short(str(next(iter(hashes.values()))))
-    mark = {True: "\u00a0✓", False: "\u00a0✗ differs", None: ""}[same_files(runs, stage, hashes)]
-    return f"{symbol(stage)}\u00a0{first}{mark}"
-
-
-def cautions(runs: Runs) -> list[str]:
-    """What a reader must know before believing the page: gaps, and stages that do not fit."""
-    out = []
-    if runs.missing:
-        out.append(f"Missing: {', '.join(runs.missing)} (no manifest.json, so not finished).")
-    for name, manifest in runs.stages.items():
+        if manifest.get("isolation") == "none":
+            out.append(f"{name} ran model-written code without isolation: it can fake verdicts.")
         for parent in manifest["parents"].values():
-            stage, hashes = Path(str(parent.get("path", ""))).name, parent.get("sha256")
-            if isinstance(hashes, dict) and hashes and same_files(runs, stage, hashes) is False:
+            if runs.same(parent) is False:
                 out.append(
-                    f"{name} was made from another {stage} than the one in this folder: their "
-                    "sha256 differ. Run it again before comparing."
+                    f"{name} was made from another {Path(parent['path']).name} than the one in "
+                    "this folder: their sha256 differ. Run it again before comparing."
                 )
     return out
 
 
-def title_of(runs: Runs) -> tuple[str, str]:
-    """What was trained, and when, on what."""
-    config = runs.config("m0")
-    shape = config.get("architecture")
-    trained = [STAGES[s] for s in ("m0", "m1", "rm", "m2") if s in runs.stages]
-    what = str(config.get("model") or shape or "codexhf")
-    size = []
-    if not config.get("model") and isinstance(shape, dict):
-        what = str(shape.get("model_type", "model")).capitalize()
-        size = [
-            f"{shape[key]:,} {name}"
-            for key, name in (("num_hidden_layers", "layers"), ("hidden_size", "wide"))
-            if isinstance(shape.get(key), int)
-        ]
-    vocabulary = number(runs.metrics("tokenizer").get("vocab_size"))
-    size += [f"vocabulary {vocabulary:,.0f}"] if vocabulary else []
-    context = number(config.get("max_length"))
-    size += [f"context {context:,.0f}"] if context else []
-    title = f"{what}: {', '.join(trained)}" if trained else what
-    times = sorted(when(m) for m in runs.stages.values())
-    devices = sorted({str(m["environment"].get("device", "?")) for m in runs.stages.values()})
-    span = times[0] if times[0] == times[-1] else f"{times[0]} to {times[-1]}"
-    if times[0][:10] == times[-1][:10] and times[0] != times[-1]:
-        span = f"{times[0]} to {times[-1][11:]}"
-    dates = f"Finished {span} UTC on {', '.join(devices)}."
-    return title, (f"{', '.join(size).capitalize()}. " if size else "") + dates
+def columns_of(c: Comparison) -> list[str]:
+    return [*map(symbol, c.models), *(f"{symbol(m)} − {symbol(p)}" for p, m in c.pairs)]
 
 
-def build(runs: Runs) -> tuple[str, list[Block]]:
-    """The page's title and its blocks, in order."""
-    title, dateline = title_of(runs)
-    c = compare(runs)
-    finding, sure = headline(c)
-    blocks: list[Block] = [Paragraph(dateline, "dateline"), Paragraph(finding, "headline")]
-    blocks += [Paragraph(text) for text in sure]
-    blocks += [Paragraph(text, "caution") for text in cautions(runs)]
-    sections: tuple[tuple[str, Callable[[], list[Block]]], ...] = (
-        ("Comparison", lambda: comparison_blocks(runs, c)),
-        ("Reward model", lambda: reward_model_blocks(runs)),
-        ("Curves", lambda: curve_blocks(runs)),
-        ("Samples", lambda: sample_blocks(runs)),
-        ("Data", lambda: data_blocks(runs)),
-        ("Time and memory", lambda: time_blocks(runs)),
-        ("Lineage", lambda: lineage_blocks(runs)),
+def comparison(runs: Runs, c: Comparison) -> Section:
+    reference = symbol(Path(str(c.config.get("reference"))).name)
+    notes = [
+        "↑ higher is better, ↓ lower is better. [95% intervals] in brackets. A bold difference "
+        f"excludes zero, task by task. {written(c.task_count)} tasks; "
+        f"{c.config.get('num_samples')} answers each; temperature {c.config.get('temperature')}; "
+        f"code run behind {runs.stages['evaluation'].get('isolation')}; KL against {reference}; "
+        "in wins a tie counts half. U = "
+        + " + ".join(f"{c.config.get(weight)} {term}" for weight, term in U.items())
+        + ", Ω being the KL."
+    ]
+    for model in c.models:
+        if (c.value(model, "kl") or 0) < 0:
+            notes.append(
+                f"The KL of {symbol(model)} is negative, which only its estimate from sampled "
+                "answers can be. Near zero the two models hardly differ; an interval below zero "
+                "says that the answers were not drawn from the distribution they were scored with."
+            )
+    return Section("Comparison", tables=[Table(["", *columns_of(c)], rows_of(c))], notes=notes)
+
+
+def where_from(c: Comparison) -> Section:
+    tables = [
+        Table([f"By the {way}", "Tasks", *columns_of(c)], group_rows(c, groups))
+        for way, groups in groupings(c.tasks).items()
+    ]
+    note = "pass@1, %, of each kind of task. A gain over all may come from one kind alone."
+    return Section("Where the difference comes from", tables=tables, notes=[note])
+
+
+def reward_model(runs: Runs) -> Section:
+    metrics, pairs = runs.metrics("rm"), runs.metrics("prefs")
+    accuracy, count = number(metrics.get("eval_accuracy")), number(pairs.get("test_pairs"))
+    ends = share_interval(accuracy, count) if accuracy is not None and count else None
+    rows = [["accuracy on held-out pairs, % ↑", cell(accuracy, 1, 100, ends)]]
+    for label, key in (
+        ("margin, chosen minus rejected ↑", "eval_margin"),
+        ("loss on held-out pairs ↓", "eval_loss"),
+        ("mean score of M1's answers", "score_mean"),
+        ("standard deviation of those scores", "score_std"),
+    ):
+        rows.append([label, cell(number(metrics.get(key)), 3)])
+    notes = [f"Preference pairs: {plain(pairs)}."] if pairs else []
+    return Section("Reward model", tables=[Table(["", "R"], rows)], notes=notes)
+
+
+def learning(runs: Runs, folder: str) -> Section:
+    charts = charts_of(folder, runs.stages[folder])
+    notes = [] if charts else [f"{folder}/manifest.json holds no history to draw."]
+    if any(chart.wide for chart in charts):
+        notes.append(
+            "A proxy that rises while gold falls is over-optimisation. The dotted line marks the "
+            "weights that were kept."
+        )
+    return Section(f"Learning curves of {BY_FOLDER[folder].title}", charts, notes=notes)
+
+
+def samples(c: Comparison) -> Section:
+    if not c.tasks:
+        return Section(
+            "Samples", notes=["None: evaluation/answers.json is not there, or without tasks."]
+        )
+    seed = c.config.get("seed")
+    chosen, kinds = sampled(c, c.config.get("samples_in_report", 6), seed)
+    shown = []
+    for i in chosen:
+        parts = [("reference", "", str(c.tasks[i].get("reference") or "none is known"))]
+        for model in c.models:
+            raw = c.answers[model]
+            parts.append((symbol(model), raw["verdicts"][i][0], raw["answers"][i][0]))
+        shown.append((c.tasks[i]["prompt"], parts))
+    counts = ", ".join(f"{kind} {len(members):,}" for kind, members in kinds.items())
+    note = (
+        f"First answers. From {' to '.join(map(symbol, c.models[-2:]))}, tasks went: {counts}. "
+        f"These kinds take turns here, each in an order drawn with seed {seed}: the samples show "
+        "every kind, not how frequent it is."
     )
-    for name, section in sections:
-        blocks += [Heading(name), *section()]
-    return title, blocks
+    return Section("Samples", samples=shown, notes=[note])
+
+
+def training(runs: Runs, trained: Sequence[str]) -> Section:
+    """Size, steps, rows and tokens seen, and the settings of every model."""
+    manifests = [runs.stages[folder] for folder in trained]
+    rows = [["parameters", *(cell(runs.parameters(folder)) for folder in trained)]]
+    rows += [
+        [label, *(Cell(plain(value_of(m))) for m in manifests)]
+        for label, value_of in (
+            ("optimizer steps", lambda m: number(m.get("steps"))),
+            ("rows trained on", rows_seen),
+            ("tokens trained on", tokens_seen),
+            ("learning rate", lambda m: m["config"].get("learning_rate")),
+        )
+    ]
+    configs = [runs.config(folder) for folder in runs.stages]
+    settings = [
+        [key, *(plain(config.get(key, "–")) for config in configs)]
+        for key in sorted({key for config in configs for key in config})
+    ]
+    columns = ["", *map(symbol, runs.stages)]
+    folded = Table(columns, settings, "All settings that are not the library's defaults")
+    note = (
+        "A row counts each time it was trained on; PPO's rows are episodes and its tokens those "
+        "of their answers."
+    )
+    return Section(
+        "Training", tables=[Table(["", *map(symbol, trained)], rows), folded], notes=[note]
+    )
+
+
+def rows_seen(manifest: Mapping) -> float | None:
+    """Rows that went through training, from the trainer's summary (rate times seconds)."""
+    metrics = manifest["metrics"]
+    rate, seconds = (number(metrics.get(f"train_{k}")) for k in ("samples_per_second", "runtime"))
+    return None if rate is None or seconds is None else round(rate * seconds)
+
+
+def tokens_seen(manifest: Mapping) -> float | None:
+    """Tokens as the trainer counted them; else rows times their length (packed) or mean length."""
+    rows, metrics = rows_seen(manifest), manifest["metrics"]
+    lengths = [x for row in manifest["history"] if (x := number(row.get("response/length")))]
+    if manifest["stage"] == "pretrain":
+        lengths = [number(manifest["config"].get("max_length")) or 0]
+    mean = round(rows * sum(lengths) / len(lengths)) if rows and lengths else None
+    return number(metrics.get("num_tokens", mean))
+
+
+def data(runs: Runs) -> Section:
+    rows: list = []
+    for name, manifest in runs.stages.items():
+        unit = "characters" if name == "tokenizer" else "tokens"
+        for part, facts in sorted(manifest["data"].items()):
+            if not facts[CARDS]:
+                continue
+            head = f"{symbol(name)}, {part}: {written(number(facts.get('rows')))} rows"
+            seen = rows_seen(manifest) if part in ("train", "prompts") else None
+            head += f" in the mix, {written(seen)} trained on" if seen else ""
+            rows.append(f"{head}; {plain(facts[STATS])}" if facts[STATS] else head)
+            for card, stats in sorted(facts[CARDS].items()):
+                shares = [number(stats.get(f"share_{k}")) for k in ("requested", "realised")]
+                size = number(stats.get("tokens"))
+                rows.append(
+                    [
+                        card,
+                        *(cell(share, 1, 100) for share in shares),
+                        "–" if size is None else f"{written(size)} {unit}",
+                        *(cell(number(stats.get(k))) for k in ("rows_read", "rows")),
+                        plain(stats.get("dropped", {})),
+                        str(stats.get("license", "–")),
+                    ]
+                )
+    columns = ["Card", "Wanted, %", "Got, %", "In the mix", "Read", "Kept", "Dropped", "Licence"]
+    notes = [
+        "Wanted is the share asked for, got the one of the mix, where documents are repeated or "
+        "cut to fit. Read, kept and dropped count the source's rows."
+    ]
+    if metrics := runs.metrics("tokenizer"):
+        notes.append(f"Tokenizer: {plain(metrics)}.")
+    return Section("Data", tables=[Table(columns, rows)], notes=notes)
+
+
+def lineage(runs: Runs) -> Section:
+    rows = []
+    for name, manifest in runs.stages.items():
+        parents = [
+            (symbol(Path(p["path"]).name) if "stage" in p else p["path"])
+            + {True: "\u00a0✓", False: "\u00a0✗ differs", None: ""}[runs.same(p)]
+            for p in manifest["parents"].values()
+        ]
+        wall = [number(manifest["wall_s"].get(k)) for k in ("train_s", "evaluate_s", "work_s")]
+        rows.append(
+            [
+                symbol(name),
+                weights(manifest)[:8],
+                ", ".join(parents) or "–",
+                str(manifest.get("isolation") or "–"),
+                *(cell(seconds, 1) for seconds in wall),
+                cell(number(manifest.get("peak_memory_gib")), 2),
+                when(manifest),
+            ]
+        )
+    columns = ["Stage", "Weights", "Made from", "Isolation", "Train, s", "Evaluate, s"]
+    columns += ["Work, s", "Memory, GiB", "Finished, UTC"]
+    note = (
+        "Weights: the sha256 of what the stage made begins so. ✓ the parent is the one in this "
+        "folder. Isolation: what stood between model-written code and the machine. Times count all "
+        "starts of a resumed stage, without what a kill lost; memory is the main process's peak."
+    )
+    return Section("Lineage, time and memory", tables=[Table(columns, rows)], notes=[note])
+
+
+def environment(runs: Runs) -> Section:
+    machines: dict[tuple, list[str]] = {}
+    for name, manifest in runs.stages.items():
+        found = manifest["environment"]
+        threads = f"{found.get('processes')} × {found.get('threads')} threads"
+        machine = f"{found.get('device')}, {threads}"
+        key = machine, str(found.get("git_commit") or "unknown")[:8], plain(found["versions"])
+        machines.setdefault(key, []).append(symbol(name))
+    rows = [[", ".join(names), *key] for key, names in machines.items()]
+    return Section("Environment", tables=[Table(["Stages", "Machine", "Commit", "Versions"], rows)])
+
+
+def weights(manifest: Mapping) -> str:
+    """sha256 of the stage's result: its weights, or else its first data file."""
+    for suffix in (".safetensors", "tokenizer.json", ".jsonl", "answers.json"):
+        for name, facts in sorted(manifest["files"].items()):
+            if name.endswith(suffix) and "/" not in name:
+                return facts["sha256"]
+    return "–"
+
+
+def when(manifest: Mapping) -> str:
+    return manifest["finished"][:16].replace("T", " ")
+
+
+def plain(value) -> str:
+    """A setting, or what was counted, on one line."""
+    if isinstance(value, Mapping) and not value:
+        return "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(k).replace('_', ' ')} {plain(v)}" for k, v in sorted(value.items()))
+    if isinstance(value, list):
+        return ", ".join(map(plain, value))
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value.is_integer() else f"{value:.6g}"
+    return "–" if value is None else f"{value:,}" if type(value) is int else str(value)

@@ -1,0 +1,39 @@
+"""`launch`, the last line of every recipe: an error before the work begins is one message.
+
+Imports nothing heavy, since a recipe imports it before its arguments are read.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from codexhf.refusals import refuse
+
+begun = False
+"""Whether a stage of this process has begun its work; run.py says so."""
+
+
+def launch(main: Callable[[], object]) -> None:
+    """Run a recipe's main; whatever fails before the work begins is one message and exit code 2.
+
+    Set CODEXHF_DEBUG=1 to see the traceback instead. From the beginning of the work on errors keep
+    their traceback.
+    """
+    try:
+        main()
+    except Exception as error:
+        if begun or os.environ.get("CODEXHF_DEBUG"):
+            raise
+        told = isinstance(error, ValueError | OSError)  # a sentence written for the user
+        text = str(error) if told else f"{type(error).__name__}: {error}"
+        text += "" if told else " (CODEXHF_DEBUG=1 shows where.)"
+        refuse([text], Path(sys.argv[0]).name, everywhere=not told)
+    except KeyboardInterrupt:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print("interrupted; start the same command again, it resumes from the last checkpoint")
+        raise SystemExit(130) from None
+    finally:
+        torch = sys.modules.get("torch")
+        if torch and torch.distributed.is_initialized():  # else its threads abort the process
+            torch.distributed.destroy_process_group()

