@@ -1,10 +1,11 @@
-"""preferences: M1's answers to prompts, labelled by unit tests -> pairs (x, y_A, y_B, l).
+"""preferences: M1's completions, labelled by unit tests or queued for people -> pairs.
 
     accelerate launch recipes/preferences.py                         # settings: preferences.yaml
     accelerate launch recipes/preferences.py --samples_per_prompt 8  # PreferencesArguments
 
-Reads   runs/m1; data_cards/*.md of type prompt-only with tests.
-Writes  runs/prefs: train.jsonl, test.jsonl, README.md and test.md (their cards), manifest.json.
+Reads   runs/m1; data_cards/*.md of type prompt-only, with tests where `label_by` is unit_tests.
+Writes  runs/prefs: train.jsonl, test.jsonl, README.md and test.md (their cards), manifest.json;
+        unlabelled.jsonl for `python -m codexhf.label` where people label.
 """
 
 from codexhf.arguments import PreferencesArguments
@@ -29,6 +30,7 @@ def main(argv=None):
         exclude=stage.exclude_cards,
         max_rows=stage.max_prompts,
         max_prompt_tokens=room_for(stage.model, stage.max_new_tokens),
+        runs_tests=stage.label_by == "unit_tests",
         seed=stage.seed,
     )
     model = to_device(load_policy(stage.model, tokenizer))
@@ -36,7 +38,7 @@ def main(argv=None):
         stage,
         lambda folder: make_pairs(model, tokenizer, tasks.dataset, stage, folder),
         data={"prompts": tasks},
-        parents={"m1": stage.model},
+        parents={"m1": stage.model, "rm": stage.reward_model},
     )
 
 

@@ -28,7 +28,7 @@ def main(argv=None):
 
     tokenizer = load_tokenizer(stage.model)
     max_length = within_context(stage.model, training.max_length)
-    train = load_pairs(stage.train_cards, tokenizer, max_length)
+    train = load_pairs(stage.train_cards, tokenizer, max_length, exclude=stage.eval_cards)
     test = load_pairs(stage.eval_cards, tokenizer, max_length)
     model = load_reward_model(stage.model, tokenizer, new_head=True, seed=training.seed)
     trainer = RewardTrainer(

@@ -512,10 +512,10 @@ def test_cards_whose_columns_differ_are_mixed(card, tokenizer):
 def test_a_margin_in_one_card_only(card, tokenizer):
     row = {"prompt": "a", "chosen": "x", "rejected": "y"}
     paths = [
-        card("preference", [row | {"margin": 2}], "1.jsonl", "one"),
+        card("preference", [row | {"margin": 2}, row | {"prompt": "c"}], "1.jsonl", "one"),
         card("preference", [row | {"prompt": "b"}], "2.jsonl", "two"),
     ]
-    assert load_pairs(paths, tokenizer, 64).ids["margin"][:] == [2.0, 0.0]
+    assert load_pairs(paths, tokenizer, 64).ids["margin"][:] == [2.0, 0.0, 0.0]
 
 
 def test_text_in_one_card_and_messages_in_another(card, tokenizer):

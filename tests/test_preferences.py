@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 
 from codexhf.arguments import PreferencesArguments
+from codexhf.cards import CardError
 from codexhf.chat import text_of
 from codexhf.data import load_split, load_tasks
 from codexhf.execution import Result
-from codexhf.preferences import in_test, make_pairs, pair_up, worth, write_contested
+from codexhf.preferences import (
+    in_test,
+    make_pairs,
+    pair_up,
+    pairs_to_label,
+    telling,
+    worth,
+    write_contested,
+)
 from conftest import ADD
 
 
@@ -118,3 +127,75 @@ def test_contested_prompts_are_those_with_both_outcomes(tmp_path, write_card, pr
     assert write_contested(rows, groups, results, first, 2, tmp_path) == (1, 2)
     kept = load_split([str(tmp_path / "prompts.md")], "prompt-only").dataset
     assert kept["id"] == ["p0", "p1"] and kept["entry_point"] == ["f", "f"]
+
+
+# -- pairs for people --------------------------------------------------------------------------
+
+
+def test_telling_grows_with_what_differs_and_with_how_unsure_the_reward_model_is():
+    assert telling("return a", "return a", None) == 0 == telling("", "", None)
+    assert telling("return a", "return b", None) < telling("return a", "print(x, y)", None) <= 1
+    gaps = [telling("a b", "c d", gap) for gap in (0.0, 1.0, -1.0, 5.0, 1e9)]
+    assert gaps[0] == 1.0 and gaps[1] == pytest.approx(gaps[2])
+    # 4 p (1 - p) with p = 1 / (1 + e^-1)
+    assert gaps[1] == pytest.approx(0.7864, abs=1e-4)
+    assert gaps[3] < gaps[1] and gaps[4] == 0
+
+
+def test_pairs_to_label_prefers_what_tests_cannot_tell_and_uses_no_answer_twice(tmp_path):
+    settings = stage(tmp_path, label_by="people")
+    row = {**ROW, "completion": "right"}
+    pairs = pairs_to_label(row, ANSWERS, RESULTS, None, settings, np.random.default_rng(0))
+    open_ = [p for p in pairs if p["tests_label"] is None]
+    (tied,), decided = open_, [p for p in pairs if p["tests_label"]]
+    assert {tied["response_a"], tied["response_b"]} == {"half", "half too"}
+    (second,) = (p for p in decided if "right" in (p["response_a"], p["response_b"]))
+    assert second[f"response_{second['tests_label']}"] == "right"
+    assert second[f"model_{second['tests_label']}"] == "the card's reference"
+    assert "pass, 4 of 4" in second[f"tests_{second['tests_label']}"]
+    shown = [p[f"response_{side}"] for p in decided for side in "ab"]
+    assert len(shown) == len(set(shown)) == 4
+    assert "label" not in second
+    scores = [9.0, 0.0, 0.1, -9.0]  # R is sure of all but half against slow
+    (first, *_) = pairs_to_label(
+        {**ROW, "completion": ""}, ANSWERS, [], scores, settings, np.random.default_rng(0)
+    )
+    assert {first["response_a"], first["response_b"]} == {"half", "slow"}
+    assert first["tests_label"] is None and first["tests_a"] is None
+
+
+def queue_of(policy, tokenizer, rows, settings, folder, need_tests=False):
+    folder.mkdir(exist_ok=True)
+    data = load_tasks(rows, tokenizer, runs_tests=need_tests)
+    metrics = make_pairs(policy, tokenizer, data.dataset, settings, folder)
+    return metrics, [json.loads(line) for line in (folder / "unlabelled.jsonl").open()]
+
+
+def test_prompts_without_tests_are_sampled_for_people(policy, tokenizer, tmp_path, write_card):
+    card = write_card([{"id": f"e{i}", "prompt": f"Explain {i}."} for i in range(8)], "prompt-only")
+    settings = stage(tmp_path, label_by="people", pairs_to_label=6)
+    settings.include_reference = False
+    metrics, queue = queue_of(policy, tokenizer, [card], settings, tmp_path / "a")
+    assert metrics["pairs_to_label"] == len(queue) == 6
+    assert metrics["pairs_not_queued"] == 2 and metrics["distinct_pass_share"] is None
+    assert not (tmp_path / "a" / "train.jsonl").exists()
+    assert [p["telling"] for p in queue] == sorted((p["telling"] for p in queue), reverse=True)
+    assert all(p["response_a"] != p["response_b"] and p["order_seed"] == 42 for p in queue)
+    assert queue_of(policy, tokenizer, [card], settings, tmp_path / "b")[1] == queue
+    with pytest.raises(CardError, match="no column 'tests'"):
+        load_tasks([card], tokenizer)
+
+
+def test_both_labels_by_tests_and_queues_every_fifth_pair_for_a_check(
+    policy, tokenizer, tmp_path, write_card, problems
+):
+    rows = [dict(problems[0], id=f"p{i}", prompt=f"Add {i}.") for i in range(14)]
+    settings = stage(tmp_path, label_by="both", pairs_per_prompt=2)
+    settings.samples_per_prompt = 4
+    metrics, queue = queue_of(policy, tokenizer, [write_card(rows, "prompt-only")], settings,
+                              tmp_path / "a")  # fmt: skip
+    assert metrics["train_pairs"] > 0 and (tmp_path / "a" / "train.jsonl").exists()
+    decided = [p["tests_label"] is not None for p in queue]
+    assert decided[:15] == [False, False, False, False, True] * 3
+    tests = {p["id"].split("/")[0] for p in queue if p["split"] == "test"}
+    assert not tests & {p["id"].split("/")[0] for p in queue if p["split"] == "train"}

@@ -265,6 +265,17 @@ class PreferencesArguments(CodeRunningArguments):
     include_reference: bool = knob(
         False, "Let the card's reference completion take part as one more answer."
     )
+    label_by: Literal["unit_tests", "people", "both"] = knob(
+        "unit_tests",
+        "unit_tests: pairs that the tests tell apart. people: pairs for the labelling page, of "
+        "prompts without tests too. both: one and the other.",
+    )
+    pairs_to_label: int = knob(500, "Pairs queued for people at most.", low=2)
+    reward_model: str | None = knob(
+        None,
+        "R: people are first shown pairs of which it is unsure; default: none yet.",
+        check=model_folder,
+    )
     max_prompts: int | None = knob(None, "Prompts to use at most; default: all.", low=2)
     max_new_tokens: int = knob(96, "Longest completion, in tokens.", low=1)
     temperatures: list[float] = knob(

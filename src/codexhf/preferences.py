@@ -1,13 +1,17 @@
-"""Sample completions, label them, and keep pairs (x, y_A, y_B, l) with who labelled and why.
+"""Sample completions, label them by tests or queue them for people: pairs (x, y_A, y_B, l).
 
 A pair is one JSON line: id, prompt, response_a, response_b, label (a, b or tie), labeler, reason.
 Which side is A is drawn from the seed, so that position says nothing. `data.read_card` turns pairs
-into prompt/chosen/rejected. Labels by people come through the same file format.
+into prompt/chosen/rejected. Pairs for people go to unlabelled.jsonl, without label; codexhf.label
+shows them and exports the same file format.
 """
 
 import hashlib
 import json
+import math
+import re
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,10 @@ from codexhf.arguments import PreferencesArguments
 from codexhf.completions import grade
 from codexhf.execution import Result
 from codexhf.generation import sample
+from codexhf.reward_model import load_model_reward
+
+CHECK_EVERY = 5
+"""Of how many pairs shown to people one is a pair that the tests decide."""
 
 CARD = """---
 license: other
@@ -38,20 +46,52 @@ Written by the preferences stage; see README.md beside this file.
 
 
 def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments, folder: Path):
-    """Sample, label by unit tests, pair, split by problem, write pairs and contested prompts.
+    """Sample, pair, split by problem, write pairs and contested prompts.
 
-    Writes train.jsonl and test.jsonl (pairs), and prompts.jsonl: the prompts that the model at the
-    first temperature sometimes solves and sometimes not, filled up to `stage.min_prompts`. From the
-    first PPO learns most: where answers are all right or all wrong, none has an advantage.
+    With `label_by: unit_tests` or `both` it writes train.jsonl and test.jsonl: pairs that the tests
+    tell apart. With `people` or `both` it writes unlabelled.jsonl, the pairs of which a person's
+    label tells most, for `python -m codexhf.label`; rows without tests take part there. Always it
+    writes prompts.jsonl: the prompts that the model at the first temperature sometimes solves and
+    sometimes not, filled up to `stage.min_prompts`. From the first PPO learns most: where answers
+    are all right or all wrong, none has an advantage.
 
     Args:
-        problems: rows of id, prompt, tests, entry_point, and completion when
-            `include_reference` is set.
+        problems: rows of id, prompt; tests and entry_point where answers can be run; completion
+            when `include_reference` is set.
     Returns:
         metrics: counts, pass rate of the samples, pairs per split.
     Raises:
-        RuntimeError: the sandbox failed, or no prompt gave two answers of different worth.
+        RuntimeError: the sandbox failed, or no prompt gave two answers to compare.
     """
+    answers = sample_answers(model, tokenizer, problems, stage)
+    first = [set(group[: stage.samples_per_prompt]) for group in answers]
+    if stage.include_reference:
+        for group, reference in zip(answers, problems["completion"], strict=True):
+            group.append(reference)
+    distinct = [list(dict.fromkeys(group)) for group in answers]
+    results = grade_tested(problems, distinct, stage.timeout_s)
+    metrics = {}
+    if stage.label_by != "people":
+        metrics |= label_by_tests(problems, distinct, results, stage, folder)
+    if stage.label_by != "unit_tests":
+        metrics |= choose_for_people(problems, distinct, results, stage, folder)
+    contested, kept = write_contested(problems, distinct, results, first, stage.min_prompts, folder)
+    flat = [result for group in results for result in group]
+    return {
+        "prompts": len(problems),
+        "contested_prompts": contested,
+        "prompts_for_ppo": kept,
+        "samples": sum(len(group) for group in answers),
+        "distinct_samples": sum(len(group) for group in distinct),
+        "distinct_pass_share": float(np.mean([r.verdict == "pass" for r in flat]))
+        if flat
+        else None,
+        **metrics,
+    }
+
+
+def sample_answers(model, tokenizer, problems: Dataset, stage) -> list[list[str]]:
+    """Sample `samples_per_prompt` answers to each prompt at each temperature, in that order."""
     answers: list[list[str]] = [[] for _ in problems]
     for number, temperature in enumerate(stage.temperatures):
         drawn = sample(
@@ -67,22 +107,38 @@ def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments,
         )
         for group, new in zip(answers, drawn, strict=True):
             group += new
-    first = [set(group[: stage.samples_per_prompt]) for group in answers]
-    if stage.include_reference:
-        for group, reference in zip(answers, problems["completion"], strict=True):
-            group.append(reference)
-    distinct = [list(dict.fromkeys(group)) for group in answers]
-    results = grade(
-        distinct, problems["tests"], problems["entry_point"], stage.timeout_s, "running tests"
-    )
+    return answers
+
+
+def grade_tested(problems: Dataset, groups, timeout_s: float) -> list[list[Result]]:
+    """Run the tests of the rows that have some; an empty list of results for the others."""
+    if "tests" not in problems.column_names:
+        return [[] for _ in problems]
+    tested = [i for i, tests in enumerate(problems["tests"]) if tests]
+    rows = problems.select(tested)
+    groups = [groups[i] for i in tested]
+    graded = grade(groups, rows["tests"], rows["entry_point"], timeout_s, "running tests")
+    results: list[list[Result]] = [[] for _ in problems]
+    for i, group in zip(tested, graded, strict=True):
+        results[i] = group
+    return results
+
+
+def label_by_tests(problems: Dataset, distinct, results, stage, folder: Path) -> dict:
+    """Write train.jsonl and test.jsonl with test.md: pairs that the tests tell apart.
+
+    Raises:
+        RuntimeError: a split without a pair.
+    """
     generator = np.random.default_rng(stage.seed)
     pairs: dict[str, list[dict]] = {"train": [], "test": []}
     skipped: Counter = Counter()
     for row, group, verdicts in zip(problems, distinct, results, strict=True):
-        made = pair_up(row, group, verdicts, stage.pairs_per_prompt, generator)
+        made = pair_up(row, group, verdicts, stage.pairs_per_prompt, generator) if verdicts else []
         if not made:
             passed = {v.verdict == "pass" for v in verdicts}
-            skipped["all pass" if passed == {True} else "all equally wrong"] += 1
+            why = "all pass" if passed == {True} else "all equally wrong"
+            skipped[why if verdicts else "no tests"] += 1
         pairs["test" if in_test(row["prompt"], stage.test_share) else "train"] += made
     for name, rows in pairs.items():
         if not rows:
@@ -90,27 +146,123 @@ def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments,
                 f"no {name} pairs: {len(problems)} prompts gave {dict(skipped)}. Raise "
                 "samples_per_prompt or max_prompts, or set include_reference."
             )
-        with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    contested, kept = write_contested(problems, distinct, results, first, stage.min_prompts, folder)
+        write_rows(folder / f"{name}.jsonl", rows)
     write_card(
         folder / "test.md",
         type="preference",
         title="Held-out preference pairs, of problems that no pair in train.jsonl is from",
         problems="As good as the labeler named in each row.",
     )
-    flat = [result for group in results for result in group]
     return {
-        "prompts": len(problems),
-        "contested_prompts": contested,
-        "prompts_for_ppo": kept,
-        "samples": sum(len(group) for group in answers),
-        "distinct_samples": len(flat),
-        "distinct_pass_share": float(np.mean([r.verdict == "pass" for r in flat])),
         "train_pairs": len(pairs["train"]),
         "test_pairs": len(pairs["test"]),
         "prompts_without_pair": dict(skipped),
     }
+
+
+def choose_for_people(problems: Dataset, distinct, results, stage, folder: Path) -> dict:
+    """Write unlabelled.jsonl: `pairs_to_label` pairs, first those of which a label tells most.
+
+    Pairs that the tests cannot tell apart come in the order of `telling`; every fifth is one that
+    they can, so that people's agreement with the tests is measured as well.
+    """
+    scores = score_answers(problems, distinct, stage.reward_model)
+    generator = np.random.default_rng(stage.seed)
+    open_, decided = [], []
+    for row, group, verdicts, scored in zip(problems, distinct, results, scores, strict=True):
+        for pair in pairs_to_label(row, group, verdicts, scored, stage, generator):
+            (decided if pair["tests_label"] else open_).append(pair)
+    queue: list[dict] = []
+    for rows in (open_, decided):
+        generator.shuffle(rows)  # equals in an order that is the seed's and not the card's
+        rows.sort(key=lambda pair: -pair["telling"])
+    while (open_ or decided) and len(queue) < stage.pairs_to_label:
+        check = decided and (not open_ or len(queue) % CHECK_EVERY == CHECK_EVERY - 1)
+        queue.append((decided if check else open_).pop(0))
+    if not queue:
+        raise RuntimeError(
+            f"no pairs to label: {len(problems)} prompts gave no two different answers. Raise "
+            "samples_per_prompt or the temperatures."
+        )
+    write_rows(folder / "unlabelled.jsonl", queue)
+    return {
+        "pairs_to_label": len(queue),
+        "pairs_to_label_undecided": sum(p["tests_label"] is None for p in queue),
+        "pairs_not_queued": len(open_) + len(decided),
+    }
+
+
+def pairs_to_label(row, answers, results, scores, stage, generator) -> list[dict]:
+    """The most telling pairs of one prompt that tests cannot tell apart, and those that they can.
+
+    Up to `pairs_per_prompt` of each kind, and within a kind no answer is used twice.
+    """
+    sides = []
+    for i, j in combinations(range(len(answers)), 2):
+        gap = None if scores is None else scores[i] - scores[j]
+        tied = not results or worth(results[i]) == worth(results[j])
+        sides.append((telling(answers[i], answers[j], gap), tied, i, j))
+    sides.sort(key=lambda side: -side[0])
+    used: dict[bool, list[int]] = {True: [], False: []}
+    pairs: list[dict] = []
+    for tells, tied, i, j in sides:
+        if len(used[tied]) == 2 * stage.pairs_per_prompt or {i, j} & {*used[tied]} or tells == 0:
+            continue
+        used[tied] += [i, j]
+        a, b = (j, i) if generator.integers(2) else (i, j)
+        pair = {"id": f"{row['id']}/{len(pairs)}", "prompt": row["prompt"]}
+        for side, k in (("a", a), ("b", b)):
+            made = stage.include_reference and answers[k] == row["completion"]
+            pair[f"response_{side}"] = answers[k]
+            pair[f"model_{side}"] = "the card's reference" if made else stage.model
+            pair[f"tests_{side}"] = _why(results[k]) if results else None
+            pair[f"reward_{side}"] = None if scores is None else scores[k]
+        better = None if tied else "a" if worth(results[a]) > worth(results[b]) else "b"
+        pairs.append(
+            pair
+            | {
+                "tests_label": better,
+                "telling": round(tells, 4),
+                "order_seed": stage.seed,
+                "split": "test" if in_test(row["prompt"], stage.test_share) else "train",
+                "tests": row.get("tests"),
+                "entry_point": row.get("entry_point"),
+            }
+        )
+    return pairs
+
+
+def telling(a: str, b: str, gap: float | None) -> float:
+    """How much a label of this pair would tell, in [0, 1].
+
+    The share of words in which the answers differ, times how unsure R is: 4 p (1 - p), with p the
+    chance that R gives a over b (Bradley and Terry); 1 without R.
+
+    Args:
+        gap: R's raw score of a minus that of b.
+    """
+    words = [Counter(re.findall(r"\w+|[^\w\s]", text)) for text in (a, b)]
+    union = (words[0] | words[1]).total()
+    differ = 1 - (words[0] & words[1]).total() / union if union else 0.0
+    p = 0.5 if gap is None else 0.5 * (1 + math.tanh(gap / 2))
+    return differ * 4 * p * (1 - p)
+
+
+def score_answers(problems: Dataset, groups, reward_model: str | None) -> list[list[float] | None]:
+    """R's raw scores of each prompt's answers; None for each prompt without a reward model."""
+    if reward_model is None:
+        return [None] * len(problems)
+    reward = load_model_reward(reward_model)
+    reward.mean, reward.std = 0.0, 1.0  # differences of raw scores are log-odds
+    prompts = [p for p, group in zip(problems["prompt"], groups, strict=True) for _ in group]
+    flat = iter(reward(prompts, [text for group in groups for text in group]))
+    return [[next(flat) for _ in group] for group in groups]
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Write rows as JSON lines."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_contested(
@@ -125,7 +277,9 @@ def write_contested(
     kinds: dict[str, list[str]] = {"contested": [], "failed": [], "passed": []}
     for row, group, verdicts, drawn in zip(problems, groups, results, first, strict=True):
         passed = {
-            v.verdict == "pass" for text, v in zip(group, verdicts, strict=True) if text in drawn
+            v.verdict == "pass"
+            for text, v in zip(group if verdicts else (), verdicts, strict=True)
+            if text in drawn
         }
         kind = "contested" if len(passed) == 2 else "passed" if passed == {True} else "failed"
         kinds[kind].append(json.dumps(row, ensure_ascii=False) + "\n")

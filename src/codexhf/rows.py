@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from codexhf.cards import Card, CardError
 from codexhf.chat import ROLES, content_text, text_of
+from codexhf.label_words import check_labels, read_label
 from codexhf.refusals import nearest
 from codexhf.sources import BATCH_ROWS, concat, values_of
 
@@ -59,6 +60,8 @@ def typed_rows(card: Card, source: pa.Table) -> tuple[pa.Table, list[str | None]
     tables, faults = [], []
     try:
         reader = _Reader(card, source.column_names)
+        if reader.shape is _native_pair and isinstance(label := reader.getters["label"], str):
+            check_labels(source.column(label).to_pylist())
         for start in range(0, source.num_rows, BATCH_ROWS):
             table, reasons = reader.read(source.slice(start, BATCH_ROWS), start)
             tables.append(table)
@@ -279,11 +282,12 @@ def _implicit_pair(row: Row) -> Row:
 
 
 def _native_pair(row: Row) -> Row:
-    label = str(row["label"]).lower()
+    try:
+        label = read_label(row["label"])
+    except ValueError as error:
+        raise RowError(str(error)) from None
     if label == "tie":
         raise RowFault("tie")
-    if label not in ("a", "b"):
-        raise RowError(f"label is {row['label']!r}, expected a, b or tie.")
     chosen, rejected = ("response_a", "response_b")[:: 1 if label == "a" else -1]
     return _pair({"prompt": row["prompt"], "chosen": row[chosen], "rejected": row[rejected]})
 

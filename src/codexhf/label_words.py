@@ -1,0 +1,45 @@
+"""How others write which of two answers is better, and what it is here: a, b or tie.
+
+Imports nothing, so that reading a card stays cheap.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+WORDS = {
+    "a": ("a", "1", "left", "response_a", "model_a", "answer_a", "first", "[[a]]"),
+    "b": ("b", "2", "right", "response_b", "model_b", "answer_b", "second", "[[b]]"),
+    "tie": ("tie", "0", "both", "equal", "same", "bad", "tie (bothbad)", "bothbad", "both bad",
+            "both_bad", "[[c]]"),
+}  # fmt: skip
+_LABELS = {word: label for label, words in WORDS.items() for word in words}
+
+
+def read_label(value: Any) -> str:
+    """Return a, b or tie for any of the words in WORDS; case and outer space do not matter.
+
+    Raises:
+        ValueError: another word, or nothing.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of whole numbers with gaps is read as floats
+    word = str(value).strip().lower()
+    if isinstance(value, bool) or word not in _LABELS:
+        raise ValueError(
+            f"label is {value!r}, expected a, b or tie (or 1, 2, 0; left, right; model_a, model_b)."
+        )
+    return _LABELS[word]
+
+
+def check_labels(values: Iterable[Any]) -> None:
+    """Refuse a column of 0 and 1 alone: elsewhere that means first and second, here tie and first.
+
+    Raises:
+        ValueError: the column says 0 and 1 and never 2.
+    """
+    said = {str(value).strip().removesuffix(".0") for value in values}
+    if said == {"0", "1"}:
+        raise ValueError(
+            "labels are 0 and 1 alone. Here 1 is the first answer, 2 the second and 0 a tie; if "
+            "they mean something else, write a, b or tie instead."
+        )
