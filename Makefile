@@ -21,7 +21,7 @@ ENV  := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: pipeline smoke report env test test-all check format parity clean help
+.PHONY: pipeline smoke report push env test test-all check format parity clean help
 .DELETE_ON_ERROR:
 
 pipeline: $(RUNS)/report.html  ## train M0, M1, R, M2, evaluate them, write the report
@@ -73,6 +73,9 @@ $(RUNS)/report.html: $(RUNS)/evaluation/manifest.json
 	$(BIN)/python -m codexhf.report $(RUNS)
 
 report: $(RUNS)/report.html  ## write the report from the manifests
+
+push: $(ENV)  ## push what is finished in RUNS: make push HUB=org/prefix (DRY_RUN=true shows it)
+	$(BIN)/python recipes/push.py --runs $(RUNS) --hub "$(HUB)" $(if $(DRY_RUN),--dry_run true)
 
 # -- house -------------------------------------------------------------------------------------
 

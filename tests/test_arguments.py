@@ -34,6 +34,7 @@ STAGES = {
     "ppo": (arguments.PPOArguments, PPOConfig),
     "evaluation": (arguments.EvaluationArguments,),
 }
+PARSED = {**STAGES, "push": (arguments.PushArguments,)}
 YAMLS = [p for p in ROOT.glob("recipes/**/*.yaml") if p.parent.name != "accelerate"]
 
 
@@ -62,13 +63,13 @@ def refusal(capsys, types, recipe, argv) -> str:
 
 
 def test_every_shipped_yaml_was_found():
-    assert len(YAMLS) == 2 * len(STAGES) + 1  # and trl-1.12/ppo.yaml
+    assert len(YAMLS) == 2 * len(STAGES) + 2  # and trl-1.12/ppo.yaml, push.yaml
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_parse_accepts_every_shipped_yaml(path, lineage):
-    out = parse(STAGES[path.stem], str(ROOT / f"recipes/{path.stem}.py"), ["--config", str(path)])
-    assert [type(o) for o in out] == list(STAGES[path.stem])
+    out = parse(PARSED[path.stem], str(ROOT / f"recipes/{path.stem}.py"), ["--config", str(path)])
+    assert [type(o) for o in out] == list(PARSED[path.stem])
 
 
 @pytest.mark.parametrize("name", STAGES)

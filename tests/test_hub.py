@@ -419,7 +419,7 @@ def test_every_loader_takes_a_hub_name(here, server, tokenizer):
     for name in (names["runs/prefs"], f"{names['runs/prefs']}/test.md"):
         data = load_split([name], "preference")
         assert len(data.dataset) == 1
-    assert hub.short_name("org/x-m1") == "m1" and hub.short_name("runs/m1") == "m1"
+    assert (hub.short_name("org/x-m1"), hub.short_name("runs/m1")) == ("m1", "runs/m1")
 
 
 def test_a_stage_goes_on_from_the_hub_and_its_lineage_can_be_walked(here, server, tokenizer):
