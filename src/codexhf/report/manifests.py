@@ -28,8 +28,7 @@ MANIFEST = {
     "environment": {"versions": dict},
     "files": {str: {"sha256": str}},
 }
-ANSWERS = {"all": {str: {"answers": [[str]], "verdicts": [[str]]}}}
-ANSWERED_TASKS = {"tasks": [{"prompt": str}]}  # written since samples are chosen
+ANSWERS = {"tasks": [{"prompt": str}], "all": {str: {"answers": [[str]], "verdicts": [[str]]}}}
 
 
 class ReportError(ValueError):
@@ -143,11 +142,9 @@ def manifest_errors(manifest) -> list[str]:
 def answers_errors(answers) -> list[str]:
     """Also: each model has something of each kind for each of the tasks."""
     errors = errors_of(answers, ANSWERS)
-    if not errors and "tasks" in answers:
-        errors = errors_of(answers, ANSWERED_TASKS)
     if errors:
         return errors
-    counts = [len(answers["tasks"])] if "tasks" in answers else []
+    counts = [len(answers["tasks"])]
     counts += [len(raw["verdicts"]) for raw in answers["all"].values()]
     return [
         f"all.{model}.{key}: expected at least one for each of {counts[0]} tasks"
