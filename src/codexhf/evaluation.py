@@ -28,13 +28,13 @@ from codexhf.hub import short_name
 from codexhf.models import (
     evaluating,
     load_policy,
-    load_tokenizer,
     shortest_context,
     to_device,
 )
 from codexhf.reward_model import ModelReward, load_model_reward
 from codexhf.rewards import parses_reward, violation_rate
 from codexhf.safety import Rule, load_rules
+from codexhf.tokenizer import load_tokenizer
 
 # ---------------------------------------------------------------------------------------------
 # pass@k
