@@ -112,10 +112,11 @@ def finished(tokenizer, tmp_path_factory):
             row = {"prompt": PROMPT, "chosen": ANSWER, "rejected": "pass"}
             for name in ("train", "test", "prompts"):
                 (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+            (folder / ".env").write_text("never to be sent")  # and recorded in the manifest
             write_pairs_card(folder / "test.md", type="preference", title="t", problems="p")
             return {"train_pairs": 1, "test_pairs": 1}
 
-        run.run_task(PreferencesArguments(output_dir="runs/prefs", model="runs/m1"), pairs,
+        run.run_task(PreferencesArguments(output_dir="runs/prefs", model="runs/m1", exclude_cards=["/home/me/a.md"]), pairs,
                      data={"prompts": chats}, parents={"m1": "runs/m1"})  # fmt: skip
         reward = LlamaForSequenceClassification(tiny_config(tokenizer, num_labels=1))
         reward.config.score_mean, reward.config.score_std = 0.25, 2.0
@@ -617,6 +618,7 @@ def test_the_pushed_card_names_lineage_data_licence_and_results(here, server):
     manifest = json.loads(server.files("org/x-m2")["manifest.json"])
     assert manifest["config"]["model"] == names["runs/m1"]
     data = server.files("org/x-prefs", "dataset")
+    assert json.loads(data["manifest.json"])["config"]["exclude_cards"] == ["a.md"]
     assert "train_pairs | 1" in data["README.md"].decode()
 
 
