@@ -116,7 +116,8 @@ def finished(tokenizer, tmp_path_factory):
             write_pairs_card(folder / "test.md", type="preference", title="t", problems="p")
             return {"train_pairs": 1, "test_pairs": 1}
 
-        run.run_task(PreferencesArguments(output_dir="runs/prefs", model="runs/m1", exclude_cards=["/home/me/a.md"]), pairs,
+        chosen = PreferencesArguments(output_dir="runs/prefs", exclude_cards=["/home/me/a.md"])
+        run.run_task(chosen, pairs,
                      data={"prompts": chats}, parents={"m1": "runs/m1"})  # fmt: skip
         reward = LlamaForSequenceClassification(tiny_config(tokenizer, num_labels=1))
         reward.config.score_mean, reward.config.score_std = 0.25, 2.0
