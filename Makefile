@@ -13,6 +13,7 @@ BIN     := $(VENV)/bin
 CONFIGS ?= recipes
 RUNS    ?= runs
 LAUNCH  ?= $(BIN)/python
+PAIRS   ?= $(RUNS)/prefs
 SEED    ?=
 ARGS     = --config $(CONFIGS)/$(1).yaml $(if $(SEED),--seed $(SEED))
 
@@ -21,7 +22,7 @@ ENV  := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: pipeline smoke report push env test test-all check format parity clean help
+.PHONY: pipeline smoke report label push env test test-all check format parity clean help
 .DELETE_ON_ERROR:
 
 pipeline: $(RUNS)/report.html  ## train M0, M1, R, M2, evaluate them, write the report
@@ -59,7 +60,7 @@ $(RUNS)/prefs/manifest.json: $(RUNS)/m1/manifest.json $(CONFIGS)/preferences.yam
 
 $(RUNS)/rm/manifest.json: $(RUNS)/prefs/manifest.json $(CONFIGS)/reward_model.yaml
 	$(LAUNCH) recipes/reward_model.py $(call ARGS,reward_model) --output_dir $(RUNS)/rm \
-	  --model $(RUNS)/m1 --train_cards $(RUNS)/prefs --eval_cards $(RUNS)/prefs/test.md
+	  --model $(RUNS)/m1 --train_cards $(PAIRS) --eval_cards $(PAIRS)/test.md
 
 $(RUNS)/m2/manifest.json: $(RUNS)/rm/manifest.json $(CONFIGS)/ppo.yaml $(DATA)
 	$(LAUNCH) recipes/ppo.py $(call ARGS,ppo) --output_dir $(RUNS)/m2 \
@@ -73,6 +74,10 @@ $(RUNS)/report.html: $(RUNS)/evaluation/manifest.json
 	$(BIN)/python -m codexhf.report $(RUNS)
 
 report: $(RUNS)/report.html  ## write the report from the manifests
+
+label: $(ENV)  ## let people compare completions and write demonstrations (then PAIRS=runs/labels)
+	$(BIN)/pip install -q -c constraints.txt -e '.[label]'
+	$(BIN)/python -m codexhf.label $(RUNS)/prefs $(LABEL)
 
 push: $(ENV)  ## push what is finished in RUNS: make push HUB=org/prefix (DRY_RUN=true shows it)
 	$(BIN)/python recipes/push.py --runs $(RUNS) --hub "$(HUB)" $(if $(DRY_RUN),--dry_run true)

@@ -28,6 +28,7 @@ from codexhf.execution import (
     launchers,
     lockdown,
     plain,
+    pool,
     run_tests,
 )
 from codexhf.execution.executor import choose_launcher
@@ -442,10 +443,10 @@ def test_sandbox_that_keeps_dying_is_a_sandbox_error():
 
 
 def test_sandbox_that_goes_silent_is_a_sandbox_error(monkeypatch):
-    monkeypatch.setattr(execution.executor, "GRACE_S", 0.1)
+    monkeypatch.setattr(pool, "GRACE_S", 0.1)
     silent = launchers.Launcher("test", ("sh", "-c", "echo up; cat >/dev/null"), dict(os.environ))
     with Executor(1, launcher=silent) as executor:
-        (result,) = executor.run([ADD], [ADD_CASES], ["add"], timeout_s=0.1)
+        (result,) = executor.run([ADD], [ADD_CASES], ["add"], timeout_s=0.01)
     assert result.verdict == "sandbox_error"
     assert "stopped answering, 3 times" in result.detail
 

@@ -43,11 +43,12 @@ from codexhf.cards import load_card
 from codexhf.data import load_split
 from codexhf.identity import load_manifest
 from codexhf.model_card import strictest
-from codexhf.models import load_policy, load_tokenizer
+from codexhf.models import load_policy
 from codexhf.parsing import parse
 from codexhf.preferences import write_card as write_pairs_card
 from codexhf.push import push
 from codexhf.reward_model import load_model_reward
+from codexhf.tokenizer import load_tokenizer
 from conftest import tiny_config, weights_hash
 from hub_server import TOKEN, HubServer, Repo
 

@@ -380,7 +380,7 @@ def test_export_is_read_as_any_other_card(store, tmp_path):
     assert (counts["train"], counts["test"]) == (3, 2)
     assert counts["left_out"] == {"skipped by everybody": 1}
     train = read_card(load_card(out))
-    assert train.facts["dropped"] == {"tie": 1} and load_card(out).license == "cc-by-4.0"
+    assert train.stats["dropped"] == {"tie": 1} and load_card(out).license == "cc-by-4.0"
     test = load_split([str(out / "test.md")], "preference").dataset
     assert set(test["chosen"]) == {"def f():\n    return 0", "def f():\n    return 3 + 1"}
     rows = [json.loads(line) for line in (out / "train.jsonl").open()]
@@ -455,7 +455,7 @@ def test_labels_made_elsewhere_come_in_through_the_column_map(tmp_path, labels, 
     )
     data = read_card(load_card(tmp_path / "votes.md"))
     assert data.dataset["chosen"] == ["first, 0", 'second "1"']
-    assert data.facts["dropped"] == {"tie": 1}
+    assert data.stats["dropped"] == {"tie": 1}
 
 
 def test_labels_that_could_mean_two_things_are_refused():

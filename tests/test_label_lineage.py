@@ -19,7 +19,8 @@ pytest.importorskip("websocket", reason="needs websocket-client")
 
 from browser import CHROMIUM, Browser
 from codexhf.generation import sample
-from codexhf.models import load_policy, load_tokenizer, to_device
+from codexhf.models import load_policy, to_device
+from codexhf.tokenizer import load_tokenizer
 from conftest import tiny_config
 from label_server import Server
 from test_label_browser import PAIR, enter, press
@@ -63,6 +64,10 @@ def test_a_labeller_who_likes_short_answers_gets_them(tokenizer, tmp_path, write
     prompts = write_card(
         [{"id": f"p{i}", "prompt": f"Write {400 + i}."} for i in range(250)], "prompt-only", "asks"
     )
+    # recipes/ppo.py takes tasks with tests; no reward here runs them.
+    rows = [{"id": f"p{i}", "prompt": f"Write {400 + i}."} for i in range(250)]
+    rows = [{**row, "tests": "assert True", "entry_point": "f"} for row in rows]
+    tasks = write_card(rows, "prompt-only", "tasks")
     m1, prefs, labels = (tmp_path / name for name in ("m1", "prefs", "labels"))
     # An empty list of cards cannot be written on the command line, so the smoke YAML's stay out.
     recipe("sft", model=tmp_path / "m0", train_cards=[sft], max_steps=250, learning_rate=5e-3,
@@ -89,7 +94,7 @@ def test_a_labeller_who_likes_short_answers_gets_them(tokenizer, tmp_path, write
                 num_train_epochs=4, learning_rate=2e-3, score_samples=128,
                 output_dir=tmp_path / "rm")  # fmt: skip
     assert rm["metrics"]["eval_accuracy"] >= 0.85, rm["metrics"]
-    recipe("ppo", model=m1, reward_model=tmp_path / "rm", prompt_cards=[prompts],
+    recipe("ppo", model=m1, reward_model=tmp_path / "rm", prompt_cards=[tasks],
            sft_cards=[sft], rewards=["reward_model"], reward_weights=[1.0], response_length=32,
            total_episodes=1024, per_device_train_batch_size=16, gradient_accumulation_steps=4,
            eval_strategy="no", load_best_model_at_end="false", save_strategy="no", kl_coef=0.02,

@@ -20,7 +20,7 @@ from codexhf.preferences import (
     pairs_to_label,
     telling,
     worth,
-    write_contested,
+    write_mixed,
 )
 from conftest import ADD
 
@@ -114,7 +114,7 @@ def test_make_pairs_stops_when_nothing_can_be_compared(
         make_pairs(policy, tokenizer, data.dataset, settings, tmp_path)
 
 
-def test_contested_prompts_are_those_with_both_outcomes(tmp_path, write_card, problems):
+def test_mixed_outcome_prompts_are_those_with_both_outcomes(tmp_path, write_card, problems):
     from datasets import Dataset
 
     rows = Dataset.from_list(problems[:3])
@@ -122,9 +122,9 @@ def test_contested_prompts_are_those_with_both_outcomes(tmp_path, write_card, pr
     good, bad = result("pass", 4), result("fail", 1)
     results = [[good, bad], [bad, bad], [good, good, bad]]
     first = [{"x", "y"}] * 3  # the third problem's failure came from another temperature
-    assert write_contested(rows, groups, results, first, 1, tmp_path) == (1, 1)
+    assert write_mixed(rows, groups, results, first, 1, tmp_path) == (1, 1)
     assert [r["id"] for r in map(json.loads, (tmp_path / "prompts.jsonl").open())] == ["p0"]
-    assert write_contested(rows, groups, results, first, 2, tmp_path) == (1, 2)
+    assert write_mixed(rows, groups, results, first, 2, tmp_path) == (1, 2)
     kept = load_split([str(tmp_path / "prompts.md")], "prompt-only").dataset
     assert kept["id"] == ["p0", "p1"] and kept["entry_point"] == ["f", "f"]
 

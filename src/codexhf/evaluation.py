@@ -28,13 +28,13 @@ from codexhf.hub import short_name
 from codexhf.models import (
     evaluating,
     load_policy,
-    load_tokenizer,
     shortest_context,
     to_device,
 )
 from codexhf.reward_model import ModelReward, load_model_reward
 from codexhf.rewards import parses_reward, violation_rate
 from codexhf.safety import Rule, load_rules
+from codexhf.tokenizer import load_tokenizer
 
 # ---------------------------------------------------------------------------------------------
 # pass@k
@@ -458,7 +458,7 @@ def evaluate_models(
             f"[{found['pass@1_low']:.3f}, {found['pass@1_high']:.3f}]{kl}",
             flush=True,
         )
-    write_json(folder / "answers.json", _answers(tasks.dataset, raw, stage.samples_in_report))
+    write_json(folder / "answers.json", _answers(tasks.dataset, raw))
     return metrics
 
 
@@ -489,17 +489,14 @@ def _wins(record: dict, parent: dict) -> dict:
     return wins
 
 
-def _answers(tasks: Dataset, raw: dict[str, dict], count: int) -> dict:
-    """The record of an evaluation: `count` tasks side by side, every completion, the groups."""
-    columns = tasks.column_names
-    shown = [
+def _answers(tasks: Dataset, raw: dict[str, dict]) -> dict:
+    """The record of an evaluation: the tasks, and every completion of every model."""
+    rows = [
         {
             "prompt": text_of(row["prompt"]),
             "reference": row.get("completion"),
-            "answers": {name: raw[name]["answers"][i][0] for name in raw},
-            "verdicts": {name: raw[name]["verdicts"][i][0] for name in raw},
+            "group": row.get("group"),
         }
-        for i, row in enumerate(tasks.select(range(min(count, len(tasks)))))
+        for row in tasks
     ]
-    groups = list(tasks["group"]) if "group" in columns else None
-    return {"samples": shown, "all": raw, "groups": groups}
+    return {"tasks": rows, "all": raw}

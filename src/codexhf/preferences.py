@@ -75,11 +75,11 @@ def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments,
         metrics |= label_by_tests(problems, distinct, results, stage, folder)
     if stage.label_by != "unit_tests":
         metrics |= choose_for_people(problems, distinct, results, stage, folder)
-    contested, kept = write_contested(problems, distinct, results, first, stage.min_prompts, folder)
+    contested, kept = write_mixed(problems, distinct, results, first, stage.min_prompts, folder)
     flat = [result for group in results for result in group]
     return {
         "prompts": len(problems),
-        "contested_prompts": contested,
+        "mixed_outcome_prompts": contested,
         "prompts_for_ppo": kept,
         "samples": sum(len(group) for group in answers),
         "distinct_samples": sum(len(group) for group in distinct),
@@ -265,7 +265,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write_contested(
+def write_mixed(
     problems: Dataset, groups, results, first, least: int, folder: Path
 ) -> tuple[int, int]:
     """Write prompts.jsonl and prompts.md: problems with both a pass and a failure in `first`.

@@ -29,7 +29,7 @@ COLUMNS = {
     "preference": ("prompt", "chosen", "rejected"),
     "prompt-only": ("prompt",),
 }
-EXTRA = ("id", "completion", "tests", "entry_point", "margin")
+EXTRA = ("id", "completion", "tests", "entry_point", "margin", "group")
 """Columns that later stages read, of whatever type the card is."""
 CONTEXT = ("system", "system_prompt", "input", "tools", "functions", "history")
 """Columns that change what a prompt asks for; one with text in it is never left out silently."""

@@ -4,6 +4,8 @@
 target, the record of the lineage, and all that the report reads.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import datetime
@@ -21,21 +23,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from codexhf import launch
 from codexhf.arguments import StageArguments
-from codexhf.chat import end_ids
 from codexhf.checkpoints import (
     MANIFEST,
-    CommitCheckpoints,
-    StopOnNaN,
-    StopOnSignal,
     file_stats,
     last_good,
     step_folders,
@@ -54,8 +51,10 @@ from codexhf.identity import (
 )
 from codexhf.lineage import BY_NAME
 from codexhf.model_card import write_card
-from codexhf.models import shortest_context
 from codexhf.refusals import refuse
+
+if TYPE_CHECKING:  # stages that train nothing do not wait for the import of Trainer
+    from transformers import Trainer, TrainingArguments
 
 PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers")
@@ -157,6 +156,8 @@ class Record:
 
 def _train(trainer: Trainer, training: TrainingArguments, checkpoint: Path | None) -> float:
     """Train to the end and return the seconds of training, earlier starts included."""
+    from codexhf.guards import CommitCheckpoints, StopOnNaN, StopOnSignal
+
     stop = StopOnSignal()
     commits = CommitCheckpoints(training.save_total_limit or 2, checkpoint)
     for callback in (commits, StopOnNaN(), stop):
@@ -186,6 +187,11 @@ def _size(trainer: Trainer) -> dict:
 
 def _save(trainer: Trainer, output_dir: Path) -> None:
     """Save model and tokenizer ready for use: with a cache, and knowing their limits."""
+    from transformers import PreTrainedModel
+
+    from codexhf.chat import end_ids
+    from codexhf.models import shortest_context
+
     tokenizer = trainer.processing_class
     for model in {m for m in trainer.model.modules() if isinstance(m, PreTrainedModel)}:
         model.config.use_cache = True  # off while training, where it would only cost memory

@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -375,13 +376,21 @@ def python_stdlib() -> Iterable[dict]:
     """The running interpreter's standard library, a row per source file, tests left out."""
     root = Path(sysconfig.get_path("stdlib"))
     skip = {"site-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data", "__pycache__"}
-    for file in sorted(root.rglob("*.py")):
-        parts = file.relative_to(root).parts
-        if skip.isdisjoint(parts):
-            try:
-                yield {"text": file.read_text(encoding="utf-8"), "id": "/".join(parts)}
-            except UnicodeDecodeError:
-                yield {"text": file.read_text(encoding="latin-1"), "id": "/".join(parts)}
+    for file in _files(root, ".py", skip):
+        name = file.relative_to(root).as_posix()
+        try:
+            yield {"text": file.read_text(encoding="utf-8"), "id": name}
+        except UnicodeDecodeError:
+            yield {"text": file.read_text(encoding="latin-1"), "id": name}
+
+
+def _files(root: Path, suffix: str, skip: set[str]) -> list[Path]:
+    """Return the files below a folder, sorted; folders named in `skip` are not even looked into."""
+    found = []
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if name not in skip]
+        found += [Path(folder) / name for name in names if name.endswith(suffix)]
+    return sorted(found)
 
 
 def python_topics() -> Iterable[dict]:
@@ -391,10 +400,9 @@ def python_topics() -> Iterable[dict]:
     for name, text in sorted(topics.items()):
         yield {"text": text, "id": f"topics/{name}"}
     root = Path(sysconfig.get_path("stdlib"))
-    for file in sorted(root.rglob("*.txt")):
-        if "site-packages" not in file.parts and "test" not in file.parts:
-            text = file.read_text(encoding="utf-8", errors="replace")
-            yield {"text": text, "id": str(file.relative_to(root))}
+    for file in _files(root, ".txt", {"site-packages", "test"}):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        yield {"text": text, "id": str(file.relative_to(root))}
 
 
 def humaneval() -> Iterable[dict]:

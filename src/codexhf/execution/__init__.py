@@ -6,13 +6,19 @@
     python -m codexhf.execution selftest     # what isolation this machine offers
     python -m codexhf.execution run FILE     # one program, isolated
 
-The threat model, the walls and the measured figures are in docs/execution.md. Modules: executor
-(pool), grading (verdicts), launchers and selftest (isolation) run outside; zygote, candidate,
-checker, wire and lockdown inside; plain and protocol on both sides.
+The threat model, the walls and the measured figures are in docs/execution.md. Outside run
+executor and pool, grading and testcode (verdicts), launchers and selftest (isolation); inside
+zygote, candidate, checker, together, wire and lockdown; plain and protocol on both sides.
 """
 
-from codexhf.execution.executor import Executor, check_isolation, isolation_used, run_tests
-from codexhf.execution.grading import Result, Tests
+from codexhf.execution.executor import (
+    Executor,
+    check_isolation,
+    check_references,
+    isolation_used,
+    run_tests,
+)
+from codexhf.execution.grading import Result, Tests, check_tests
 from codexhf.execution.launchers import UNSAFE_PHRASE, SandboxUnavailable
 
 __all__ = [
@@ -22,6 +28,8 @@ __all__ = [
     "SandboxUnavailable",
     "Tests",
     "check_isolation",
+    "check_references",
+    "check_tests",
     "isolation_used",
     "run_tests",
 ]

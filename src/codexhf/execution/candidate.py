@@ -5,94 +5,154 @@ program, so nothing it reports is more than an answer to be compared elsewhere.
 """
 
 import atexit
+import builtins
+import gc
+import hashlib
+import io
+import linecache
 import os
 import sys
 import types
 
 import plain
 import wire
-from protocol import ERROR, LOADED, NO_MEMORY, VALUE, pack_record
+from protocol import (
+    DIGEST,
+    ERROR,
+    LOADED,
+    MAX_BODY_BYTES,
+    NO_MEMORY,
+    VALUE,
+    pack_record,
+)
 
 REPORT, CHANNEL = 3, 4  # descriptors that zygote.py arranges
-MAX_BODY_BYTES = 4 << 20
+RECURSION = 1000  # Python's own limit, for the program's frames alone
 
 
 def run_calls(job: dict) -> None:
     """Answer call tests: one record for loading the program, then one per case."""
-    namespace = _load(job["code"])
-    function = None if namespace is None else namespace.get(job["entry_point"])
-    if namespace is None:
+    try:
+        namespace = load_module(job["code"])
+    except BaseException as error:
+        report(tag_of(error), b"", describe(error))
         return
+    function = namespace.get(job["entry_point"])
     if function is None:
-        _report(ERROR, b"", f"the program does not define {job['entry_point']!r}")
+        report(ERROR, b"", f"the program does not define {job['entry_point']!r}")
         return
-    _report(LOADED, b"", "")
+    report(LOADED, b"", "")
+    allow_recursion()
     for text in job["args"]:
         try:
             value = function(*plain.parse(text))
             body = plain.canonical(value)
             if len(body) > MAX_BODY_BYTES:
-                raise plain.NotPlain(f"a result of {len(body)} bytes, more than {MAX_BODY_BYTES}")
-            _report(VALUE, body, plain.shorten(value))
+                report(DIGEST, hashlib.sha256(body).digest(), plain.shorten(value))
+            else:
+                report(VALUE, body, plain.shorten(value))
         except BaseException as error:
-            _report(_tag(error), b"", describe(error))
+            report(tag_of(error), b"", describe(error))
 
 
 def run_program(job: dict) -> int:
     """Run a whole program as `__main__`, as `python program.py` would, and return its exit code."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
+    module.__file__ = os.path.abspath("program.py")
     sys.argv = ["program.py"]
+    _write_source(job["code"])
+    _name_standard_files()
     code = 0
     try:
+        allow_recursion()
         exec(compile(job["code"], "program.py", "exec"), module.__dict__)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except BaseException as error:
-        _report(_tag(error), b"", describe(error))
+        report(tag_of(error), b"", describe(error))
         code = 1
-    atexit._run_exitfuncs()
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        _report(ERROR, b"", f"writing the output: {error}")
-        code = 1
+    try:  # as the interpreter ends: threads, atexit, objects, buffers
+        if "threading" in sys.modules:  # not loaded here: every fork would pay for it
+            sys.modules["threading"]._shutdown()
+        atexit._run_exitfuncs()
+        module.__dict__.clear()
+        gc.collect()
+        for stream in {id(s): s for s in (sys.stdout, sys.__stdout__)}.values():
+            if stream is not None and not stream.closed:
+                stream.flush()
+    except BaseException as error:
+        report(tag_of(error), b"", f"writing the output: {error}")
+        code = code or 1
     return code
+
+
+def _write_source(code: str) -> None:
+    """Let `__file__` name a file with the program in it, where there is a place to write one."""
+    linecache.cache["program.py"] = (len(code), None, code.splitlines(True), "program.py")
+    try:
+        with open("program.py", "x", encoding="utf-8", errors="surrogatepass") as file:
+            file.write(code)
+    except OSError:
+        return
+
+
+def _name_standard_files() -> None:
+    """Open `/dev/stdin` and its kin by descriptor; there is no /proc behind those names here."""
+    real = io.open
+    numbers = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+    numbers |= {f"/dev/fd/{n}": n for n in range(3)} | {f"/proc/self/fd/{n}": n for n in range(3)}
+
+    def open_(file: object, *args: object, **kwargs: object) -> object:
+        try:
+            number = numbers.get(os.fspath(file)) if not isinstance(file, int) else None
+        except TypeError:
+            number = None
+        return real(file if number is None else os.dup(number), *args, **kwargs)
+
+    builtins.open = io.open = open_
 
 
 def serve_checker(job: dict) -> None:
     """Let the checker use the program's names, one request at a time, until it hangs up."""
     try:
-        namespace = _execute(job["code"])
+        namespace = load_module(job["code"])
     except BaseException as error:
         wire.send(CHANNEL, wire.describe_error(error))
         return
     wire.send(CHANNEL, {"value": None})
+    allow_recursion(3)
     wire.Server(CHANNEL, namespace).run()
 
 
-def _execute(code: str) -> dict:
+def load_module(code: str) -> dict:
+    """Execute the program as a module and return its names."""
     module = types.ModuleType("program")
     sys.modules["program"] = module  # dataclasses and pickle look a class's module up
+    linecache.cache["program.py"] = (len(code), None, code.splitlines(True), "program.py")
+    allow_recursion()
     exec(compile(code, "program.py", "exec"), module.__dict__)
     return module.__dict__
 
 
-def _load(code: str) -> dict | None:
-    try:
-        return _execute(code)
-    except BaseException as error:
-        _report(_tag(error), b"", describe(error))
-        return None
+def allow_recursion(more: int = 0) -> None:
+    """Leave the program as many frames as plain Python does, whatever lies below it here."""
+    frame, depth = sys._getframe(), more
+    while frame is not None:
+        frame, depth = frame.f_back, depth + 1
+    if sys.getrecursionlimit() < RECURSION + depth:
+        sys.setrecursionlimit(RECURSION + depth)
 
 
-def _report(tag: bytes, body: bytes, text: str) -> None:
+def report(tag: bytes, body: bytes, text: str) -> None:
+    """Add a record to the report."""
     data = pack_record(tag, body, text)
     while data:
         data = data[os.write(REPORT, data) :]
 
 
-def _tag(error: BaseException) -> bytes:
+def tag_of(error: BaseException) -> bytes:
+    """Return the record's tag for an exception."""
     return NO_MEMORY if isinstance(error, MemoryError) else ERROR
 
 

@@ -1,103 +1,81 @@
 """The child that runs a data set's test code and reaches the program only through wire.py.
 
 What the tests compare are plain values, rebuilt here from JSON. An object of the program is a
-handle:
-
-- of a function under test, a handle gives data (attributes, items, iteration, `len`, `str`) and
-  equals nothing but itself: no `__eq__`, `__lt__`, arithmetic or method of the program decides an
-  assertion;
-- of a class under test (a name with a capital first letter, chosen by the tests, not by the
-  program), methods and `in` work too, and its instances compare and compute with one another, since
-  that is what is being tested.
+handle: it gives data (attributes, items, iteration, `len`, `str`) and decides nothing. It equals
+only itself; methods of a class that the tests name give data too. Where the tests would have an
+object decide (`==`, `<`, arithmetic, a method of what a function returned), or need the program's
+process for another reason, the checker ends with OUT_OF_REACH, and the host judges by together.py.
 """
 
-import ast
 import builtins
-import importlib.util
+import importlib
 import linecache
 import os
+import sys
 import types
 from collections.abc import Callable
 
 import wire
-from protocol import BROKEN_TESTS, ERROR, FAILED, OUT_OF_MEMORY, PASSED, pack_record
+from protocol import (
+    BROKEN_TESTS,
+    ERROR,
+    FAILED,
+    OUT_OF_MEMORY,
+    OUT_OF_REACH,
+    PASSED,
+    pack_record,
+)
 
 CHANNEL, REPORT = 4, 3
+MAX_CALLS = 5000  # more from one test than this are made in the program's own process
 
 
 def run_checker(job: dict) -> int:
-    """Run the tests and return the exit code that is the verdict."""
+    """Run the tests and return the exit code that is the verdict.
+
+    Args:
+        job: `tests`, `entry_point` and `names`, what the tests take from the program.
+    """
     source, entry_point = job["tests"], job["entry_point"]
     try:  # before the program has said a word, so that it cannot make its tests look broken
-        tree = ast.parse(source, "tests")
-        code = compile(tree, "tests", "exec")
+        code = compile(source, "tests", "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         _report(f"the tests are not Python: {error}")
         return BROKEN_TESTS
-    missing = _missing_module(tree)
-    if missing:
-        _report(f"the tests import {missing!r}, which does not exist in the sandbox")
-        return BROKEN_TESTS
     linecache.cache["tests"] = (len(source), None, source.splitlines(True), "tests")
-    client = Client()
+    client = Client(entry_point)
+    verdict, why = PASSED, ""
     try:
         client.exchange(None)
-        namespace = {"__name__": "tests"}
-        namespace[entry_point] = target = client.lookup(entry_point)
-        for name in _class_names(code):
+        namespace = {"__name__": "tests", entry_point: client.lookup(entry_point)}
+        target = namespace[entry_point]
+        for name in job["names"]:
             if name != entry_point:
                 try:
-                    namespace[name] = client.lookup_class(name)
+                    namespace[name] = client.lookup(name)
                 except KeyError:
                     continue
         exec(code, namespace)
-        if callable(namespace.get("check")):
+        check = namespace.get("check")
+        if isinstance(check, types.FunctionType) and check.__code__.co_filename == "tests":
             namespace[entry_point] = target  # HumanEval's helpers come with a stub of the same name
-            namespace["check"](target)
+            check(target)
     except MemoryError as error:
-        _report(_where(error))
-        return OUT_OF_MEMORY
+        verdict, why = OUT_OF_MEMORY, where(error)
     except BaseException as error:
-        _report(_where(error))
-        return FAILED
-    if not client.used:
-        _report(f"the tests never use {entry_point!r}")
-        return BROKEN_TESTS
-    return PASSED
+        verdict, why = FAILED, where(error)
+    if client.out_of_reach:  # whatever the tests made of the exception
+        verdict, why = OUT_OF_REACH, client.out_of_reach
+    if why:
+        _report(why)
+    return verdict
 
 
 def _report(text: str) -> None:
     os.write(REPORT, pack_record(ERROR, b"", text))
 
 
-def _missing_module(tree: ast.Module) -> str | None:
-    for node in tree.body:
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            names = [node.module]
-        for name in names:
-            root = name.split(".")[0]
-            if importlib.util.find_spec(root) is None:
-                return name
-    return None
-
-
-def _class_names(code: types.CodeType) -> list[str]:
-    """Return the names in the tests that may be classes of the program: capital, not built in.
-
-    Too many do no harm: what the tests define or import themselves replaces what was looked up.
-    """
-    names, waiting = set(), [code]
-    while waiting:
-        some = waiting.pop()
-        names.update(some.co_names)
-        waiting += [const for const in some.co_consts if isinstance(const, types.CodeType)]
-    return sorted(n for n in names if n.lstrip("_")[:1].isupper() and not hasattr(builtins, n))
-
-
-def _where(error: BaseException) -> str:
+def where(error: BaseException) -> str:
     """Return the line of the tests that failed and why."""
     line, at = 0, error.__traceback__
     while at is not None:
@@ -113,54 +91,82 @@ def _where(error: BaseException) -> str:
 class Client:
     """The checker's end of the line."""
 
-    def __init__(self):
-        self.used = False
+    def __init__(self, entry_point: str):
+        self.out_of_reach = ""
+        self._entry_point = entry_point
         self._functions: list[Callable] = []  # the tests' own, passed to the program as arguments
         self._errors: dict[str, type] = {}  # the program's exception classes, as the tests see them
+        self._handles: dict[tuple[type, int], Handle] = {}
         self._mode: type[Handle] = Handle
         self._exception_base: type[Exception] | None = None  # of the last handle to a class
+        self._calls = 0
+
+    def refuse(self, what: str) -> wire.OutOfReach:
+        """Note that the tests need the program's process; return the exception to raise."""
+        self.out_of_reach = self.out_of_reach or what
+        return wire.OutOfReach(what)
 
     def lookup(self, name: str) -> object:
-        """Return the program's object of this name; KeyError when it defines none."""
-        self._mode = ClassObject if name.lstrip("_")[:1].isupper() else Handle
-        try:
-            return self.exchange({"lookup": name})
-        except KeyError:
-            raise KeyError(f"the program does not define {name!r}") from None
-
-    def lookup_class(self, name: str) -> object:
-        """Return a class that stands beside the entry point; an exception class gets a twin here.
+        """Return what the program means by a name; an exception class gets a twin here.
 
         The twin is what the tests can name after `except`, and what `exchange` raises for the
-        other.
+        other. A module is imported here, so that its functions are not the program's.
+
+        Raises:
+            KeyError: the program does not define it.
         """
-        found = self.lookup(name)
+        capital = name.lstrip("_")[:1].isupper()
+        self._mode = ClassObject if capital else Handle if name == self._entry_point else Helper
+        try:
+            found = self.exchange({"lookup": name})
+        except KeyError:
+            raise KeyError(f"the program does not define {name!r}") from None
         base = self._exception_base
-        if isinstance(found, Handle) and base is not None:
-            self._errors[name] = found = type(name, (base,), {})
+        if name != self._entry_point and isinstance(found, Handle) and base is not None:
+            self._errors[name] = found = type(name, (base,), {"__getattr__": self._refuse_field})
         return found
+
+    def _refuse_field(self, name: str) -> object:
+        raise self.refuse(f"a field {name!r} of the program's exception")
 
     def perform(self, op: str, *operands: object, mode: type["Handle"]) -> object:
         """Have the candidate carry out one operation and return its result as a value or handle."""
-        self.used = True
         previous, self._mode = self._mode, mode
+        self._calls += 1
+        if self._calls > MAX_CALLS:
+            raise self.refuse(f"more than {MAX_CALLS} calls")
         try:
-            data = wire.encode(list(operands), self._hold)
-            return self.exchange({"op": op, "operands": data})
+            shared = wire.Shared() if op == "call" else None
+            data = [wire.encode(operand, self._hold, shared=shared) for operand in operands]
+            return self.exchange({"op": op, "operands": data}, shared)
+        except wire.OutOfReach as error:
+            raise self.refuse(str(error)) from None
         finally:
             self._mode = previous
 
-    def exchange(self, request: dict | None) -> object:
+    def exchange(self, request: dict | None, shared: wire.Shared | None = None) -> object:
         """Send a request and return its answer; run the tests' own functions if asked to."""
         if request is not None:
             wire.send(CHANNEL, request)
         while True:
             message = wire.receive(CHANNEL)
             if "value" in message:
-                return wire.decode(message["value"], self._resolve)
+                if shared is not None and "changed" in message:
+                    self._write_back(message["changed"], shared)
+                return wire.decode(message["value"], self._resolve, shared, answer=True)
+            if "out_of_reach" in message:
+                raise self.refuse(str(message["out_of_reach"])[:300])
             if "error" in message:
                 raise wire.make_error(message, self._errors)
             self._answer(message)
+
+    def _write_back(self, changed: object, shared: wire.Shared) -> None:
+        """Do to the tests' own containers what the call did to their copies."""
+        try:
+            for number, data in changed:
+                shared.write(number, wire.decode(data, self._resolve, shared, answer=True))
+        except (TypeError, ValueError, IndexError) as error:
+            raise wire.LineError(f"not a change: {error}") from None
 
     def _answer(self, message: dict) -> None:
         number = message.get("callback")
@@ -178,12 +184,19 @@ class Client:
     def _hold(self, value: object) -> dict:
         if isinstance(value, Handle):
             return {"h": object.__getattribute__(value, "_number")}
-        if callable(value):
-            self._functions.append(value)
-            return {"f": len(self._functions) - 1}
-        raise TypeError(f"an argument of type {type(value).__name__} cannot go to the program")
+        path = wire.named(value)
+        if path is not None:
+            return {"n": path}
+        if isinstance(value, type) or not (callable(value) or hasattr(value, "__next__")):
+            raise wire.OutOfReach(f"an argument of type {type(value).__name__}")
+        self._functions.append(value if callable(value) else value.__next__)
+        return {"f" if callable(value) else "i": len(self._functions) - 1}
 
     def _resolve(self, tag: str, payload: object) -> object:
+        if tag == "module" and payload in sys.stdlib_module_names | sys.modules.keys():
+            return importlib.import_module(payload)
+        if tag == "t" and isinstance(payload, str) and payload in wire.TYPES:
+            return wire.TYPES[payload]
         if tag != "h" or not isinstance(payload, list) or len(payload) != 4:
             raise wire.LineError("not a value")
         number, kind, type_name, bases = payload
@@ -194,30 +207,30 @@ class Client:
             known = (getattr(builtins, base, None) for base in bases if isinstance(base, str))
             exceptions = (c for c in known if isinstance(c, type) and issubclass(c, Exception))
             self._exception_base = next(exceptions, None)
-        return self._mode(self, number, str(kind), type_name[:80])
+        key = self._mode, number
+        if key not in self._handles:
+            self._handles[key] = self._mode(self, number, str(kind), type_name[:80])
+        return self._handles[key]
 
 
 class Handle:
-    """An object of the program, as a function's tests see it: data to read or a function."""
+    """An object of the program, as the tests see it: a function, or data to read."""
 
     def __init__(self, client: Client, number: int, kind: str, type_name: str):
         self.__dict__.update(_client=client, _number=number, _kind=kind, _type_name=type_name)
 
     def _do(self, op: str, *operands: object) -> object:
-        return self._client.perform(op, self, *operands, mode=Handle)
+        return self._client.perform(op, self, *operands, mode=type(self))
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         return self._do("call", list(args), kwargs)
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
-            raise AttributeError(name)
+            raise self._client.refuse(f"{name} of an object that the program made")
         value = self._do("getattr", name)
         if isinstance(value, Handle) and value._kind == "function":
-            raise AttributeError(
-                f"{name!r} is a method of an object that the program made; the tests of a function "
-                "read data only"
-            )
+            raise self._client.refuse(f"{name!r}, a method of an object that the program made")
         return value
 
     def __getitem__(self, key: object) -> object:
@@ -247,25 +260,46 @@ class Handle:
     def __float__(self) -> float:
         return _exactly(float, self._do("float"))
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
+    def __hash__(self) -> int:
+        return _exactly(int, self._do("hash"))
 
-    __hash__ = object.__hash__
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if other is None:  # no test takes an object for None
+            return False
+        raise self._client.refuse(f"`==` of a {self._type_name} that the program made")
+
+
+def _refused(name: str) -> Callable:
+    def method(self: Handle, *operands: object) -> object:
+        raise self._client.refuse(f"__{name}__ of a {self._type_name} that the program made")
+
+    return method
+
+
+_BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift divmod".split()
+_DECIDING = "lt le gt ge contains neg pos abs invert round index complex reversed".split()
+_DECIDING += "enter exit await aiter aenter aexit fspath bytes trunc floor ceil".split()
+for _name in ("doc", "module", "annotations"):
+    setattr(Handle, f"__{_name}__", property(_refused(_name)))
+for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_DECIDING):
+    setattr(Handle, f"__{_name}__", _refused(_name))
+
+
+class Helper(Handle):
+    """A function beside the one under test, which a test would trust as if it were its own."""
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        raise self._client.refuse("a function of the program that is not the one under test")
 
 
 class ClassObject(Handle):
-    """An object that belongs to a class under test: its methods may be called."""
-
-    def _do(self, op: str, *operands: object) -> object:
-        return self._client.perform(op, self, *operands, mode=ClassObject)
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        mode = Instance if self._kind in ("class", "exception") else ClassObject
-        return self._client.perform("call", self, list(args), kwargs, mode=mode)
+    """A class that the tests name, and its objects: methods and fields may be used."""
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__") and name not in ("__name__", "__doc__", "__dict__"):
-            raise AttributeError(name)
+        if name.startswith("__") and name != "__name__":
+            raise self._client.refuse(f"{name} of an object that the program made")
         return self._do("getattr", name)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -277,53 +311,19 @@ class ClassObject(Handle):
     def __delitem__(self, key: object) -> None:
         self._do("delitem", key)
 
-    def __contains__(self, item: object) -> bool:
-        return _exactly(bool, self._do("contains", item))
-
     def __enter__(self) -> object:
         return self._do("enter")
 
     def __exit__(self, *error: object) -> None:
+        if error[0] is not None:
+            raise self._client.refuse("an exception inside `with`, which the program may handle")
         self._do("exit")
 
     def __instancecheck__(self, value: object) -> bool:
         return isinstance(value, Handle) and _exactly(bool, value._do("isinstance", self))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ClassObject):
-            return False
-        return self is other or _exactly(bool, self._do("eq", other))
-
-    def __hash__(self) -> int:
-        return _exactly(int, self._do("hash"))
-
-
-class Instance(ClassObject):
-    """An instance that the tests made by calling the class, or computed from such instances."""
-
-    def __neg__(self) -> object:
-        return self._client.perform("neg", self, mode=Instance)
-
-    def __abs__(self) -> object:
-        return self._client.perform("abs", self, mode=Instance)
 
 
 def _exactly(kind: type, value: object) -> object:
     if type(value) is not kind:
         raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
     return value
-
-
-def _binary(name: str, swapped: bool) -> Callable[[Handle, object], object]:
-    def method(self: Handle, other: object) -> object:
-        operands = (other, self) if swapped else (self, other)
-        return self._client.perform(name, *operands, mode=Instance)
-
-    return method
-
-
-for _name in "add sub mul truediv floordiv mod pow matmul and_ or_ xor".split():
-    setattr(Instance, f"__{_name.rstrip('_')}__", _binary(_name, swapped=False))
-    setattr(Instance, f"__r{_name.rstrip('_')}__", _binary(_name, swapped=True))
-for _name in "lt le gt ge".split():
-    setattr(Instance, f"__{_name}__", _binary(_name, swapped=False))

@@ -1,189 +1,32 @@
-"""Run many programs against their tests over a pool of zygotes: `run_tests` and `Executor`."""
+"""Run programs against their tests behind the best isolation there is: `run_tests`, `Executor`."""
 
 import atexit
-import itertools
 import logging
-import os
-import selectors
-import subprocess
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from codexhf.execution import launchers
-from codexhf.execution.grading import Reply, Request, Result, Tests, grade, show, unpack_reply
+from codexhf.execution.grading import Result, Tests, check_tests
 from codexhf.execution.launchers import Launcher, SandboxUnavailable
-from codexhf.execution.protocol import SETUP_FAILED
+from codexhf.execution.pool import Pool
+from codexhf.execution.selftest import find_leaks
 
 logger = logging.getLogger(__name__)
 
-RETRIES = 2
-START_S = 30.0  # for a zygote to say that it is ready
-GRACE_S = 15.0  # past a program's own limit before a silent zygote counts as lost
 
-
-class _Worker:
-    """One zygote and what it is doing; started again whenever it is lost."""
-
-    def __init__(self, launcher: Launcher):
-        self._launcher = launcher
-        self._process: subprocess.Popen | None = None
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the worker)
-        self.job: Generator[Request, Reply, Result] | None = None
-        self.index = -1
-        self.deadline = float("inf")
-        self._request: Request | None = None
-        self._unsent = b""
-        self._received = bytearray()
-        self._losses = 0
-
-    @property
-    def pid(self) -> int | None:
-        """The launched process, None before the first start."""
-        return None if self._process is None else self._process.pid
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the process is gone."""
-        return self._process is None or self._process.poll() is not None
-
-    @property
-    def stdin(self) -> int:
-        """Descriptor for requests."""
-        return self._process.stdin.fileno()
-
-    @property
-    def stdout(self) -> int:
-        """Descriptor for replies."""
-        return self._process.stdout.fileno()
-
-    @property
-    def is_sending(self) -> bool:
-        """Whether part of a request still has to be written."""
-        return bool(self._unsent)
-
-    def start(self) -> None:
-        """Launch the process; `wait_ready` tells whether it came up."""
-        self.stop()
-        self._stderr.seek(0)
-        self._stderr.truncate()
-        self._process = self._launcher.start(self._stderr.fileno())
-        self._received = bytearray()
-
-    def wait_ready(self) -> None:
-        """Wait for the zygote's first line.
-
-        Raises:
-            SandboxUnavailable: it ended or stayed silent; the message holds its last words.
-        """
-        line = bytearray()
-        deadline = time.monotonic() + START_S
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.stdout, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
-                byte = b""
-                if selector.select(max(0.0, deadline - time.monotonic())):
-                    byte = os.read(self.stdout, 1)  # not a byte more: replies follow
-                if not byte:
-                    self.stop()
-                    cure = f" ({self._launcher.cure})" if self._launcher.cure else ""
-                    raise SandboxUnavailable(f"it does not start: {self._last_words()}{cure}")
-                line += byte
-        os.set_blocking(self.stdin, False)
-        os.set_blocking(self.stdout, False)
-
-    def _last_words(self) -> str:
-        self._stderr.seek(0)
-        lines = self._stderr.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
-        return lines[-1] if lines else "it ended without a word"
-
-    def stop(self) -> None:
-        """End the process and everything in it."""
-        if self._process is None:
-            return
-        process, self._process = self._process, None
-        process.stdin.close()
-        process.stdout.close()
-        try:
-            process.wait(0.5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-    def take(self, index: int, job: Generator[Request, Reply, Result]) -> Result | None:
-        """Begin a program; return its result at once when it needs no run."""
-        self.index, self.job = index, job
-        return self._advance(None)
-
-    def _advance(self, reply: Reply | None) -> Result | None:
-        try:
-            self._request = self.job.send(reply)
-        except StopIteration as stop:
-            self.job, self._request = None, None
-            self.deadline = float("inf")
-            return stop.value
-        self._losses = 0
-        self._begin()
-        return None
-
-    def _begin(self) -> None:
-        self._unsent = self._request.pack()
-        self.deadline = time.monotonic() + self._request.timeout_s + GRACE_S
-        self.send()
-
-    def send(self) -> None:
-        """Write as much of the request as the pipe takes."""
-        try:
-            while self._unsent:
-                self._unsent = self._unsent[os.write(self.stdin, self._unsent[: 1 << 16]) :]
-        except BlockingIOError:
-            pass
-        except BrokenPipeError:
-            self._unsent = b""  # the end of its output will tell
-
-    def receive(self) -> Result | None:
-        """Read what has come; return the program's result when that was the last of it."""
-        try:
-            chunk = os.read(self.stdout, 1 << 20)
-        except BlockingIOError:
-            return None
-        if not chunk:
-            return self.lose("the sandbox process ended")
-        self._received += chunk
-        unpacked = unpack_reply(self._received)
-        if unpacked is None:
-            return None
-        reply, size = unpacked
-        del self._received[:size]
-        if reply.what == SETUP_FAILED:
-            return self.lose(reply.error)
-        return self._advance(reply)
-
-    def lose(self, why: str) -> Result | None:
-        """Start a fresh zygote and repeat the request, or give up on it after RETRIES."""
-        self._losses += 1
-        logger.warning("sandbox lost (%s), attempt %d of %d", why, self._losses, RETRIES + 1)
-        self.start()
-        self.wait_ready()
-        if self._losses <= RETRIES:
-            self._begin()
-            return None
-        reply = Reply(SETUP_FAILED, (0, 0), 0.0, b"", b"", f"{why}, {self._losses} times")
-        return self._advance(reply)
-
-
-class Executor:
-    """A pool of zygotes, reusable and usable as a context manager; one batch at a time.
+class Executor(Pool):
+    """A pool that chooses its isolation itself.
 
     Args:
         workers: how many programs run at once; default one for each core that this process may use.
         launcher: how zygotes are started; default the strongest isolation that this machine offers.
         unsafe_exec: `UNSAFE_PHRASE`, word for word, to run without isolation where none can be had.
-        threads: let programs start threads (never processes). Off by default: without them the
-            number of tasks in a sandbox is one.
+        threads: let every program start threads (never processes). Off by default: whole programs
+            and tests in the program's process may anyway.
+        packages: names that programs and tests may import beside the standard library, such as
+            `numpy`: this environment's copies, read-only, with what they require.
     Raises:
-        SandboxUnavailable: no launcher works here.
+        SandboxUnavailable: no launcher works here, or a package is missing.
     """
 
     def __init__(
@@ -193,176 +36,34 @@ class Executor:
         launcher: Launcher | None = None,
         unsafe_exec: str | None = None,
         threads: bool = False,
+        packages: Sequence[str] = (),
     ):
-        self._launcher = launcher or choose_launcher(unsafe_exec=unsafe_exec, threads=threads)
-        self._size = workers or len(os.sched_getaffinity(0))
-        self._workers: list[_Worker] = []
-        self._lock = threading.Lock()
-        self._owner = os.getpid()
-
-    @property
-    def isolation(self) -> str:
-        """The walls' name, as written into every result."""
-        return self._launcher.isolation
-
-    @property
-    def pids(self) -> list[int]:
-        """The processes of the pool, for those who watch them."""
-        return [worker.pid for worker in self._workers if worker.pid is not None]
-
-    def __enter__(self) -> "Executor":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the zygotes."""
-        if self._owner != os.getpid():  # a forked copy of this object does not own them
-            return
-        for worker in self._workers:
-            worker.stop()
-        self._workers = []
-
-    def run(
-        self,
-        programs: Sequence[str],
-        tests: Sequence[Tests],
-        entry_points: Sequence[str],
-        *,
-        timeout_s: float = 3.0,
-        memory_mb: int = 512,
-        workers: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[Result]:
-        """Run each program against its own tests; see `run_tests`."""
-        if not len(programs) == len(tests) == len(entry_points):
-            raise ValueError(
-                f"run_tests: got {len(programs)} programs, {len(tests)} tests and "
-                f"{len(entry_points)} entry points, expected one of each per program"
-            )
-        if timeout_s <= 0 or memory_mb <= 0:
-            raise ValueError(
-                f"timeout_s, memory_mb: got {timeout_s!r}, {memory_mb!r}, expected positive numbers"
-            )
-        with self._lock:
-            jobs = (
-                grade(program, test, name, timeout_s, memory_mb, self.isolation)
-                for program, test, name in zip(programs, tests, entry_points, strict=True)
-            )
-            count = min(workers or self._size, max(1, len(programs)))
-            return self._run(jobs, len(programs), count, progress)
-
-    def show(
-        self, program: str, stdin: str = "", *, timeout_s: float = 3.0, memory_mb: int = 512
-    ) -> tuple[Result, str]:
-        """Run one whole program without tests; return how it ended and what it printed."""
-        with self._lock:
-            job = show(program, stdin, timeout_s, memory_mb, self.isolation)
-            return self._run(iter([job]), 1, 1, None)[0]
-
-    def _run(
-        self,
-        jobs: Iterator[Generator[Request, Reply, Result]],
-        total: int,
-        count: int,
-        progress: Callable[[int, int], None] | None,
-    ) -> list[Result]:
-        crew = self._muster(count)
-        results: list[Result | None] = [None] * total
-        waiting = enumerate(jobs)
-        done = 0
-        try:
-            with selectors.DefaultSelector() as selector:
-
-                def settle(worker: _Worker, result: Result | None) -> None:
-                    nonlocal done
-                    while result is not None:
-                        results[worker.index] = result
-                        done += 1
-                        if progress is not None:
-                            progress(done, total)
-                        following = next(waiting, None)
-                        if following is None:
-                            break
-                        result = worker.take(*following)
-                    _watch(selector, worker)
-
-                for worker in crew:
-                    for index, job in itertools.islice(waiting, 1):
-                        settle(worker, worker.take(index, job))
-                while done < total:
-                    busy = [worker for worker in crew if worker.job is not None]
-                    until = min(worker.deadline for worker in busy)
-                    for key, _ in selector.select(max(0.0, until - time.monotonic())):
-                        worker = key.data
-                        if worker.job is None:
-                            continue
-                        if key.fd == worker.stdin:
-                            worker.send()
-                            _watch(selector, worker)
-                        elif key.fd == worker.stdout:
-                            selector.unregister(key.fd)
-                            settle(worker, worker.receive())
-                    for worker in busy:
-                        if worker.job is not None and time.monotonic() > worker.deadline:
-                            _forget(selector, worker)
-                            settle(worker, worker.lose("the sandbox stopped answering"))
-        except BaseException:
-            self.close()  # half-read replies would answer the next batch's questions
-            raise
-        return results
-
-    def _muster(self, count: int) -> list[_Worker]:
-        """Return `count` workers with a live zygote each."""
-        if self._owner != os.getpid():
-            self._workers, self._owner = [], os.getpid()
-        fresh = [_Worker(self._launcher) for _ in range(count - len(self._workers))]
-        # a zygote ends with the thread that started it, among other reasons
-        ended = [worker for worker in self._workers if worker.has_ended]
-        for worker in (*fresh, *ended):
-            worker.start()
-        for worker in (*fresh, *ended):
-            worker.wait_ready()
-        self._workers += fresh
-        return self._workers[:count]
+        if launcher is None:
+            launcher = choose_launcher(unsafe_exec=unsafe_exec, threads=threads, packages=packages)
+        super().__init__(workers, launcher, packages)
 
 
-def _watch(selector: selectors.BaseSelector, worker: _Worker) -> None:
-    """Register what the worker waits for now; a restart has changed its descriptors."""
-    _forget(selector, worker)
-    if worker.job is not None:
-        selector.register(worker.stdout, selectors.EVENT_READ, worker)
-        if worker.is_sending:
-            selector.register(worker.stdin, selectors.EVENT_WRITE, worker)
-
-
-def _forget(selector: selectors.BaseSelector, worker: _Worker) -> None:
-    for key in list(selector.get_map().values()):
-        if key.data is worker:
-            selector.unregister(key.fileobj)
-
-
-def choose_launcher(*, unsafe_exec: str | None = None, threads: bool = False) -> Launcher:
+def choose_launcher(
+    *, unsafe_exec: str | None = None, threads: bool = False, packages: Sequence[str] = ()
+) -> Launcher:
     """Return the strongest launcher that starts here and passes the self-test.
 
     Each one passed over is logged with its reason. With `unsafe_exec` set to UNSAFE_PHRASE the last
     resort is no isolation at all, recorded as such in every result.
 
     Raises:
-        SandboxUnavailable: none works; the message lists every cause and what mends it.
+        SandboxUnavailable: none works; the message lists every cause and what fixes it.
         ValueError: `unsafe_exec` is another text.
     """
-    from codexhf.execution.selftest import find_leaks
-
     if unsafe_exec not in (None, "", launchers.UNSAFE_PHRASE):
         raise ValueError(
             f"unsafe_exec: got {unsafe_exec!r}, expected {launchers.UNSAFE_PHRASE!r} or nothing"
         )
+    launchers.needed_files(tuple(packages))  # a missing package is no reason to look further
     causes = []
     for name, make in launchers.LAUNCHERS.items():
         try:
-            launcher = make(threads=threads)
+            launcher = make(threads, packages)
             leaks = find_leaks(launcher)
         except SandboxUnavailable as error:
             causes.append(f"{name}: {error}")
@@ -376,7 +77,7 @@ def choose_launcher(*, unsafe_exec: str | None = None, threads: bool = False) ->
         causes.append(f"{name}: it starts, but {'; '.join(leaks)}")
     if unsafe_exec == launchers.UNSAFE_PHRASE:
         logger.warning("MODEL CODE RUNS WITHOUT ISOLATION, as this user (%s)", "; ".join(causes))
-        return launchers.make_unsafe(threads)
+        return launchers.make_unsafe(threads, packages)
     raise SandboxUnavailable(
         "no isolation for model-written code on this machine, so nothing was run.\n  "
         + "\n  ".join(causes)
@@ -388,7 +89,7 @@ def choose_launcher(*, unsafe_exec: str | None = None, threads: bool = False) ->
 _default: Executor | None = None
 
 
-def check_isolation(unsafe_exec: str | None = None) -> str:
+def check_isolation(unsafe_exec: str | None = None, packages: Sequence[str] = ()) -> str:
     """Make sure that model code can be run here and return the isolation's name.
 
     Stages call it before they load anything. The first call chooses the launcher, tests it and
@@ -396,13 +97,18 @@ def check_isolation(unsafe_exec: str | None = None) -> str:
 
     Args:
         unsafe_exec: UNSAFE_PHRASE to accept running without isolation where none can be had.
+        packages: what programs may import beside the standard library; asked for again, the pool
+            is chosen anew with these as well.
     Raises:
-        SandboxUnavailable: no isolation here; the message names the cause and the command that
-            mends it.
+        SandboxUnavailable: no isolation here, or a package is missing; the message names the cause
+            and the command that fixes it.
     """
     global _default
-    if _default is None:
-        _default = Executor(unsafe_exec=unsafe_exec)
+    if _default is None or not set(packages) <= set(_default.packages):
+        wanted = dict.fromkeys((*(_default.packages if _default else ()), *packages))
+        if _default is not None:
+            _default.close()
+        _default = Executor(unsafe_exec=unsafe_exec, packages=tuple(wanted))
         atexit.register(_default.close)
     return _default.isolation
 
@@ -427,11 +133,12 @@ def run_tests(
 
     Args:
         programs: Python source, one per item; it defines the entry point.
-        tests: one per program: assert-style test code (HumanEval, MBPP), or a list of `{"args",
-            "expected"}` (Python literals, `args` a tuple's), or a list of `{"stdin", "stdout"}`
-            (whole programs).
-        entry_points: the function or class under test; unused for whole programs.
-        timeout_s: wall time for one program; for whole programs, for each case.
+        tests: one per program, see `Tests`: assert-style test code (HumanEval, MBPP), as one text
+            or a list of lines, a list of `{"args", "expected"}` (Python literals, `args` a
+            tuple's), or a list of `{"stdin", "stdout"}` (whole programs).
+        entry_points: the function or class under test; unused for whole programs. Empty or None,
+            it is the name that every assertion calls.
+        timeout_s: processor time for one program; for whole programs, for each case.
         memory_mb: memory that a program may take.
         workers: programs at once; default one per core.
         executor: a pool of your own; default one that the module keeps.
@@ -452,3 +159,31 @@ def run_tests(
         workers=workers,
         progress=progress,
     )
+
+
+def check_references(
+    references: Sequence[str | None],
+    tests: Sequence[Tests],
+    entry_points: Sequence[str | None],
+    **limits: Any,
+) -> list[str | None]:
+    """Run each row's reference against the row's own tests, once; return what is wrong, or None.
+
+    A stage calls it before it loads a model: a row whose reference fails cannot teach or measure
+    anything. Rows without a reference have only their tests looked at (`check_tests`).
+
+    Args:
+        references: Python source, None where a row has none.
+        limits: as for `run_tests`.
+    Returns:
+        One text per row ("fail: AssertionError …", "timeout: …", what `check_tests` says), or None.
+    """
+    packages = _default.packages if _default is not None else ()
+    items = zip(tests, entry_points, strict=True)
+    found = [check_tests(test, name, packages) for test, name in items]
+    rows = [i for i, (r, e) in enumerate(zip(references, found, strict=True)) if r and not e]
+    chosen = ([column[i] for i in rows] for column in (references, tests, entry_points))
+    for row, result in zip(rows, run_tests(*chosen, **limits), strict=True):
+        if result.verdict != "pass":
+            found[row] = f"{result.verdict}: {result.detail}"
+    return found

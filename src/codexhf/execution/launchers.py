@@ -4,15 +4,16 @@ Every launcher speaks the same protocol (zygote.py); only the argv in front of t
 differs.
 """
 
+import functools
 import json
 import logging
 import os
 import platform
+import re
 import shutil
 import stat
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from codexhf.execution.protocol import SCRATCH
 logger = logging.getLogger(__name__)
 
 UNSAFE_PHRASE = "i-accept-model-code-runs-as-me"
-DOCKER_IMAGE = f"python:{sys.version_info.major}.{sys.version_info.minor}-slim"
+_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+DOCKER_IMAGE = f"python:{_VERSION}-slim"
 _HERE = Path(__file__).resolve().parent
 _FLAGS = ("-s", "-S", "-P", "-B")  # not -I: it would also ignore PYTHONHASHSEED
 _ENVIRONMENT = {
@@ -35,7 +37,14 @@ _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
 }
 _NOBODY = 65534
-_NAMESPACES_CURE = (
+_ALWAYS_READABLE = ("/etc/ld.so.cache", "/usr/share/zoneinfo")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+_NAMESPACES = (
+    "--unshare-user --unshare-pid --unshare-net --unshare-ipc --unshare-uts --unshare-cgroup-try "
+    f"--uid {_NOBODY} --gid {_NOBODY} --hostname sandbox --new-session --die-with-parent "
+    "--clearenv --cap-add CAP_SYS_ADMIN --cap-add CAP_SETPCAP"  # there only; children drop all
+).split()
+_NAMESPACES_FIX = (
     "user namespaces are forbidden here? sysctl -w user.max_user_namespaces=15000; on Ubuntu 24.04 "
     "and later load the AppArmor profile: apt install apparmor-profiles && apparmor_parser -r "
     "/usr/share/apparmor/extra-profiles/bwrap-userns-restrict; inside a container use docker's "
@@ -44,7 +53,7 @@ _NAMESPACES_CURE = (
 
 
 class SandboxUnavailable(RuntimeError):
-    """No isolation can be had here; the message names the cause and the command that mends it."""
+    """No isolation can be had here; the message names the cause and the command that fixes it."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +65,14 @@ class Launcher:
         argv: the whole command.
         environment: of the launched process.
         user: uid and gid to take before the launch, None to keep the caller's.
-        cure: what to do when it does not start.
+        fix: what to do when it does not start.
     """
 
     isolation: str
     argv: tuple[str, ...]
     environment: dict[str, str]
     user: int | None = None
-    cure: str = ""
+    fix: str = ""
 
     def start(self, stderr: int) -> subprocess.Popen:
         """Start a zygote with pipes on standard input and output."""
@@ -83,46 +92,56 @@ class Launcher:
         )
 
 
-def make_bubblewrap(threads: bool = False) -> Launcher:
+def make_bubblewrap(threads: bool = False, packages: Sequence[str] = ()) -> Launcher:
     """Return the launcher with both walls: bubblewrap outside, Landlock and seccomp inside.
 
     Raises:
-        SandboxUnavailable: bubblewrap or this machine's architecture is missing.
+        SandboxUnavailable: bubblewrap, a package or this machine's architecture is missing.
     """
     _require_linux("bubblewrap")
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise SandboxUnavailable("bubblewrap is not installed: apt install bubblewrap")
     landlock = lockdown.landlock_abi() > 0
-    interpreter, prefix = _interpreter()
-    argv = [
-        bwrap,
-        "--unshare-user",
-        "--unshare-pid",
-        "--unshare-net",
-        "--unshare-ipc",
-        "--unshare-uts",
-    ]
-    argv += ["--unshare-cgroup-try", "--uid", str(_NOBODY), "--gid", str(_NOBODY)]
-    argv += ["--hostname", "sandbox", "--new-session", "--die-with-parent", "--clearenv"]
-    argv += [
-        "--cap-add",
-        "CAP_SYS_ADMIN",
-        "--cap-add",
-        "CAP_SETPCAP",
-    ]  # in its namespaces; children drop all
-    for name, value in _ENVIRONMENT.items():
+    needs = needed_files(tuple(packages))
+    environment = _environment(packages)
+    argv = [bwrap, *_NAMESPACES, *_mounts(needs)]
+    for name, value in environment.items():
         argv += ["--setenv", name, value]
-    argv += ["--ro-bind", "/usr", "/usr"]
+    config = _config(needs, "/sandbox", namespaces=True, landlock=landlock, threads=threads)
+    argv += [needs.interpreter, *_FLAGS, "/sandbox/zygote.py", config]
+    return Launcher(
+        "bubblewrap+landlock" if landlock else "bubblewrap+seccomp",
+        tuple(argv),
+        {"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
+        _drop_to((needs.interpreter, bwrap, str(_HERE))),
+        _NAMESPACES_FIX,
+    )
+
+
+def _mounts(needs: "Needs") -> list[str]:
+    """Return bubblewrap's arguments for the file system: what is needed, by name, read-only."""
+    inside_tmp = [path for path in (needs.interpreter, *needs.folders) if path.startswith("/tmp/")]
+    if inside_tmp:
+        raise SandboxUnavailable(
+            f"{inside_tmp[0]} is below /tmp, which is the programs' own folder in the sandbox: "
+            "install the interpreter (or the package) elsewhere"
+        )
+    argv = []
     for name in ("/lib", "/lib64", "/bin"):
         if os.path.islink(name):
             argv += ["--symlink", os.readlink(name), name]
-        elif os.path.isdir(name):
-            argv += ["--ro-bind", name, name]
-    argv += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    if not prefix.startswith("/usr/") and prefix != "/usr":
-        argv += ["--ro-bind", prefix, prefix]
-    for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
+    for path in needs.folders:
+        argv += ["--ro-bind", path, path]
+    for path in needs.hidden:
+        argv += ["--tmpfs", path]
+    for path in (*needs.packages, *needs.files):
+        argv += ["--ro-bind", os.path.realpath(path), path]
+    for path in needs.hidden:
+        argv += ["--remount-ro", path]
+    for path in _ALWAYS_READABLE:
+        argv += ["--ro-bind-try", path, path]
+    for device in _DEVICES:
         argv += ["--dev-bind", device, device]
     argv += [
         "--ro-bind",
@@ -133,31 +152,16 @@ def make_bubblewrap(threads: bool = False) -> Launcher:
         "--symlink",
         SCRATCH[1:],
         "/tmp",
-        "--remount-ro",
-        "/",
-        "--chdir",
-        "/",
     ]
-    argv += [
-        interpreter,
-        *_FLAGS,
-        "/sandbox/zygote.py",
-        _config(True, True, landlock, threads, "/sandbox"),
-    ]
-    return Launcher(
-        "bubblewrap+landlock" if landlock else "bubblewrap+seccomp",
-        tuple(argv),
-        {"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
-        _drop_to((interpreter, bwrap, str(_HERE))),
-        _NAMESPACES_CURE,
-    )
+    return [*argv, "--remount-ro", "/", "--chdir", "/"]
 
 
-def make_bare(threads: bool = False) -> Launcher:
+def make_bare(threads: bool = False, packages: Sequence[str] = ()) -> Launcher:
     """Return the launcher that needs no program and no namespace: Landlock and seccomp alone.
 
     Raises:
-        SandboxUnavailable: the kernel has no Landlock, or the architecture no syscall table here.
+        SandboxUnavailable: the kernel has no Landlock, a package is missing, or the architecture
+            has no syscall table here.
     """
     _require_linux("Landlock")
     if lockdown.landlock_abi() < 1:
@@ -165,13 +169,16 @@ def make_bare(threads: bool = False) -> Launcher:
             "the kernel has no Landlock: it needs Linux 5.13, and `landlock` among the boot "
             "parameters lsm="
         )
-    interpreter, _ = _interpreter()
-    config = _config(True, False, True, threads, str(_HERE))
-    argv = (interpreter, *_FLAGS, str(_HERE / "zygote.py"), config)
-    return Launcher("landlock", argv, _ENVIRONMENT, _drop_to((interpreter, str(_HERE))))
+    needs = needed_files(tuple(packages))
+    config = _config(needs, str(_HERE), namespaces=False, landlock=True, threads=threads)
+    argv = (needs.interpreter, *_FLAGS, str(_HERE / "zygote.py"), config)
+    user = _drop_to((needs.interpreter, str(_HERE)))
+    return Launcher("landlock", argv, _environment(packages), user)
 
 
-def make_docker(image: str = DOCKER_IMAGE, threads: bool = False) -> Launcher:
+def make_docker(
+    threads: bool = False, packages: Sequence[str] = (), image: str = DOCKER_IMAGE
+) -> Launcher:
     """Return the launcher that runs the zygote in a container without network, from a local image.
 
     Raises:
@@ -179,8 +186,10 @@ def make_docker(image: str = DOCKER_IMAGE, threads: bool = False) -> Launcher:
     """
     docker = shutil.which("docker")
     if docker is None:
+        raise SandboxUnavailable("docker is not installed: https://docs.docker.com/engine/install")
+    if packages:
         raise SandboxUnavailable(
-            "docker is not installed: see https://docs.docker.com/engine/install"
+            f"{image} does not have this environment's packages ({', '.join(packages)})"
         )
     asked = subprocess.run(
         [docker, "image", "inspect", "--format", "{{.Architecture}}", image],
@@ -196,42 +205,25 @@ def make_docker(image: str = DOCKER_IMAGE, threads: bool = False) -> Launcher:
             f"fetch the image: docker pull {image})"
         )
     argv = [docker, "run", "--rm", "--interactive", "--pull", "never", "--network", "none"]
-    argv += [
-        "--read-only",
-        "--cap-drop",
-        "ALL",
-        "--security-opt",
-        "no-new-privileges",
-        "--pids-limit",
-        "64",
-    ]
-    argv += [
-        "--user",
-        f"{_NOBODY}:{_NOBODY}",
-        "--ipc",
-        "none",
-        "--hostname",
-        "sandbox",
-        "--workdir",
-        "/",
-    ]
+    argv += ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+    argv += ["--pids-limit", "64", "--user", f"{_NOBODY}:{_NOBODY}", "--ipc", "none"]
+    argv += ["--hostname", "sandbox", "--workdir", "/"]
     for name, value in _ENVIRONMENT.items():
         argv += ["--env", f"{name}={value}"]
     argv += ["--volume", f"{_HERE}:/sandbox:ro", image, "python", *_FLAGS, "/sandbox/zygote.py"]
-    argv += [_config(True, False, None, threads, "/sandbox")]
+    library = f"/usr/local/lib/python{_VERSION}"  # the container's own, where `_HERE` is no use
+    shared = ("/usr/lib", "/lib", "/lib64", f"/usr/local/lib/libpython{_VERSION}.so.1.0")
+    needs = Needs("python", (library,), (), (), (), shared, (), 0)
+    argv.append(_config(needs, "/sandbox", namespaces=False, landlock=None, threads=threads))
     return Launcher("docker+landlock", tuple(argv), dict(os.environ))
 
 
-def make_unsafe(threads: bool = False) -> Launcher:
-    """Return the launcher without walls, for make_launcher to use when told so in words."""
-    interpreter, _ = _interpreter()
-    argv = (
-        interpreter,
-        *_FLAGS,
-        str(_HERE / "zygote.py"),
-        _config(False, False, False, threads, str(_HERE)),
-    )
-    return Launcher("none", argv, _ENVIRONMENT)
+def make_unsafe(threads: bool = False, packages: Sequence[str] = ()) -> Launcher:
+    """Return the launcher without walls, for choose_launcher to use when told so in words."""
+    needs = needed_files(tuple(packages))
+    config = _config(needs, str(_HERE), namespaces=False, landlock=False, threads=threads)
+    argv = (needs.interpreter, *_FLAGS, str(_HERE / "zygote.py"), config)
+    return Launcher("none", argv, _environment(packages))
 
 
 LAUNCHERS: dict[str, Callable[..., Launcher]] = {
@@ -253,38 +245,163 @@ def _require_linux(what: str) -> None:
         )
 
 
-def _interpreter() -> tuple[str, str]:
-    """Return the real path of this interpreter and the folder that holds it and its library."""
+@dataclass(frozen=True)
+class Needs:
+    """What an interpreter reads of the file system, by name; everything else stays outside.
+
+    Attributes:
+        interpreter: real path of the executable.
+        folders: its standard library.
+        hidden: folders of installed packages below those, which are not to be read.
+        packages: files and folders of the packages that were asked for.
+        sites: folders that hold them, for sys.path.
+        files: shared libraries and tables that extension modules map, under every name they have.
+        names: the packages that were asked for, by the name to import.
+        address_bytes: address space that the packages take when imported.
+    """
+
+    interpreter: str
+    folders: tuple[str, ...]
+    hidden: tuple[str, ...]
+    packages: tuple[str, ...]
+    sites: tuple[str, ...]
+    files: tuple[str, ...]
+    names: tuple[str, ...]
+    address_bytes: int
+
+
+_SURVEY = """
+import importlib, json, os, sys
+sites, names = json.loads(sys.argv[1])
+for folder in [path for path in sys.path if path.endswith("lib-dynload")]:
+    for entry in os.listdir(folder):
+        name = entry.partition(".")[0]
+        if not name.startswith(("_test", "_xx", "xx", "_tkinter")):
+            try:
+                importlib.import_module(name)
+            except ImportError:
+                pass
+folders = [path for path in sys.path if os.path.isdir(path)]
+def size():
+    return int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+before = size()
+sys.path += sites
+for name in names:
+    importlib.import_module(name)
+files = {line.split(maxsplit=5)[5].rstrip() for line in open("/proc/self/maps") if "/" in line}
+print(json.dumps([folders, sorted(files), size() - before]))
+"""
+
+
+@functools.lru_cache
+def needed_files(packages: tuple[str, ...] = ()) -> Needs:
+    """Find out, in a fresh interpreter, which files this Python and these packages need.
+
+    Raises:
+        SandboxUnavailable: a package is not installed or cannot be imported.
+    """
     interpreter = os.path.realpath(sys.executable)
-    return interpreter, os.path.realpath(sys.base_prefix)
+    paths, sites = _package_paths(packages)
+    asked = subprocess.run(
+        [interpreter, "-I", "-S", "-B", "-c", _SURVEY, json.dumps([sites, packages])],
+        capture_output=True,
+        text=True,
+        env=_environment(packages),
+        check=False,
+    )
+    if asked.returncode != 0:
+        lines = asked.stderr.strip().splitlines() or ["it ended without a word"]
+        raise SandboxUnavailable(f"looking for the files that {interpreter} needs: {lines[-1]}")
+    folders, mapped, size = json.loads(asked.stdout)
+    hidden = [f"{at}/{name}" for at in folders for name in ("site-packages", "dist-packages")]
+    known = (*folders, *paths)
+    files = []
+    for file in mapped:
+        if file == interpreter or not any(file.startswith(f"{at}/") for at in known):
+            files += _names_of(file)
+    return Needs(
+        interpreter,
+        tuple(at for at in folders if not any(at.startswith(f"{up}/") for up in folders)),
+        tuple(path for path in hidden if os.path.isdir(path)),
+        tuple(paths),
+        tuple(sites),
+        tuple(files),
+        packages,
+        size,
+    )
 
 
-def _config(walls: bool, namespaces: bool, landlock: bool | None, threads: bool, home: str) -> str:
-    """Return zygote.py's argument; `landlock` None: the interpreter is the container's."""
-    readable = [home]
-    if landlock is not None:
-        paths = sysconfig.get_paths()
-        readable += [
-            paths["stdlib"],
-            paths["platstdlib"],
-            sysconfig.get_config_var("LIBDIR") or "/usr/lib",
-        ]
-    readable += [
-        "/usr/lib",
-        "/usr/lib64",
-        "/lib",
-        "/lib64",
-        "/usr/local/lib",
-        "/usr/share/zoneinfo",
-    ]
-    readable += ["/etc/ld.so.cache", "/dev/null", "/dev/zero", "/dev/urandom"]
+def _names_of(file: str) -> list[str]:
+    """Return a shared library's path and those of the links to it, which the loader opens."""
+    if ".so" not in file:
+        return [file]
+    stem = os.path.basename(file).partition(".so")[0]
+    folders = dict.fromkeys(map(os.path.realpath, (os.path.dirname(file), "/lib", "/lib64")))
+    links = [link for folder in folders for link in Path(folder).glob(f"{stem}.so*")]
+    return [file, *(str(link) for link in links if link.is_symlink() and link.samefile(file))]
+
+
+def _package_paths(packages: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the paths of these importable names and of what they require, and their folders."""
+    if not packages:
+        return [], []
+    import importlib.metadata as metadata
+
+    owners = metadata.packages_distributions()
+    missing = [name for name in packages if name not in owners]
+    if missing:
+        raise SandboxUnavailable(
+            f"packages: got {', '.join(missing)}, expected names that this environment can import. "
+            f"pip install {' '.join(missing)}"
+        )
+    waiting = [owner for name in packages for owner in owners[name]]
+    seen: dict[str, None] = {}
+    paths: dict[str, None] = {}
+    sites: dict[str, None] = {}
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in seen:
+            continue
+        seen[name] = None
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue  # a requirement for another system or Python
+        site = os.path.realpath(found.locate_file(""))
+        sites[site] = None
+        for file in found.files or ():
+            top = file.parts[0]
+            if top not in ("..", "__pycache__") and not top.endswith((".dist-info", ".pth")):
+                paths[f"{site}/{top}"] = None
+        required = (text for text in found.requires or () if "extra ==" not in text)
+        waiting += [re.match(r"[\w.-]+", text).group() for text in required]
+    return [path for path in paths if os.path.exists(path)], list(sites)
+
+
+def _environment(packages: Sequence[str]) -> dict[str, str]:
+    """Return the environment of a zygote; number libraries start no threads before the fork."""
+    one_thread = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS") if packages else ()
+    return _ENVIRONMENT | dict.fromkeys(one_thread, "1")
+
+
+def _config(
+    needs: Needs, home: str, *, namespaces: bool, landlock: bool | None, threads: bool
+) -> str:
+    """Return zygote.py's argument; `landlock` None: as the container's kernel has it."""
+    files, libraries = needs.files, needs.folders
+    if namespaces:  # nothing else is mounted there: a rule for each folder costs each child less
+        files, libraries = dict.fromkeys((*map(os.path.dirname, files), *libraries)), ()
     return json.dumps(
         {
-            "walls": walls,
+            "walls": landlock is not False or namespaces,
             "namespaces": namespaces,
             "landlock": landlock is not False,
             "threads": threads,
-            "readable": readable,
+            "libraries": libraries,
+            "readable": [home, *needs.packages, *files, *_ALWAYS_READABLE, *_DEVICES],
+            "sites": needs.sites,
+            "packages": needs.names,
+            "packages_bytes": needs.address_bytes,
         }
     )
 

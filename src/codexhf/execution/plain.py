@@ -7,10 +7,13 @@ sandbox.
 """
 
 import ast
+import decimal
+import fractions
 import math
 import reprlib
+import sys
 
-MAX_DEPTH = 100
+MAX_DEPTH = 200
 
 
 class NotPlain(TypeError):
@@ -33,11 +36,16 @@ def parse(text: str) -> object:
     Raises:
         ValueError: the text is anything else (SyntaxError is one of its subclasses' causes).
     """
+    limit = sys.get_int_max_str_digits()
     try:
+        if len(text) > limit:  # a long int may be in it, and these texts are the data set's
+            sys.set_int_max_str_digits(0)
         tree = _NameNan().visit(ast.parse(text.strip(), mode="eval"))
         return ast.literal_eval(tree)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise ValueError(f"not a Python literal: got {reprlib.repr(text)} ({error})") from None
+    finally:
+        sys.set_int_max_str_digits(limit)
 
 
 def canonical(value: object) -> bytes:
@@ -62,6 +70,8 @@ def _write(value: object, parts: list[bytes], depth: int) -> None:
         parts.append(b"N")
     elif isinstance(value, (int, float, complex)):
         parts.append(_number(value))
+    elif isinstance(value, (fractions.Fraction, decimal.Decimal)):
+        parts.append(_ratio(value))
     elif isinstance(value, str):
         data = str.encode(value, "utf-8", "surrogatepass")
         parts.append(b"s%d:%b" % (len(data), data))
@@ -108,9 +118,33 @@ def _number(value: complex) -> bytes:
     return _number(real) if imag == 0 else b"c" + _number(real) + _number(imag)
 
 
+def _ratio(value: fractions.Fraction | decimal.Decimal) -> bytes:
+    """Return the bytes of a Fraction or Decimal: those of the int or float that it equals."""
+    if type(value) not in (fractions.Fraction, decimal.Decimal):
+        raise NotPlain(f"not a plain value: {type(value).__name__}")
+    if isinstance(value, decimal.Decimal):
+        if not value.is_finite():
+            return _number(float(str(value).replace("s", "")))
+        if value.adjusted() > 5000 or value.as_tuple().exponent < -5000:
+            return b"D%b;" % str(value.normalize()).encode()
+    up, down = value.as_integer_ratio()
+    if down == 1:
+        return _number(up)
+    try:
+        near = up / down
+    except OverflowError:
+        near = math.inf
+    if math.isfinite(near) and near.as_integer_ratio() == (up, down):
+        return _number(near)
+    return b"q%x/%x;" % (up, down)
+
+
 def shorten(value: object) -> str:
     """Return at most 200 characters of the value's repr, for people."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 120
     short.maxlist = short.maxtuple = short.maxset = short.maxdict = 12
-    return short.repr(value)[:200]
+    try:
+        return short.repr(value)[:200]
+    except ValueError:  # an int with more digits than Python prints
+        return f"a long {type(value).__name__}"

@@ -8,11 +8,13 @@ import os
 import secrets
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
 
-from codexhf.execution.launchers import Launcher
+from codexhf.execution.launchers import Launcher, SandboxUnavailable
+from codexhf.execution.pool import Pool
 
 _READ = """
 def probe(path):
@@ -91,31 +93,34 @@ def find_leaks(launcher: Launcher) -> list[str]:
     """Return what a program can do behind this launcher and must not; empty when the walls hold.
 
     Raises:
-        SandboxUnavailable: the launcher does not start.
+        SandboxUnavailable: the launcher does not start, or there is no place for a file to steal.
     """
-    from codexhf.execution.executor import Executor
-
-    with tempfile.TemporaryDirectory(prefix="codexhf-selftest-") as folder, _Listener() as listener:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="codexhf-selftest-")
+    except OSError as error:
+        raise SandboxUnavailable(
+            f"the self-test needs a folder to write in: {error}. Set TMPDIR to one"
+        ) from None
+    with temporary as folder, _Listener() as listener:
         canary = Path(folder, "canary")
         canary.write_text("codexhf-canary")
         os.chmod(folder, 0o777)  # so that only the walls can be what stops the probes
         os.chmod(canary, 0o666)
         # a process of ours whose environment holds a secret, as the trainer's does
-        bystander = subprocess.Popen(
-            ["sleep", "60"], env={"CODEXHF_SELFTEST": "secret", "PATH": os.environ.get("PATH", "")}
-        )
+        sleep = [os.path.realpath(sys.executable), "-I", "-S", "-c", "import time; time.sleep(60)"]
+        bystander = subprocess.Popen(sleep, env={"CODEXHF_SELFTEST": "secret"})
         mark = f"codexhf-selftest-{secrets.token_hex(8)}"
         launcher = dataclasses.replace(launcher, argv=(*launcher.argv, mark))
         try:
-            with Executor(1, launcher=launcher) as executor:
+            with Pool(1, launcher) as pool:
                 programs = [_READ, _WRITE, _CONNECT, _ENVIRON, _FORK]
                 path = repr((str(canary),))
                 args = [path, path, f"({listener.port},)", "()", "()"]
                 expected = ["''", "None", "None", "False", "False"]
                 tests = [[{"args": a, "expected": e}] for a, e in zip(args, expected, strict=True)]
-                results = executor.run(programs, tests, ["probe"] * len(tests), timeout_s=5.0)
+                results = pool.run(programs, tests, ["probe"] * len(tests), timeout_s=5.0)
                 before = _marked(mark)
-                (survival,) = executor.run(
+                (survival,) = pool.run(
                     [_SURVIVE], [[{"args": "()", "expected": "0"}]], ["probe"], timeout_s=0.3
                 )
                 left = _marked(mark) - before

@@ -3,8 +3,8 @@
 Started by launchers.py as `python -s -S -P -B zygote.py CONFIG`. On standard input come requests: a
 fixed header that says what kind and which limits, then the payloads, each read by the child it is
 for. So neither programs nor tests, of this or an earlier request, are ever in the memory that a
-child is forked from. Results leave the same
-way: a child writes them to a file in memory, which the kernel copies to standard output (sendfile).
+child is forked from. Results leave the same way: a child writes them to a file in memory, which the
+kernel copies to standard output (sendfile), no more of it than the request allows.
 """
 
 import ast
@@ -29,21 +29,33 @@ import checker
 import clock
 import lockdown
 import plain
+import together
 import wire
-from protocol import ASSERTS, CALLS, DONE, HEADER, PROGRAM, REPLY, SCRATCH, SETUP_FAILED, TIMED_OUT
+from protocol import (
+    ASSERTS,
+    CALLS,
+    DONE,
+    HEADER,
+    MAX_OUTPUT_BYTES,
+    MAX_WAITING,
+    PROGRAM,
+    REPLY,
+    SCRATCH,
+    SETUP_FAILED,
+    TIMED_OUT,
+    TOGETHER,
+)
 
 PRELOADED = (
-    "array bisect calendar collections copy dataclasses datetime decimal enum fractions functools "
-    "hashlib heapq io itertools json math operator random re statistics string textwrap traceback "
-    "types typing"
+    "array bisect calendar collections copy dataclasses datetime decimal enum fractions "
+    "functools hashlib heapq io itertools json math operator random re statistics string "
+    "textwrap traceback types typing"
 ).split()
-MAX_FILE_BYTES = 16 << 20
-SLACK_BYTES = (
-    96 << 20
-)  # address space of the interpreter itself, on top of what the program may use
+SLACK_BYTES = 96 << 20  # address space of the interpreter, on top of what the program may use
 REQUEST, OUTPUT = 0, 1  # descriptors
 _CHECKER = b"t"  # the second child of an ASSERTS request
 _PARKED_FD, _STARTED_FD = 45, 61  # below the children's limit of 64, above what a zygote has open
+_SLICE_S, _PROGRESS_S = 0.25, 0.002  # who computes less than this in a slice is not computing
 
 
 class Zygote:
@@ -51,15 +63,18 @@ class Zygote:
 
     def __init__(self, config: dict):
         self._namespaces = config["namespaces"]
+        self._slack = SLACK_BYTES + config["packages_bytes"]
         self._walls = None
         if config["walls"]:
-            self._walls = lockdown.Walls(
-                config["readable"],
-                [os.path.dirname(SCRATCH)] if self._namespaces else [],
-                config["threads"],
-                config["landlock"],
-                seccomp=True,
-            )
+            ruleset = None
+            if config["landlock"]:
+                writable = [os.path.dirname(SCRATCH)] if self._namespaces else []
+                ruleset = lockdown.make_landlock_ruleset(
+                    config["readable"] + config["sites"] * self._namespaces,
+                    config["libraries"],
+                    writable,
+                )
+            self._walls = lockdown.Walls(ruleset, config["threads"])
         self._output = os.dup(OUTPUT)
         null = os.open("/dev/null", os.O_RDWR)
         os.dup2(null, OUTPUT)
@@ -78,9 +93,12 @@ class Zygote:
             if not self._serve(*HEADER.unpack(header)):
                 return
 
-    def _serve(self, kind: bytes, timeout_s: float, memory_bytes: int) -> bool:
+    def _serve(
+        self, kind: bytes, timeout_s: float, memory: int, max_report: int, max_output: int
+    ) -> bool:
         report, output = os.memfd_create("report"), os.memfd_create("output")
-        limits = (memory_bytes + SLACK_BYTES, int(timeout_s) + 2, MAX_FILE_BYTES)
+        largest_file = max(MAX_OUTPUT_BYTES, max_output)
+        limits = (memory + self._slack, int(timeout_s) + 2, largest_file)
         children, error = [], b""
         near = far = None
         if kind == ASSERTS:
@@ -99,12 +117,13 @@ class Zygote:
                 near.close()
                 far.close()
         began = time.monotonic()
-        timed_out = not error and not self._wait(children[0], timeout_s)
+        timed_out = not error and not self._wait(children, timeout_s)
         wall_s = time.monotonic() - began
         codes = [_reap(child) for child in children] + [0, 0]
         what = SETUP_FAILED if error else TIMED_OUT if timed_out else DONE
-        sizes = [min(os.fstat(fd).st_size, MAX_FILE_BYTES) for fd in (report, output)]
-        reply = REPLY.pack(what, codes[0], codes[1], wall_s, *sizes, len(error)) + error
+        written = [os.fstat(fd).st_size for fd in (report, output)]
+        sizes = [min(pair) for pair in zip(written, (max_report, max_output), strict=True)]
+        reply = REPLY.pack(what, *codes[:2], wall_s, *sizes, len(error), written[1]) + error
         while reply:
             reply = reply[os.write(self._output, reply) :]
         for fd, size in zip((report, output), sizes, strict=True):
@@ -118,8 +137,7 @@ class Zygote:
         """Fork a child that reads its payload, walls itself in and plays its role."""
         ready, started = os.pipe()
         if self._namespaces:
-            # a pid namespace of its own for each child; unshare works once, so set the old one
-            # first
+            # a pid namespace for each child; unshare works once, so set the old one first
             lockdown.check_call(lockdown.libc.setns(self._self_fd, lockdown.CLONE_NEWPID), "setns")
             lockdown.check_call(lockdown.libc.unshare(lockdown.CLONE_NEWPID), "unshare")
         pid = os.fork()
@@ -140,21 +158,27 @@ class Zygote:
         code = 1
         try:
             os.dup2(started, _STARTED_FD)
-            job = self._enter(descriptors, limits)
+            job = self._enter(descriptors, limits, threads=role in (PROGRAM, TOGETHER))
             os.write(_STARTED_FD, b"R")
             os.close(_STARTED_FD)
         except BaseException as error:
             os.write(_STARTED_FD, f"!{error}".encode()[:500])
             os._exit(1)
         try:
-            random.seed(0)
+            seed = job.get("seed", 0)  # the tests' draws are not the program's to repeat
+            random.seed(seed)
+            if "numpy" in sys.modules:
+                sys.modules["numpy"].random.seed(random.Random(seed).getrandbits(32))
             clock.start()
             code = _play(role, job)
         finally:
             os._exit(code)
 
-    def _enter(self, descriptors: dict[int, int], limits: tuple[int, int, int]) -> dict:
+    def _enter(
+        self, descriptors: dict[int, int], limits: tuple[int, int, int], threads: bool
+    ) -> dict:
         """Take the payload, keep only the named descriptors, raise the walls."""
+        lockdown.die_with_parent()
         size = struct.unpack("!I", _read_exactly(REQUEST, 4))[0]
         job = json.loads(_read_exactly(REQUEST, size))
         null = os.open("/dev/null", os.O_RDWR)
@@ -175,27 +199,52 @@ class Zygote:
         if self._namespaces:
             lockdown.check_call(lockdown.libc.unshare(lockdown.CLONE_NEWNS), "unshare")
             options = b"size=64m,nr_inodes=4096,mode=0777"
+            nosuid_nodev = 6
             mounted = lockdown.libc.mount(
-                b"tmpfs", SCRATCH.encode(), b"tmpfs", 6, options
-            )  # nosuid, nodev
+                b"tmpfs", SCRATCH.encode(), b"tmpfs", nosuid_nodev, options
+            )
             lockdown.check_call(mounted, "mount a file system")
             os.chdir(SCRATCH)
         if self._walls is not None:
-            self._walls.enclose(*limits)
+            self._walls.enclose(*limits, threads)
         return job
 
-    def _wait(self, child: int, timeout_s: float) -> bool:
-        """Return whether a child ended in time; end with the host, if that goes first."""
-        fd = os.pidfd_open(child)
+    def _wait(self, children: list[int], timeout_s: float) -> bool:
+        """Return whether the first child ended in time; end with the host, if that goes first.
+
+        The time is what the children computed. On the clock they get more while they compute at
+        all, so that a busy machine judges as an idle one; who sleeps or waits is out of time.
+        """
+        fd = os.pidfd_open(children[0])
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         poll.register(REQUEST, 0)  # only the hang-up, which means that nobody waits any more
+        until = time.monotonic() + timeout_s * MAX_WAITING
         events = poll.poll(timeout_s * 1000)
+        used = _computed_s(children)
+        while not events and used < timeout_s and time.monotonic() < until:
+            slice_s = min(_SLICE_S, timeout_s)
+            events = poll.poll(min(slice_s, max(timeout_s - used, 0.01)) * 1000)
+            before, used = used, _computed_s(children)
+            if used - before < _PROGRESS_S and timeout_s - before > _PROGRESS_S:
+                break
         os.close(fd)
         if any(ready == REQUEST for ready, _ in events):
-            os.kill(child, signal.SIGKILL)
+            for child in children:
+                os.kill(child, signal.SIGKILL)
             os._exit(0)
         return bool(events)
+
+
+def _computed_s(children: list[int]) -> float:
+    """Return the processor time of these processes, by the clock that each has."""
+    total = 0.0
+    for child in children:
+        try:
+            total += time.clock_gettime((~child << 3) | 2)
+        except OSError:
+            continue  # it has ended
+    return total
 
 
 def _play(role: bytes, job: dict) -> int:
@@ -207,6 +256,8 @@ def _play(role: bytes, job: dict) -> int:
     if role == ASSERTS:
         candidate.serve_checker(job)
         return 0
+    if role == TOGETHER:
+        return together.run_together(job)
     return checker.run_checker(job)
 
 
@@ -231,6 +282,14 @@ def _read_exactly(fd: int, size: int) -> bytes:
     return b"".join(chunks)
 
 
+def _forget_other_packages(sites: list[str], readable: list[str]) -> None:
+    """Let packages that cannot be read be missing, as ModuleNotFoundError says it."""
+    for site in sites:
+        finder = sys.path_importer_cache.get(site)
+        if finder is not None:
+            finder._path_cache &= {os.path.basename(path) for path in readable}
+
+
 def _warm_up() -> None:
     """Use once what every child uses, so that what is made on first use is made here."""
     value = plain.parse("[(1, 2.5), {'a': None}, {3}, b'c', nan]")
@@ -245,10 +304,15 @@ def _warm_up() -> None:
 def main() -> None:
     """Preload what programs import most, freeze it, serve."""
     config = json.loads(sys.argv[1])
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would leave no exit codes
     clock.install()
     builtins.exit = builtins.quit = sys.exit  # what `site`, which is off, would have added
     for name in PRELOADED:
         importlib.import_module(name)
+    sys.path += config["sites"]
+    for name in config["packages"]:
+        importlib.import_module(name)
+    _forget_other_packages(config["sites"], config["readable"])
     _warm_up()
     lockdown.drop_bounding_set()
     zygote = Zygote(config)

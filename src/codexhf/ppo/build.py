@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import get_peft_model
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -552,6 +551,8 @@ def _load(given: Given) -> _Loaded:
     set_seed(args.seed)  # new adapters are drawn here, before Trainer does this again
     policy = load_policy(given.model) if is_name(given.model) else given.model
     if given.peft_config is not None:
+        from peft import get_peft_model
+
         policy = get_peft_model(policy, given.peft_config)
     if args.model_adapter_name in getattr(policy, "peft_config", {}):
         policy.set_adapter(args.model_adapter_name)

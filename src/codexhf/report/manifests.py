@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from codexhf.lineage import BY_FOLDER
 
 # Names that run.py and evaluation.py write.
-CARDS, STATS = "cards", "notes"  # of one part of a stage's data
+CARDS, STATS = "cards", "stats"  # of one part of a stage's data
 TASKS = "tasks"  # the evaluation's metric: how many held-out tasks it ran
 
 # A shape is a type, [the shape of each], {key: shape} or {str: the shape of every value}.
@@ -28,8 +28,7 @@ MANIFEST = {
     "environment": {"versions": dict},
     "files": {str: {"sha256": str}},
 }
-ANSWERS = {"all": {str: {"answers": [[str]], "verdicts": [[str]]}}}
-ANSWERED_TASKS = {"tasks": [{"prompt": str}]}  # written since samples are chosen
+ANSWERS = {"tasks": [{"prompt": str}], "all": {str: {"answers": [[str]], "verdicts": [[str]]}}}
 
 
 class ReportError(ValueError):
@@ -143,11 +142,9 @@ def manifest_errors(manifest) -> list[str]:
 def answers_errors(answers) -> list[str]:
     """Also: each model has something of each kind for each of the tasks."""
     errors = errors_of(answers, ANSWERS)
-    if not errors and "tasks" in answers:
-        errors = errors_of(answers, ANSWERED_TASKS)
     if errors:
         return errors
-    counts = [len(answers["tasks"])] if "tasks" in answers else []
+    counts = [len(answers["tasks"])]
     counts += [len(raw["verdicts"]) for raw in answers["all"].values()]
     return [
         f"all.{model}.{key}: expected at least one for each of {counts[0]} tasks"
