@@ -499,11 +499,8 @@ def test_a_private_repository_needs_the_token(here, server, monkeypatch):
         load_tokenizer("org/x-tokenizer")
 
 
-def test_a_revision_is_resolved_once(here, server, tmp_path):
+def test_a_revision_is_resolved_once(here, server, tokenizer):
     names = pushed(stages=["tokenizer", "m0"])
-    yaml = ROOT / "recipes/sft.yaml"
-    argv = ["--config", str(yaml), "--output_dir", "runs/new", "--train_cards", "cards/chats.md"]
-    argv += ["--weights", "1", "--eval_cards", "--exclude_cards", "--model"]
 
     def model(*more):
         hub._fetch.cache_clear()
@@ -514,8 +511,8 @@ def test_a_revision_is_resolved_once(here, server, tmp_path):
     Path("sft.yaml").write_text("model: org/x-m0\n")
     stage = model(*argv)
     assert stage.model == names["runs/m0"]
-    Path("runs/new").mkdir()
-    Path("runs/new/run.json").write_text(json.dumps({"config": {"model": stage.model}}))
+    data = {"train": load_split(["cards/chats.md"], "prompt-completion")}
+    finish("runs/new", load_policy(stage.model), tokenizer, stage, {"m0": stage.model}, data)
     repo = server.repos["model", "org/x-m0"]
     newer = repo.commit({**repo.commits[-1][1], "README.md": b"newer"})
     manifest = json.loads(repo.commits[-1][1]["manifest.json"])
