@@ -264,7 +264,8 @@ def _decide(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun:
     before = _read_identity(output_dir)
     finished = (output_dir / MANIFEST).is_file()
     if before is not None:
-        changed = differences({**before, "machine": {}}, {**identity, "machine": {}})
+        apart = {"machine": {}, "hub": []}  # compared below; recorded for a start after this one
+        changed = differences({**before, **apart}, {**identity, **apart})
         moved = differences(before.get("machine", {}), identity["machine"])
         if stage.restart or changed:
             _set_aside(output_dir, ["--restart was given"] if stage.restart else changed)
