@@ -52,8 +52,8 @@ def make_pairs(model, tokenizer, tasks: Dataset, stage: PreferencesArguments, fo
     tell apart. With `people` or `both` it writes unlabelled.jsonl, the pairs of which a person's
     label tells most, for `python -m codexhf.label`; rows without tests take part there. Always it
     writes prompts.jsonl: the prompts that the model at the first temperature sometimes solves and
-    sometimes not, filled up to `stage.min_prompts`. PPO learns most from the first: completions that
-    are all right or all wrong have no advantage over each other.
+    sometimes not, filled up to `stage.min_prompts`. PPO learns most from the first: where all pass
+    or all fail, no completion has an advantage.
 
     Args:
         tasks: rows of id, prompt; tests and entry_point where completions can be run; completion
