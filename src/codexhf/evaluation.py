@@ -203,7 +203,9 @@ def bits_per_byte(
     """
     pieces = []
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+            "input_ids"
+        ]
         step = max_length - 1
         pieces += [
             [tokenizer.eos_token_id, *ids[i : i + step]] for i in range(0, len(ids), step) if ids
