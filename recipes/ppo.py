@@ -30,6 +30,7 @@ def main(argv=None):
         tokenizer,
         exclude=stage.exclude_cards,
         max_prompt_tokens=room,
+        runs_tests=stage.runs_tests,
         seed=training.seed,
     )
     demonstrations = load_demonstrations(
@@ -45,12 +46,12 @@ def main(argv=None):
         max_prompt_tokens=room,
         seed=training.seed,
     )
-    trainer = new_trainer(stage, training, tokenizer, prompts, demonstrations, tasks)
+    data = {"prompts": prompts, "demonstrations": demonstrations, "tasks": tasks}
     return run_stage(
-        trainer,
+        new_trainer(stage, training, tokenizer, prompts, demonstrations, tasks),
         stage,
         training,
-        data={"prompts": prompts, "demonstrations": demonstrations, "tasks": tasks},
+        data=data,
         parents={"m1": stage.model, "rm": stage.reward_model, "critic": stage.value_model},
         finish=merge_adapters,
     )

@@ -20,7 +20,9 @@ from datasets.table import InMemoryTable
 
 from codexhf.cards import Card, CardError, load_card
 from codexhf.chat import text_of
+from codexhf.execution import check_isolation
 from codexhf.overlap import HeldOut, hash_of
+from codexhf.references import wrong_rows
 from codexhf.rows import COLUMNS, EXTRA, called_name, one_form, typed_rows, wrap
 from codexhf.sources import load_source
 from codexhf.tokens import (
@@ -35,6 +37,7 @@ from codexhf.tokens import (
 )
 
 TOO_LONG_SHARE = 0.01
+WRONG_SHARE = 0.05
 
 
 @dataclass
@@ -434,19 +437,24 @@ def load_tasks(
     that tests call stands for a missing entry_point, a hash of the prompt for a missing id.
 
     Args:
-        runs_tests: whether something runs the tests; rows without tests are left out then.
+        runs_tests: whether something runs the tests. Rows without tests are left out then, and
+            rows whose reference fails them: no answer could be judged by such tests.
     Raises:
-        CardError: tests are needed, and no row has them.
+        CardError: tests are needed, and no row has them, or many are wrong; the tokenizer's chat
+            template refuses a row.
     """
     if not cards:
         return Data(Dataset.from_dict({}))
     parts = [_task_rows(p, runs_tests) for p in read_cards(cards, "prompt-only", exclude=exclude)]
     data = _capped(mix(parts, None, None, seed), max_rows, seed)
+    if runs_tests:
+        packages = [name for path in _listed(cards) for name in load_card(path).packages]
+        if packages:
+            check_isolation(packages=packages)
+        data = drop_wrong(data, wrong_rows(data.dataset))
     data = _spoken(data, tokenizer, ("prompt",))
-    if max_prompt_tokens is None:
-        return data
     lengths = prompt_lengths(data.dataset, tokenizer, _cards(data))
-    return drop_long(data, lengths, max_prompt_tokens)
+    return data if max_prompt_tokens is None else drop_long(data, lengths, max_prompt_tokens)
 
 
 def _task_rows(part: Data, runs_tests: bool) -> Data:
@@ -542,4 +550,28 @@ def drop_long(data: Data, lengths: np.ndarray, max_length: int) -> Data:
     kept = data.select(keep) if dropped else data
     longest = int(lengths.max())
     kept.stats = {**data.stats, "dropped_as_too_long": dropped, "longest_tokens": longest}
+    return kept
+
+
+def drop_wrong(data: Data, errors: Sequence[str | None]) -> Data:
+    """Remove tasks whose tests cannot be run or fail their own reference; counted in the stats.
+
+    Raises:
+        CardError: more than 5% of the rows would go.
+    """
+    wrong = [i for i, error in enumerate(errors) if error]
+    if not wrong:
+        return data
+    ids = data.dataset["id"]
+    first = "\n".join(f"  {ids[i]}: {errors[i][:200]}" for i in wrong[:3])
+    text = f"{_cards(data)}: tests or references of {len(wrong)} of {len(errors)} tasks are wrong"
+    if len(wrong) > WRONG_SHARE * len(errors):
+        raise CardError(
+            f"{text}:\n{first}\nA reference is a whole program that passes its own tests. Correct "
+            "the rows, join what belongs together under codexhf.columns, or leave them out with "
+            "`where`."
+        )
+    print(f"{text}; they are left out:\n{first}", flush=True)
+    kept = data.select([i for i, error in enumerate(errors) if not error])
+    kept.stats = {**data.stats, "dropped_as_wrong": len(wrong)}
     return kept
