@@ -36,7 +36,7 @@ def main(argv=None):
     demonstrations = load_demonstrations(
         stage.sft_cards,
         tokenizer,
-        within_context(stage.model, training.sft_max_length),
+        within_context(stage.model, training.sft_max_length, stage.sft_cards),
         exclude=stage.exclude_cards,
     )
     tasks = load_tasks(
@@ -47,14 +47,9 @@ def main(argv=None):
         seed=training.seed,
     )
     data = {"prompts": prompts, "demonstrations": demonstrations, "tasks": tasks}
-    return run_stage(
-        new_trainer(stage, training, tokenizer, prompts, demonstrations, tasks),
-        stage,
-        training,
-        data=data,
-        parents={"m1": stage.model, "rm": stage.reward_model, "critic": stage.value_model},
-        finish=merge_adapters,
-    )
+    trainer = new_trainer(stage, training, tokenizer, prompts, demonstrations, tasks)
+    parents = {"m1": stage.model, "rm": stage.reward_model, "critic": stage.value_model}
+    return run_stage(trainer, stage, training, data=data, parents=parents, finish=merge_adapters)
 
 
 if __name__ == "__main__":

@@ -48,13 +48,8 @@ def main(argv=None):
         processing_class=tokenizer,
         callbacks=[BitsPerByte(heldout)],
     )
-    return run_stage(
-        trainer,
-        stage,
-        training,
-        data={"train": train},
-        parents={"tokenizer": stage.tokenizer, "base": stage.model},
-    )
+    data, parents = {"train": train}, {"tokenizer": stage.tokenizer, "base": stage.model}
+    return run_stage(trainer, stage, training, data=data, parents=parents)
 
 
 if __name__ == "__main__":
