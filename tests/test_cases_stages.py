@@ -125,7 +125,7 @@ def test_d18_ppo_on_prompts_without_tests(run, m0, write_card):
 def test_d20_the_same_card_to_train_and_to_evaluate_r_is_refused(run, m0, write_card):
     rows = [{"prompt": prompt(i), "chosen": ANSWER, "rejected": "pass"} for i in range(8)]
     card = write_card(rows, "preference")
-    with pytest.raises(ValueError, match="no rows left of .*overlap"):
+    with pytest.raises(ValueError, match="no rows left of .*is in held-out data': 8"):
         run(
             "reward_model",
             model=m0,
