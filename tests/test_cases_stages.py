@@ -215,6 +215,38 @@ def test_t4_evaluation_names_a_model_whose_template_refuses_a_turn(run, m0, writ
             run("evaluation", models=models, reference=reference, **settings)
 
 
+def test_t11_every_model_reads_with_its_own_tokenizer(run, m0, write_card, tmp_path):
+    other = save(new_tokenizer(["zzz qqq", prompt(1)] * 3, 330), tmp_path / "other")
+    settings = {"reward_model": None, "heldout_cards": [write_card(tasks(), "prompt-only")]}
+    settings |= {"num_samples": 2, "k": [1], "max_new_tokens": 8}
+    alone, both = (
+        json.loads((run("evaluation", name=name, models=models, **settings, reference=models[0])
+                    / "answers.json").read_text())["all"]["other"]
+        for name, models in (("alone", [other]), ("both", [m0, other]))
+    )  # fmt: skip
+    assert alone == both
+
+
+def test_t12_the_critic_of_a_reward_model_with_another_tokenizer(run, m0, write_card, tmp_path):
+    other = save(new_tokenizer(["zzz qqq", prompt(1)] * 3, 330), tmp_path / "other")
+    rows = [{"prompt": prompt(i), "chosen": ANSWER, "rejected": "pass"} for i in range(16)]
+    pairs = [write_card(part, "preference", name=f"pairs{len(part)}")
+             for part in (rows[:10], rows[10:])]  # fmt: skip
+    train = {k: v for k, v in TRAINING.items() if k != "max_steps"}
+    r = run("reward_model", name="rm", model=other, max_length=128, score_samples=4,
+            train_cards=pairs[:1], eval_cards=pairs[1:], **TRAINING)  # fmt: skip
+    settings = {
+        "model": m0, "reward_model": str(r), "rewards": ["reward_model"], "alpha_sft": 0.0,
+        "prompt_cards": [write_card([{"prompt": prompt(i)} for i in range(8)], "prompt-only")],
+        "response_length": 8, "total_episodes": 8, "gradient_checkpointing": False, **train,
+    }  # fmt: skip
+    folder = run("ppo", name="m2", **settings)
+    critic = json.loads((folder / "value_model" / "config.json").read_text())
+    assert critic["vocab_size"] == len(load_tokenizer(m0)) != len(load_tokenizer(other))
+    with pytest.raises(ValueError, match="value_model: got .*another tokenizer"):
+        run("ppo", value_model=str(r), **settings)
+
+
 @pytest.mark.parametrize("model_type", ["qwen2", "gpt2", "gemma", "phi3", "mistral"])
 def test_m6_every_model_type_goes_on_through_sft(run, m0, write_card, model_type):
     text = [{"text": f"# {i}\n" + "def add(a, b):\n    return a + b\n" * 8} for i in range(20)]
