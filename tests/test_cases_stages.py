@@ -13,8 +13,8 @@ import torch
 import yaml
 from transformers import LlamaForCausalLM
 
-from codexhf.models import load_tokenizer, new_tokenizer
 from codexhf.run import load_manifest
+from codexhf.tokenizer import load_tokenizer, new_tokenizer
 from conftest import CORPUS, tiny_config
 from test_every_setting import TRAINING, main_of
 

@@ -16,7 +16,7 @@ import torch
 
 from codexhf.arguments import PATH_CHECKS
 from codexhf.checkpoints import MANIFEST, file_stats, wrong_file
-from codexhf.hub import resolve
+from codexhf.hub import hub_name, resolve
 
 IDENTITY = "run.json"
 
@@ -68,11 +68,14 @@ def run_identity(stage: Any, training: Any, data: Mapping[str, Any], parents: di
     best = getattr(training, "load_best_model_at_end", False)
     skipped = paths if best else paths | NEUTRAL_WITHOUT_BEST
     files = {name: config[name] for name in FILES if config.get(name)}
+    named = [config[name] for name in sorted(paths) if config.get(name)]
+    named = [n for value in named for n in ([value] if isinstance(value, str) else value)]
     return {
         "config": {k: v for k, v in config.items() if k not in {*skipped, *files}},
         "data": {name: part.fingerprint for name, part in data.items()},
         "parents": {name: record["sha256"] for name, record in parents.items()},
         "files": {name: file_stats(Path(path))["sha256"] for name, path in files.items()},
+        "hub": [name for name in named if hub_name(name)],  # with commit; see arguments.pin
         "machine": {
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),

@@ -9,11 +9,12 @@ from transformers import PreTrainedModel
 from codexhf.arguments import PPOArguments
 from codexhf.chat import prompt_ids
 from codexhf.data import Data
-from codexhf.models import load_policy, load_tokenizer, lora_config
+from codexhf.models import load_policy, lora_config
 from codexhf.ppo.config import TRL_VALUES, UNREAD_FIELDS, PPOConfig
 from codexhf.ppo.trainer import PPOTrainer
 from codexhf.reward_model import load_model_reward, load_reward_model
 from codexhf.rewards import REWARD_MODEL, UnitTestsReward, combine
+from codexhf.tokenizer import reads_ids_of
 
 WITHOUT_INFLUENCE = {
     "rollout_engine",
@@ -91,7 +92,7 @@ def _critic(stage: PPOArguments, tokenizer) -> PreTrainedModel:
     The critic reads the policy's ids, which to a model of another tokenizer are other texts.
     """
     path = stage.value_model or stage.reward_model or stage.model
-    if not load_tokenizer(path).get_vocab().items() <= tokenizer.get_vocab().items():
+    if not reads_ids_of(path, tokenizer):
         if stage.value_model is not None:
             raise ValueError(
                 f"value_model: got {path}, which has another tokenizer than {stage.model}. Leave "
