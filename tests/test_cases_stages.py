@@ -8,11 +8,15 @@ python -m pytest tests/test_cases_stages.py
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import yaml
 from transformers import LlamaForCausalLM
 
+from codexhf.cards import load_card
+from codexhf.data import read_card
+from codexhf.evaluation import names_of
 from codexhf.run import load_manifest
 from codexhf.tokenizer import load_tokenizer, new_tokenizer
 from conftest import CORPUS, tiny_config
@@ -293,3 +297,37 @@ def test_s8_what_accelerate_was_told_is_what_is_recorded(run, m0, write_card, mo
         with pytest.raises(SystemExit) as stop:
             run("sft", argv, **settings)
         assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+# -- Names -----------------------------------------------------------------------------------------
+
+
+def test_d21_models_in_folders_of_one_name_are_told_apart():
+    assert names_of(["/a/m2", "/b/m2"]) == ["a/m2", "b/m2"]
+    assert names_of(["/a/m1", "/a/m2"]) == ["m1", "m2"]
+
+
+def test_d22_an_empty_card_on_the_command_line_is_refused(run, m0, write_card, capsys):
+    with pytest.raises(SystemExit):
+        run("sft", ["--eval_cards", ""], model=m0,
+            train_cards=[write_card(demonstrations(), "prompt-completion")])  # fmt: skip
+    assert "eval_cards: got '', expected a data card" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("files", ["rows.jsonl", ["a.jsonl", "b.jsonl"], {"train": "rows.jsonl"}])
+def test_d22_files_of_a_hub_repository_are_passed_on(write_card, monkeypatch, files):
+    asked = {}
+
+    def load_dataset(**arguments):
+        asked.update(arguments)
+        return datasets.Dataset.from_list(demonstrations())
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    load = {"path": "org/name", "data_files": files, "revision": "a" * 40}
+    card = write_card([], "prompt-completion", codexhf={"load": load})
+    assert len(read_card(load_card(card)).dataset) == 8
+    assert asked == load | {"split": "train"}
+    url = {"path": "json", "data_files": ["https://example.org/rows.jsonl"]}
+    asked.clear()
+    read_card(load_card(write_card([], "prompt-completion", codexhf={"load": url})))
+    assert asked == url | {"split": "train"}

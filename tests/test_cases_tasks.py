@@ -99,3 +99,21 @@ def test_a_card_names_the_packages_of_its_programs(write_card, tokenizer, cache)
     other = write_card(rows, "prompt-only", name="other", codexhf={"packages": "numpy"})
     with pytest.raises(CardError, match=r"codexhf.packages: got 'numpy', expected a list"):
         load_card(other)
+
+
+@pytest.mark.parametrize("where", ["card", "row"])
+def test_a_card_chooses_a_tolerance_for_floats(write_card, tokenizer, cache, where):
+    case = {"stdin": "3\n", "stdout": "0.3333333\n"}
+    rows = [{"prompt": "Print 1 / n.", "completion": "print(1 / int(input()))"}]
+    rows[0]["tests"] = [case | ({"compare": "floats:1e-6"} if where == "row" else {})]
+    own = {"compare": "floats:1e-6"} if where == "card" else {}
+    data = load_tasks([write_card(rows, "prompt-only", codexhf=own)], tokenizer)
+    assert data.dataset[0]["tests"] == [case | {"compare": "floats:1e-6"}]
+
+
+def test_a_comparison_that_does_not_exist_is_refused(write_card, tokenizer, cache):
+    rows = [{"prompt": "p", "tests": [{"stdin": "1", "stdout": "1"}]}]
+    with pytest.raises(CardError, match="compare: got 'roughly', expected one of lines, exact"):
+        load_tasks([write_card(rows, "prompt-only", codexhf={"compare": "roughly"})], tokenizer)
+    with pytest.raises(CardError, match="codexhf.compare: got 1, expected a name"):
+        load_tasks([write_card(rows, "prompt-only", codexhf={"compare": 1})], tokenizer)
