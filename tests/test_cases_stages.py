@@ -266,6 +266,23 @@ def test_m6_every_model_type_goes_on_through_sft(run, m0, write_card, model_type
     assert load_tokenizer(str(m1)).get_vocab() == load_tokenizer(m0).get_vocab()
 
 
+def test_t13_a_generation_prompt_that_begins_to_think(run, m0, write_card, tmp_path):
+    template = tmp_path / "think.jinja"
+    text = (ROOT / "recipes/chat_template.jinja").read_text()
+    start = "### assistant\\n"
+    template.write_text(text.replace(start, f"{start}<think>"))
+    assert "<think>" in template.read_text()
+    card = write_card(demonstrations(), "prompt-completion")
+    settings = {**SFT, "eval_strategy": "no", "chat_template_path": str(template)}
+    m1 = run("sft", name="m1", model=m0, train_cards=[card], **settings)
+    run(
+        "ppo", name="m2", model=str(m1), reward_model=None, rewards=["parses"],
+        prompt_cards=[write_card(tasks(), "prompt-only", name="tasks")], sft_cards=[card],
+        sft_max_length=128, response_length=8, total_episodes=8, gradient_checkpointing=False,
+        alpha_sft=0.1, **{k: v for k, v in TRAINING.items() if k != "max_steps"},
+    )  # fmt: skip
+
+
 # -- Settings --------------------------------------------------------------------------------------
 
 
@@ -297,6 +314,14 @@ def test_s8_what_accelerate_was_told_is_what_is_recorded(run, m0, write_card, mo
         with pytest.raises(SystemExit) as stop:
             run("sft", argv, **settings)
         assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_s9_rows_that_make_no_whole_batch_are_no_finished_run(run, m0, write_card, capsys):
+    card = write_card(demonstrations(range(2)), "prompt-completion")
+    settings = {**SFT, "eval_strategy": "no", "dataloader_drop_last": True}
+    with pytest.raises(SystemExit) as stop:
+        run("sft", model=m0, train_cards=[card], **settings)
+    assert stop.value.code == 2 and "0 steps: the rows make no whole" in capsys.readouterr().err
 
 
 # -- Names -----------------------------------------------------------------------------------------
