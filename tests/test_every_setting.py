@@ -266,6 +266,9 @@ CHANGES = {
         "temperatures": [1.0, 1.5],
         "batch_size": 8,
         "test_share": (0.2, lambda w: {"prompt_cards": [w.tasks, w.other_tasks]}),
+        "label_by": "people",
+        "pairs_to_label": (2, {"label_by": "people"}),
+        "reward_model": (lambda w: f"{w.folder}/rm", {"label_by": "people", "pairs_to_label": 4}),
         "seed": 43,
     },
     "reward_model": {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from filelock import FileLock
 
 from codexhf import completions, execution
 from codexhf.completions import code_of
@@ -31,18 +32,20 @@ def wrong_rows(rows: datasets.Dataset) -> list[str | None]:
     programs = [text and code_of(text) for text in texts]
     found = [check_tests(t, n, packages_used()) for t, n in zip(tests, names, strict=True)]
     keys = [_hash(*row) for row in zip(programs, tests, names, strict=True)]
-    file = Path(datasets.config.HF_DATASETS_CACHE) / "codexhf" / f"passed-{_judge()}.txt"
-    passed = set(file.read_text().split()) if file.is_file() else set()
-    new = [i for i, key in enumerate(keys) if programs[i] and not found[i] and key not in passed]
-    if not new:
-        return found
-    print(f"running {len(new)} references against their own tests", flush=True)
-    columns = ([column[i] for i in new] for column in (programs, tests, names))
-    for i, error in zip(new, check_references(*columns, timeout_s=TIMEOUT_S), strict=True):
-        found[i] = error
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a") as out:
-        out.write("".join(f"{keys[i]}\n" for i in new if found[i] is None))
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "codexhf"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"passed-{_judge()}.txt"
+    with FileLock(f"{file}.lock"):  # the other processes of a machine wait for the first one
+        passed = set(file.read_text().split()) if file.is_file() else set()
+        new = [i for i, p in enumerate(programs) if p and not found[i] and keys[i] not in passed]
+        if not new:
+            return found
+        print(f"running {len(new)} references against their own tests", flush=True)
+        columns = ([column[i] for i in new] for column in (programs, tests, names))
+        for i, error in zip(new, check_references(*columns, timeout_s=TIMEOUT_S), strict=True):
+            found[i] = error
+        with open(file, "a") as out:
+            out.writelines(f"{keys[i]}\n" for i in new if found[i] is None)
     return found
 
 
