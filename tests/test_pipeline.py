@@ -154,6 +154,7 @@ def test_a_change_upstream_rebuilds_what_depends_on_it(killed_twice):
     assert "recipes/sft.py" not in out
 
 
+@pytest.mark.slow
 def test_a_lineage_may_begin_with_a_model_that_exists(killed_twice, tmp_path):
     runs, base = tmp_path / "runs", tmp_path / "base"
     own = shutil.ignore_patterns("manifest.json", "run.json")
