@@ -5,6 +5,7 @@
 #   make pipeline                         everything, from nothing to runs/report.html
 #   make pipeline CONFIGS=recipes/smoke RUNS=runs/smoke      the same in a minute or two
 #   make pipeline SEED=43 RUNS=runs/seed-43
+#   make pipeline MODEL=org/name RUNS=runs/name    from a model that exists: no tokenizer, no M0
 #   make pipeline LAUNCH=".venv/bin/accelerate launch --config_file recipes/accelerate/multi_gpu.yaml"
 
 PYTHON  ?= python3
@@ -15,6 +16,7 @@ RUNS    ?= runs
 LAUNCH  ?= $(BIN)/python
 PAIRS   ?= $(RUNS)/prefs
 SEED    ?=
+MODEL   ?=
 ARGS     = --config $(CONFIGS)/$(1).yaml $(if $(SEED),--seed $(SEED))
 
 DATA := $(wildcard data_cards/*.md data_cards/*/*.jsonl)
@@ -51,8 +53,13 @@ $(RUNS)/m0/manifest.json: $(RUNS)/tokenizer/manifest.json $(CONFIGS)/pretrain.ya
 	$(LAUNCH) recipes/pretrain.py $(call ARGS,pretrain) --output_dir $(RUNS)/m0 \
 	  --tokenizer $(RUNS)/tokenizer
 
-$(RUNS)/m1/manifest.json: $(RUNS)/m0/manifest.json $(CONFIGS)/sft.yaml $(DATA)
-	$(LAUNCH) recipes/sft.py $(call ARGS,sft) --output_dir $(RUNS)/m1 --model $(RUNS)/m0
+$(RUNS)/m1/manifest.json: $(CONFIGS)/sft.yaml $(DATA) | $(ENV)
+	$(LAUNCH) recipes/sft.py $(call ARGS,sft) --output_dir $(RUNS)/m1 \
+	  --model $(or $(MODEL),$(RUNS)/m0)
+
+ifeq ($(MODEL),)
+$(RUNS)/m1/manifest.json: $(RUNS)/m0/manifest.json
+endif
 
 $(RUNS)/prefs/manifest.json: $(RUNS)/m1/manifest.json $(CONFIGS)/preferences.yaml $(DATA)
 	$(LAUNCH) recipes/preferences.py $(call ARGS,preferences) --output_dir $(RUNS)/prefs \
@@ -68,7 +75,8 @@ $(RUNS)/m2/manifest.json: $(RUNS)/rm/manifest.json $(CONFIGS)/ppo.yaml $(DATA)
 
 $(RUNS)/evaluation/manifest.json: $(RUNS)/m2/manifest.json $(CONFIGS)/evaluation.yaml $(DATA)
 	$(LAUNCH) recipes/evaluation.py $(call ARGS,evaluation) --output_dir $(RUNS)/evaluation \
-	  --models $(RUNS)/m0 $(RUNS)/m1 $(RUNS)/m2 --reference $(RUNS)/m1 --reward_model $(RUNS)/rm
+	  --models $(if $(MODEL),,$(RUNS)/m0) $(RUNS)/m1 $(RUNS)/m2 --reference $(RUNS)/m1 \
+	  --reward_model $(RUNS)/rm
 
 $(RUNS)/report.html: $(RUNS)/evaluation/manifest.json
 	$(BIN)/python -m codexhf.report $(RUNS)

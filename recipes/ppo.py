@@ -31,26 +31,22 @@ def main(argv=None):
         tokenizer,
         exclude=stage.exclude_cards,
         max_prompt_tokens=room,
+        runs_tests=stage.runs_tests,
         seed=seed,
     )
     demonstrations = load_demonstrations(
         stage.sft_cards,
         tokenizer,
-        within_context(stage.model, training.sft_max_length),
+        within_context(stage.model, training.sft_max_length, stage.sft_cards),
         exclude=stage.exclude_cards,
     )
     tasks = load_tasks(
         stage.eval_cards, tokenizer, max_rows=stage.eval_tasks, max_prompt_tokens=room, seed=seed
     )
+    data = {"prompts": prompts, "demonstrations": demonstrations, "tasks": tasks}
     trainer = new_trainer(stage, training, tokenizer, prompts, demonstrations, tasks)
-    return run_stage(
-        trainer,
-        stage,
-        training,
-        data={"prompts": prompts, "demonstrations": demonstrations, "tasks": tasks},
-        parents={"m1": stage.model, "rm": stage.reward_model, "critic": stage.value_model},
-        finish=merge_adapters,
-    )
+    parents = {"m1": stage.model, "rm": stage.reward_model, "critic": stage.value_model}
+    return run_stage(trainer, stage, training, data=data, parents=parents, finish=merge_adapters)
 
 
 if __name__ == "__main__":

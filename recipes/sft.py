@@ -27,7 +27,7 @@ def main(argv=None):
     from codexhf.tokenizer import load_tokenizer
 
     check_isolation(stage.unsafe_exec)
-    tokenizer = load_tokenizer(stage.model)
+    tokenizer = load_tokenizer(stage.model, chat_template=training.chat_template_path)
     seed, longest = training.seed, models.within_context(stage.model, training.max_length)
     train = load_demonstrations(
         stage.train_cards,
@@ -46,7 +46,7 @@ def main(argv=None):
         model=models.load_policy(stage.model, tokenizer),
         args=training,
         train_dataset=train.ids,
-        eval_dataset=demonstrations_of(tasks),
+        eval_dataset=demonstrations_of(tasks, tokenizer),
         processing_class=tokenizer,
         peft_config=models.lora_config(stage, stage.lora_dropout),
         callbacks=[PassAt1(tasks.dataset, tokenizer, stage, seed)],

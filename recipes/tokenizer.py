@@ -15,7 +15,7 @@ from codexhf.parsing import parse
 def main(argv=None):
     (stage,) = parse((TokenizerArguments,), __file__, argv)
     # Late, so that what parse() refuses is refused at once.
-    from codexhf.data import load_split
+    from codexhf.data import holding_out, load_heldout_texts, load_split
     from codexhf.run import run_task
     from codexhf.tokenizer import train_tokenizer
 
@@ -28,9 +28,7 @@ def main(argv=None):
         seed=stage.seed,
     )
     chats = load_split(stage.chat_cards, "prompt-completion", exclude=stage.exclude_cards)
-    heldout = {
-        card: load_split([card], "language-modeling", split="heldout") for card in stage.train_cards
-    }
+    heldout = load_heldout_texts(holding_out(stage.train_cards))
     return run_task(
         stage,
         lambda folder: train_tokenizer(stage, corpora, chats, heldout, folder),

@@ -380,6 +380,14 @@ def test_a_missing_package_is_refused_with_its_pip_line(stage, argv, package, li
     assert re.search(rf"pip install (-U )?{package}", text)
 
 
+def test_an_engine_that_is_not_installed_is_refused_before_loading(lineage, capsys):
+    if importlib.util.find_spec("vllm"):
+        pytest.skip("vllm is installed")
+    argv = ["--rollout_engine", "vllm"]
+    text = refusal(capsys, STAGES["ppo"], ROOT / "recipes/ppo.py", argv)
+    assert "rollout_engine: got 'vllm', which is not installed (pip install vllm)" in text
+
+
 def test_every_error_of_ppo_stands_on_its_own_line(lineage, capsys):
     argv = ["--temperature", "0", "--num_mini_batches", "0"]
     text = refusal(capsys, STAGES["ppo"], ROOT / "recipes/ppo.py", argv)

@@ -431,6 +431,7 @@ def test_tokens_are_kept_for_equal_rows_and_tokenizer_only(card, tokenizer, tmp_
 CALLS = [{"args": "(1, 2)", "expected": "3"}]
 STDIN = [{"stdin": "1 2\n", "stdout": "3\n"}]
 ASSERTS = ["assert add(1, 2) == 3", "assert add(0, 0) == 0"]
+SUM = "def f(a, b):\n    return a + b"
 
 
 def tasks(path, tokenizer, **kwargs):
@@ -439,7 +440,7 @@ def tasks(path, tokenizer, **kwargs):
 
 def test_a_task_without_id_gets_one_of_its_prompt(card, tokenizer):
     rows = [
-        {"prompt": f"p{i}", "completion": "c", "tests": CALLS, "entry_point": "f"} for i in "ab"
+        {"prompt": f"p{i}", "completion": SUM, "tests": CALLS, "entry_point": "f"} for i in "ab"
     ]
     first = tasks(card("prompt-only", rows), tokenizer).dataset["id"][:]
     again = tasks(card("prompt-only", rows[::-1]), tokenizer).dataset["id"][:]
@@ -467,7 +468,7 @@ def test_tests_are_read_in_the_forms_in_which_they_are_published(
 
 
 def test_tasks_of_which_something_is_missing_are_counted(card, tokenizer):
-    good = {"prompt": "p", "tests": CALLS, "entry_point": "f", "completion": "c"}
+    good = {"prompt": "p", "tests": CALLS, "entry_point": "f", "completion": SUM}
     rows = [good | {"prompt": f"p{i}"} for i in range(11)]
     rows += [
         good | {"prompt": "no tests", "tests": None},
@@ -495,7 +496,7 @@ def test_prompts_without_tests_or_references_are_enough_where_nothing_runs(card,
 
 
 def test_cards_whose_columns_differ_are_mixed(card, tokenizer):
-    one = [{"id": 1, "prompt": "a", "completion": "x", "tests": CALLS, "entry_point": "f"}]
+    one = [{"id": 1, "prompt": "a", "completion": SUM, "tests": CALLS, "entry_point": "f"}]
     two = [{"id": "t", "prompt": "b", "tests": STDIN}]
     three = [{"prompt": "c", "tests": ASSERTS}]
     paths = [
@@ -506,7 +507,7 @@ def test_cards_whose_columns_differ_are_mixed(card, tokenizer):
     assert rows["id"][:2] == ["1", "t"]
     assert rows["tests"][:] == [CALLS, STDIN, "\n".join(ASSERTS)]
     assert rows["entry_point"][:] == ["f", None, "add"]
-    assert rows["completion"][:] == ["x", None, None]
+    assert rows["completion"][:] == [SUM, None, None]
 
 
 def test_a_margin_in_one_card_only(card, tokenizer):

@@ -88,6 +88,7 @@ class World:
         self.slow = card("slow", "prompt-only", range(8), sleep=0.4)
         self.pairs = card("pairs", "preference", range(12))
         self.other_pairs = card("other_pairs", "preference", range(20, 28))
+        self.third_pairs = card("third_pairs", "preference", range(40, 48))
         words = [{"text": row["text"]} for row in rows_of("language-modeling", range(6))]
         words += [{"text": prompt(i)} for i in range(3)]
         self.heldout = card("heldout", "language-modeling", rows=words)
@@ -265,12 +266,15 @@ CHANGES = {
         "temperatures": [1.0, 1.5],
         "batch_size": 8,
         "test_share": (0.2, lambda w: {"prompt_cards": [w.tasks, w.other_tasks]}),
+        "label_by": "people",
+        "pairs_to_label": (2, {"label_by": "people"}),
+        "reward_model": (lambda w: f"{w.folder}/rm", {"label_by": "people", "pairs_to_label": 4}),
         "seed": 43,
     },
     "reward_model": {
         "model": lambda w: f"{w.folder}/m0",
-        "train_cards": lambda w: [w.other_pairs],
-        "eval_cards": lambda w: [w.pairs],
+        "train_cards": lambda w: [w.third_pairs],
+        "eval_cards": lambda w: [w.third_pairs],
         "score_samples": 24,
     },
     "ppo": {

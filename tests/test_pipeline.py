@@ -6,6 +6,7 @@ python -m pytest tests/test_pipeline.py
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,20 @@ def test_a_change_upstream_rebuilds_what_depends_on_it(killed_twice):
     assert out.count("nothing changed; nothing to do") == 4
     assert load_manifest(killed_twice / "prefs") == manifest
     assert "recipes/sft.py" not in out
+
+
+@pytest.mark.slow
+def test_a_lineage_may_begin_with_a_model_that_exists(killed_twice, tmp_path):
+    runs, base = tmp_path / "runs", tmp_path / "base"
+    own = shutil.ignore_patterns("manifest.json", "run.json")
+    shutil.copytree(killed_twice / "m0", base, ignore=own)
+    out = make(runs, f"MODEL={base}")
+    assert "recipes/tokenizer.py" not in out and "recipes/pretrain.py" not in out
+    assert {path.parent.name for path in runs.glob("*/manifest.json")} == set(STAGES[2:])
+    assert weights_hash(runs / "m1") == weights_hash(killed_twice / "m1")
+    metrics = load_manifest(runs / "evaluation")["metrics"]
+    assert "m2/pass@1" in metrics and "m0/pass@1" not in metrics
+    assert "Not part of this lineage: tokenizer, m0" in (runs / "report.md").read_text()
 
 
 @pytest.mark.slow

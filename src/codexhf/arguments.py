@@ -181,7 +181,11 @@ class PretrainArguments(StageArguments):
     architecture: dict | None = knob(
         None, "Model config of a new model: model_type and its fields (JSON on the command line)."
     )
-    tokenizer: str = knob("runs/tokenizer", "Tokenizer folder or Hub id.", check=tokenizer_folder)
+    tokenizer: str = knob(
+        "runs/tokenizer",
+        "Tokenizer folder or Hub id of a new model; with `model` it is that model's own.",
+        check=tokenizer_folder,
+    )
     train_cards: list[str] = knob([], "Data cards of type language-modeling.", check=card, least=1)
     weights: list[float] | None = knob(
         None, "Share of training tokens wanted from each card.", above=0, each="train_cards"
@@ -193,6 +197,10 @@ class PretrainArguments(StageArguments):
     max_eval_rows: int = knob(
         64, "Held-out sequences per card in evaluations while training.", low=1
     )
+
+    def __post_init__(self):
+        if self.model is not None:
+            self.tokenizer = self.model
 
     def errors(self) -> list[str]:
         out = super().errors()
@@ -359,10 +367,14 @@ class PPOArguments(CodeRunningArguments):
     lora_r: int = knob(16, "LoRA rank.", low=1, needs="use_peft")
     lora_alpha: int = knob(32, "LoRA scale numerator.", low=1, needs="use_peft")
 
+    @property
+    def runs_tests(self) -> bool:
+        """Whether a reward runs the tests of the prompts."""
+        return any(name.startswith("unit_tests") for name in self.rewards)
+
     def errors(self) -> list[str]:
         out = super().errors()
-        runs_code = self.eval_cards or {"unit_tests", "unit_tests_partial"} & set(self.rewards)
-        if given(self, "timeout_s") and not runs_code:
+        if given(self, "timeout_s") and not (self.eval_cards or self.runs_tests):
             out.append(unused(self, "timeout_s", "eval_cards or a unit_tests reward"))
         for name, reader in (("reward_clip", "reward_model"), ("safety_rules", "safety")):
             if given(self, name) and reader not in self.rewards:

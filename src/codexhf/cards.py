@@ -25,6 +25,8 @@ json, csv, tsv, parquet, arrow, feather, also compressed), or a builder of ours.
 `columns` maps our name to the source's column, to a path into it (`messages.-1.content`), or to a
 template over the row (jinja2, sandboxed); null says that a column is not needed.
 `where` keeps the rows for which it is true; the others are counted.
+`packages: [numpy]` names what tests and programs import beside the standard library, and
+`compare: "floats:1e-6"` how outputs of stdin tests are compared (docs/execution.md).
 `heldout: 0.05` keeps that share of the documents out of training, chosen by a hash of their text.
 `my.md#test` means the card with the source's split `test`.
 `tests` is assert code (text, or a list of asserts as in MBPP), a list of `{"args", "expected"}`
@@ -43,7 +45,7 @@ from codexhf.refusals import nearest
 from codexhf.strict_yaml import load_yaml_text
 
 TYPES = ("language-modeling", "prompt-completion", "preference", "prompt-only")
-KEYS = ("type", "load", "columns", "where", "heldout")
+KEYS = ("type", "load", "columns", "where", "heldout", "packages", "compare")
 SECTIONS = ("Provenance", "Known problems")
 
 
@@ -64,6 +66,8 @@ class Card:
         columns: our column name -> column, path or template of the source; None: not needed.
         where: jinja2 expression over a row of the source; rows for which it is false are left out.
         heldout: share of the documents that training never sees, chosen by a hash of the text.
+        packages: what tests and programs may import beside the standard library.
+        compare: how outputs of stdin tests are compared, unless a test says so itself.
         license: as in the front matter.
     """
 
@@ -75,6 +79,8 @@ class Card:
     columns: dict[str, str | None] = field(default_factory=dict)
     where: str | None = None
     heldout: float = 0.0
+    packages: tuple[str, ...] = ()
+    compare: str | None = None
     license: str = ""
 
     def digests(self) -> dict[str, str]:
@@ -136,6 +142,8 @@ def load_card(path: str | Path) -> Card:
         columns=dict(own.get("columns") or {}),
         where=own.get("where"),
         heldout=float(own.get("heldout", 0.0)),
+        packages=tuple(own.get("packages") or ()),
+        compare=own.get("compare"),
         license=str(front.get("license_name") or front["license"]),
     )
 
@@ -160,11 +168,17 @@ def _errors(front: dict, own: dict, body: str) -> list[str]:
         isinstance(v, str | None) for v in columns.values()
     ):
         errors.append("codexhf.columns: expected `ours: theirs` lines, each a text or null.")
-    if not isinstance(own.get("where"), str | None):
-        errors.append(f"codexhf.where: got {own['where']!r}, expected an expression as text.")
+    for key, what in (("where", "an expression"), ("compare", "a name of docs/execution.md")):
+        if not isinstance(own.get(key), str | None):
+            errors.append(f"codexhf.{key}: got {own[key]!r}, expected {what} as text.")
     heldout = own.get("heldout", 0.0)
     if isinstance(heldout, bool) or not isinstance(heldout, int | float) or not 0 <= heldout < 1:
         errors.append(f"codexhf.heldout: got {heldout!r}, expected a share in [0, 1).")
+    packages = own.get("packages") or []
+    if not isinstance(packages, list) or not all(
+        isinstance(name, str) and name.isidentifier() for name in packages
+    ):
+        errors.append(f"codexhf.packages: got {packages!r}, expected a list of names of modules.")
     for section in SECTIONS:
         match = re.search(rf"^##+ {section}\s*\n(.*?)(?=^##? |\Z)", body, re.M | re.S)
         if match is None or not match.group(1).strip():

@@ -20,7 +20,9 @@ from datasets.table import InMemoryTable
 
 from codexhf.cards import Card, CardError, load_card
 from codexhf.chat import text_of
+from codexhf.execution import check_isolation
 from codexhf.overlap import HeldOut, hash_of
+from codexhf.references import wrong_rows
 from codexhf.rows import COLUMNS, EXTRA, called_name, one_form, typed_rows, wrap
 from codexhf.sources import load_source
 from codexhf.tokens import (
@@ -35,6 +37,7 @@ from codexhf.tokens import (
 )
 
 TOO_LONG_SHARE = 0.01
+WRONG_SHARE = 0.05
 
 
 @dataclass
@@ -336,15 +339,30 @@ def pack(dataset: Dataset, tokenizer, max_length: int) -> Data:
 
 def load_packed_each(cards: Sequence[str], tokenizer, max_length: int, max_rows: int) -> dict:
     """Card name -> Data of its held-out documents, packed; only cards that hold documents out."""
-    held = [path for path in _listed(cards) if load_card(path).heldout]
     parts = [
-        load_packed([p], tokenizer, max_length, split="heldout", max_rows=max_rows) for p in held
+        load_packed([path], tokenizer, max_length, split="heldout", max_rows=max_rows)
+        for path in holding_out(cards)
     ]
     return dict(zip(_named(parts), parts, strict=True))
 
 
-def load_heldout_texts(cards: Sequence[str], max_rows: int) -> dict[str, Data]:
-    """Card name -> Data of its held-out documents."""
+def holding_out(cards: Sequence[str]) -> list[str]:
+    """Return those of the cards that hold documents out of training."""
+    return [path for path in _listed(cards) if load_card(path).heldout]
+
+
+def load_heldout_texts(cards: Sequence[str], max_rows: int | None = None) -> dict[str, Data]:
+    """Card name -> Data of its held-out documents.
+
+    Raises:
+        CardError: a card that holds none out.
+    """
+    for path in _listed(cards):
+        if not load_card(path).heldout:
+            raise CardError(
+                f"{path}: holds no documents out of training. Add `heldout: 0.05` under codexhf, "
+                "before anything is trained on it."
+            )
     parts = [
         load_split([path], "language-modeling", split="heldout", max_rows=max_rows)
         for path in _listed(cards)
@@ -380,11 +398,13 @@ def load_demonstrations(
     for part in read_cards(cards, "prompt-completion", exclude=exclude):
         part = _spoken(part, tokenizer, ("prompt", "completion"))
         part.dataset = part.dataset.select_columns(["prompt", "completion"])
+        if not tokenizer.chat_template:
+            _check_separated(part)
         part.ids = answered_rows(
             part.dataset,
             tokenizer,
             learn_prompts=completion_only is False,
-            source=_cards(part),
+            source=cards_of(part),
         )
         sizes.append(learned_tokens(part.ids))
         parts.append(part)
@@ -409,7 +429,7 @@ def load_pairs(
         names = [c for c in (*COLUMNS["preference"], "margin") if c in part.dataset.column_names]
         part.dataset = part.dataset.select_columns(names)
         sides = ("chosen", "rejected")
-        part.ids = answered_rows(part.dataset, tokenizer, sides, source=_cards(part))
+        part.ids = answered_rows(part.dataset, tokenizer, sides, source=cards_of(part))
         parts.append(part)
     data = mix(parts, None, None, 0)
     if "margin" in data.dataset.column_names:
@@ -434,19 +454,24 @@ def load_tasks(
     that tests call stands for a missing entry_point, a hash of the prompt for a missing id.
 
     Args:
-        runs_tests: whether something runs the tests; rows without tests are left out then.
+        runs_tests: whether something runs the tests. Rows without tests are left out then, and
+            rows whose reference fails them: no answer could be judged by such tests.
     Raises:
-        CardError: tests are needed, and no row has them.
+        CardError: tests are needed, and no row has them, or many are wrong; the tokenizer's chat
+            template refuses a row.
     """
     if not cards:
         return Data(Dataset.from_dict({}))
     parts = [_task_rows(p, runs_tests) for p in read_cards(cards, "prompt-only", exclude=exclude)]
     data = _capped(mix(parts, None, None, seed), max_rows, seed)
+    if runs_tests:
+        packages = [name for path in _listed(cards) for name in load_card(path).packages]
+        if packages:
+            check_isolation(packages=packages)
+        data = drop_wrong(data, wrong_rows(data.dataset))
     data = _spoken(data, tokenizer, ("prompt",))
-    if max_prompt_tokens is None:
-        return data
-    lengths = prompt_lengths(data.dataset, tokenizer, _cards(data))
-    return drop_long(data, lengths, max_prompt_tokens)
+    lengths = prompt_lengths(data.dataset, tokenizer, cards_of(data))
+    return data if max_prompt_tokens is None else drop_long(data, lengths, max_prompt_tokens)
 
 
 def _task_rows(part: Data, runs_tests: bool) -> Data:
@@ -508,7 +533,7 @@ def _spoken(data: Data, tokenizer, columns: Sequence[str]) -> Data:
     if not tokenizer.chat_template:
         if len(text) < len(columns):
             raise CardError(
-                f"{_cards(data)}: rows are messages, but the tokenizer has no chat template. Set "
+                f"{cards_of(data)}: rows are messages, but the tokenizer has no chat template. Set "
                 "one (tokenizer.chat_template = ...; tokenizer.save_pretrained(...)), or join the "
                 "turns with a template under codexhf.columns."
             )
@@ -521,7 +546,28 @@ def _spoken(data: Data, tokenizer, columns: Sequence[str]) -> Data:
     return Data(_dataset(table), data.cards, data.stats, data.ids)
 
 
-def _cards(data: Data) -> str:
+def _check_separated(data: Data) -> None:
+    """Refuse prompts in text that run into their answers: "Add a and b.def add".
+
+    Raises:
+        CardError: no white space where prompt and answer meet, in more than 1% of the rows.
+    """
+    rows = zip(data.dataset["prompt"], data.dataset["completion"], strict=True)
+    ends = [prompt[-1:] + answer[:1] for prompt, answer in rows]
+    glued = [i for i, end in enumerate(ends) if not any(map(str.isspace, end))]
+    if len(glued) > TOO_LONG_SHARE * len(ends):
+        row = data.dataset[glued[0]]
+        raise CardError(
+            f"{cards_of(data)}: nothing separates prompt and answer in {len(glued)} of {len(ends)} "
+            f"rows ({(row['prompt'][-20:] + row['completion'][:20])!r}): the tokenizer has no chat "
+            "template, and there is no white space where they meet. Give sft a template "
+            "(--chat_template_path recipes/chat_template.jinja), or end the prompts of every card "
+            'in a line break (codexhf.columns: {prompt: "{{ prompt }}\\n"}).'
+        )
+
+
+def cards_of(data: Data) -> str:
+    """Return the paths of the cards that rows are from, as an error names them."""
     return ", ".join(about["card"] for about in data.cards.values())
 
 
@@ -535,11 +581,35 @@ def drop_long(data: Data, lengths: np.ndarray, max_length: int) -> Data:
     dropped = len(lengths) - len(keep)
     if dropped > TOO_LONG_SHARE * len(lengths):
         raise CardError(
-            f"{_cards(data)}: {dropped} of {len(lengths)} rows are longer than {max_length} tokens "
-            f"(longest: {lengths.max()}). Raise max_length or the model's context, or shorten the "
-            "data."
+            f"{cards_of(data)}: {dropped} of {len(lengths)} rows are longer than {max_length} "
+            f"tokens (longest: {lengths.max()}). Raise max_length or the model's context, or "
+            "shorten the data."
         )
     kept = data.select(keep) if dropped else data
     longest = int(lengths.max())
     kept.stats = {**data.stats, "dropped_as_too_long": dropped, "longest_tokens": longest}
+    return kept
+
+
+def drop_wrong(data: Data, errors: Sequence[str | None]) -> Data:
+    """Remove tasks whose tests cannot be run or fail their own reference; counted in the stats.
+
+    Raises:
+        CardError: more than 5% of the rows would go.
+    """
+    wrong = [i for i, error in enumerate(errors) if error]
+    if not wrong:
+        return data
+    ids = data.dataset["id"]
+    first = "\n".join(f"  {ids[i]}: {errors[i][:200]}" for i in wrong[:3])
+    text = f"{cards_of(data)}: tests or references of {len(wrong)} of {len(errors)} tasks are wrong"
+    if len(wrong) > WRONG_SHARE * len(errors):
+        raise CardError(
+            f"{text}:\n{first}\nA reference is a whole program that passes its own tests. Correct "
+            "the rows, join what belongs together under codexhf.columns, or leave them out with "
+            "`where`."
+        )
+    print(f"{text}; they are left out:\n{first}", flush=True)
+    kept = data.select([i for i, error in enumerate(errors) if not error])
+    kept.stats = {**data.stats, "dropped_as_wrong": len(wrong)}
     return kept

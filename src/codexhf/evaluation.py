@@ -22,7 +22,7 @@ from codexhf.arguments import EvaluationArguments, SFTArguments
 from codexhf.chat import answered_ids, decode, in_form, prompt_ids, right_pad, text_of
 from codexhf.checkpoints import write_json
 from codexhf.completions import judge
-from codexhf.data import Data
+from codexhf.data import Data, cards_of
 from codexhf.generation import sample, sample_ids
 from codexhf.hub import short_name
 from codexhf.models import (
@@ -35,6 +35,7 @@ from codexhf.reward_model import ModelReward, load_model_reward
 from codexhf.rewards import parses_reward, violation_rate
 from codexhf.safety import Rule, load_rules
 from codexhf.tokenizer import load_tokenizer
+from codexhf.tokens import answered_rows, prompt_lengths
 
 # ---------------------------------------------------------------------------------------------
 # pass@k
@@ -411,19 +412,20 @@ def win_rate(scores: Sequence[Sequence[float]], parent: Sequence[Sequence[float]
     return float(np.mean(wins))
 
 
-def demonstrations_of(tasks: Data) -> Dataset | None:
-    """The tasks' references as demonstrations, for the held-out loss; None without any."""
-    columns = tasks.dataset.column_names
-    if not len(tasks.dataset) or "completion" not in columns:
+def demonstrations_of(tasks: Data, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
+    """The tasks' references as input_ids and labels, for the held-out loss.
+
+    No rows where no reference is known, so that `PassAt1` is still called; None without tasks.
+    """
+    if not len(tasks.dataset):
         return None
-    known = tasks.dataset.filter(lambda row: row["completion"] is not None)
-    if not len(known):
-        return None
-    return known.map(
-        lambda row: {"completion": [{"role": "assistant", "content": row["completion"]}]},
-        remove_columns=[c for c in columns if c not in ("prompt", "completion")],
-        desc="Held-out demonstrations",
-    )
+    known = tasks.dataset
+    if "completion" in known.column_names:
+        known = known.filter(lambda row: row["completion"] is not None)
+        if len(known):
+            return answered_rows(known, tokenizer, source=cards_of(tasks))
+    print(f"{cards_of(tasks)}: no references, so L_SFT is left out", flush=True)
+    return Dataset.from_dict({"input_ids": [], "labels": []})
 
 
 def evaluate_models(
@@ -434,7 +436,8 @@ def evaluate_models(
     Each model reads with its own tokenizer. Its win rates are against the one before it in
     `stage.models`.
     """
-    tokenizer = load_tokenizer(stage.reference)
+    tokenizers = load_tokenizers([stage.reference, *stage.models], tasks)
+    tokenizer = tokenizers[stage.reference]
     judges = Judges(
         to_device(load_policy(stage.reference, tokenizer)),
         tokenizer,
@@ -445,10 +448,8 @@ def evaluate_models(
     metrics: dict = {"tasks": len(tasks.dataset)}
     raw: dict[str, dict] = {}
     for path, name in zip(stage.models, names_of(stage.models), strict=True):
-        if path == stage.reference:
-            model, own = judges.reference, tokenizer
-        else:
-            own = load_tokenizer(path)
+        own, model = tokenizers[path], judges.reference
+        if path != stage.reference:
             model = to_device(load_policy(path, own))
         found, record = evaluate_model(model, own, tasks.dataset, texts, judges, stage, name)
         if raw:
@@ -463,6 +464,19 @@ def evaluate_models(
         )
     write_json(folder / "answers.json", _answers(tasks.dataset, raw))
     return metrics
+
+
+def load_tokenizers(paths: Sequence[str], tasks: Data) -> dict[str, PreTrainedTokenizerBase]:
+    """Return each model's tokenizer.
+
+    Raises:
+        CardError: the chat template of one of them refuses a task, which is known before the work.
+    """
+    tokenizers = {path: load_tokenizer(path) for path in dict.fromkeys(paths)}
+    for own in tokenizers.values():
+        rows = [{"prompt": in_form(prompt, own)} for prompt in tasks.dataset["prompt"]]
+        prompt_lengths(Dataset.from_list(rows), own, cards_of(tasks))
+    return tokenizers
 
 
 def names_of(paths: Sequence[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """What makes a run this run: equal identity, equal result.
 
 `run.py` writes it into run.json when a stage begins and compares it when the stage is started
-again. Parents, data and rule packs count by content, so that a path may be written in any way.
-Logging, saving and evaluating do not count, unless the best checkpoint becomes the result.
+again. Parents, data, rule packs and templates count by content, so that a path may be written in
+any way. Logging, saving and evaluating do not count, unless the best checkpoint becomes the result.
 """
 
 import dataclasses
@@ -30,6 +30,9 @@ NEUTRAL = {
 
 NEUTRAL_WITHOUT_BEST = {"save_steps", "save_strategy", "eval_steps", "eval_strategy"}
 """Neutral too, where the last weights are the result and not the best of those that were saved."""
+
+FILES = ("safety_rules", "chat_template_path")
+"""Fields that name a file of which the content counts."""
 
 NOT_READ = {"README.md", MANIFEST, IDENTITY}
 """Files of a parent from which no stage reads anything that could change its weights."""
@@ -64,14 +67,14 @@ def run_identity(stage: Any, training: Any, data: Mapping[str, Any], parents: di
     paths = {f.name for f in dataclasses.fields(stage) if f.metadata.get("check") in PATH_CHECKS}
     best = getattr(training, "load_best_model_at_end", False)
     skipped = paths if best else paths | NEUTRAL_WITHOUT_BEST
-    rules = config.get("safety_rules")
+    files = {name: config[name] for name in FILES if config.get(name)}
     named = [config[name] for name in sorted(paths) if config.get(name)]
     named = [n for value in named for n in ([value] if isinstance(value, str) else value)]
     return {
-        "config": {k: v for k, v in config.items() if k not in skipped},
+        "config": {k: v for k, v in config.items() if k not in {*skipped, *files}},
         "data": {name: part.fingerprint for name, part in data.items()},
         "parents": {name: record["sha256"] for name, record in parents.items()},
-        "files": {"safety_rules": file_stats(Path(rules))["sha256"]} if rules else {},
+        "files": {name: file_stats(Path(path))["sha256"] for name, path in files.items()},
         "hub": [name for name in named if hub_name(name)],  # with commit; see arguments.pin
         "machine": {
             "processes": int(os.environ.get("WORLD_SIZE", "1")),

@@ -125,9 +125,13 @@ def context_of(config: PreTrainedConfig) -> int | None:
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def within_context(path: str, max_length: int) -> int:
-    """`max_length`, or a ValueError when the model cannot read so much."""
-    context = context_length(path)
+def within_context(path: str, max_length: int, cards: Sequence[str] | None = None) -> int:
+    """`max_length`, or a ValueError when the model cannot read so much.
+
+    Args:
+        cards: what is read at that length; where there are none, any length will do.
+    """
+    context = context_length(path) if cards != [] else None
     if context is not None and max_length > context:
         raise ValueError(
             f"max_length: got {max_length} tokens, but {path} was built for {context}. Lower it, "

@@ -6,8 +6,10 @@ dataclass declares, and everything that is wrong is said at once. Imports nothin
 """
 
 import dataclasses
+import importlib.util
 import json
 import math
+import os
 import re
 import sys
 import typing
@@ -302,9 +304,38 @@ def _for_device(settings: dict[str, Setting], values: dict[str, Any]) -> dict[st
         # Unsaid, accelerate takes two processes on a CPU for two lone ones, in the same folder.
         found["use_cpu"] = not torch.accelerator.is_available()
     if not {"bf16", "fp16"} & set(values):
+        if _launched_in() in PRECISIONS:  # what was trained in is what is recorded
+            return found | {_launched_in(): True}
         gpu = not values.get("use_cpu") and torch.cuda.is_available()
         found["bf16"] = gpu and torch.cuda.is_bf16_supported()
     return found
+
+
+PRECISIONS = ("bf16", "fp16")
+
+
+def _launched_in() -> str:
+    """Return the mixed precision that `accelerate launch` was given; "no" where none was."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+
+
+def _precision_errors(config: Any) -> list[str]:
+    """Return what contradicts in how the library's config and accelerate name a precision."""
+    if not hasattr(config, "bf16"):
+        return []
+    launched, out = _launched_in(), []
+    if launched not in ("no", *PRECISIONS):
+        out.append(f"accelerate's mixed precision: got {launched}, expected no, bf16 or fp16.")
+    for name in PRECISIONS:
+        value = getattr(config, name)
+        if launched in PRECISIONS and value != (name == launched):
+            out.append(
+                f"{name}: got {value}, but accelerate was started with mixed precision {launched}. "
+                f"Say it in one place, or as {launched}: true."
+            )
+    if config.use_cpu and (config.fp16 or launched == "fp16"):
+        out.append("fp16: got fp16 on a CPU, which trains in bf16 or float32 alone.")
+    return out
 
 
 # ---------------------------------------------------------------------------------------------
@@ -327,7 +358,7 @@ def _construct(owner: type, values: dict[str, Any], errors: list[str]) -> Any:
         _, *several = str(error).split("\n- ")  # PPOConfig's list
         errors += [" ".join(text.split()) for text in several or [str(error)]]
         return None
-    errors += _missing_packages(config)
+    errors += _missing_packages(config) + _precision_errors(config)
     return config
 
 
@@ -346,8 +377,11 @@ def _library_errors(owner: type, values: dict[str, Any]) -> list[str]:
 
 
 def _missing_packages(config: Any) -> list[str]:
-    """Return what the libraries say of trackers and optimizers whose package is not installed."""
+    """Return what is said of trackers, optimizers and engines whose package is not installed."""
     out = []
+    engine = getattr(config, "rollout_engine", "")
+    if engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        out.append("rollout_engine: got 'vllm', which is not installed (pip install vllm).")
     if not hasattr(config, "report_to"):
         return out  # what trains nothing
     if config.report_to:

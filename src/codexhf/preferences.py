@@ -19,7 +19,7 @@ from datasets import Dataset
 
 from codexhf.arguments import PreferencesArguments
 from codexhf.completions import grade
-from codexhf.execution import Result
+from codexhf.execution import Result, packages_used
 from codexhf.generation import sample
 from codexhf.reward_model import load_model_reward
 
@@ -30,7 +30,7 @@ CARD = """---
 license: other
 codexhf:
   type: {type}
-  load: {{path: json, data_files: {file}}}
+  load: {{path: json, data_files: {file}}}{packages}
 ---
 
 # {title}
@@ -298,7 +298,10 @@ def write_mixed(
 
 def write_card(path: Path, **fields: str) -> None:
     """Write the card of the .jsonl file of the same name beside it."""
-    path.write_text(CARD.format(file=f"{path.stem}.jsonl", **fields), encoding="utf-8")
+    used = ", ".join(packages_used())
+    packages = f"\n  packages: [{used}]" if used else ""
+    text = CARD.format(file=f"{path.stem}.jsonl", packages=packages, **fields)
+    path.write_text(text, encoding="utf-8")
 
 
 def rank(result: Result) -> tuple[bool, float]:

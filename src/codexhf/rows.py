@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jinja2
@@ -106,7 +107,7 @@ class _Reader:
         self._check_context(batch, faults, start)
         shaped = self._shaped(columns, faults, start)
         for name in self.kept:
-            shaped.setdefault(name, _extra(name, columns[name], faults))
+            shaped.setdefault(name, _extra(name, columns[name], faults, self.card.compare))
         order = dict.fromkeys((*COLUMNS[self.card.type], *EXTRA, *self.card.columns))
         return pa.table({name: shaped[name] for name in order if name in shaped}), faults
 
@@ -400,15 +401,16 @@ def _is_messages(value: Any) -> bool:
     )
 
 
-def _extra(name: str, column: pa.ChunkedArray | list, faults: list) -> Any:
+def _extra(name: str, column: pa.ChunkedArray | list, faults: list, compare: str | None) -> Any:
     """Return a column that is not of the type's own, in the form in which later stages read it."""
     if name not in EXTRA:
         return column
     if _is_text(column) and name in ("id", "entry_point", "completion"):
         return column.cast(pa.string())
-    if name == "tests" and isinstance(column, pa.ChunkedArray) and _is_cases(column.type):
+    if name == "tests" and isinstance(column, pa.ChunkedArray) and _is_cases(column.type, compare):
         return column
-    read = {"tests": read_tests, "margin": _margin, "completion": _reference}.get(name, _text)
+    tests = partial(read_tests, compare=compare)
+    read = {"tests": tests, "margin": _margin, "completion": _reference}.get(name, _text)
     out = []
     for number, value in enumerate(_values(column)):
         try:
@@ -445,17 +447,19 @@ def _margin(value: Any) -> float:
 # -- tests -------------------------------------------------------------------------------------
 
 
-def _is_cases(type: pa.DataType) -> bool:
-    if not pa.types.is_list(type) or not pa.types.is_struct(type.value_type):
+def _is_cases(type: pa.DataType, compare: str | None) -> bool:
+    if compare or not pa.types.is_list(type) or not pa.types.is_struct(type.value_type):
         return False
     fields = {f.name: f.type for f in type.value_type}
     named = set(fields) in ({"args", "expected"}, {"stdin", "stdout"})
     return named and set(fields.values()) == {pa.string()}
 
 
-def read_tests(value: Any) -> str | list[dict] | None:
+def read_tests(value: Any, compare: str | None = None) -> str | list[dict] | None:
     """Return tests in a form that `execution.run_tests` takes; see the docstring of cards.py.
 
+    Args:
+        compare: how outputs are compared in stdin tests that do not say.
     Raises:
         RowFault: another form, or assert code that is not Python.
     """
@@ -464,7 +468,7 @@ def read_tests(value: Any) -> str | list[dict] | None:
             return None
         if value.lstrip()[:1] in "[{":
             try:
-                return read_tests(json.loads(value))
+                return read_tests(json.loads(value), compare)
             except ValueError as error:
                 if isinstance(error, RowFault):
                     raise
@@ -476,11 +480,11 @@ def read_tests(value: Any) -> str | list[dict] | None:
     if value is None or value == []:
         return None
     if isinstance(value, list) and all(isinstance(line, str) for line in value):
-        return read_tests("\n".join(value))
+        return read_tests("\n".join(value), compare)
     if isinstance(value, Mapping):
-        return _read_columns(value)
+        return _read_columns(value, compare)
     if isinstance(value, list) and all(isinstance(case, Mapping) for case in value):
-        return [_read_case(case) for case in value]
+        return [_read_case(case, compare) for case in value]
     raise RowFault("tests are in no known form")
 
 
@@ -492,7 +496,7 @@ def json_unless_alike(values: list) -> pa.Array:
     return pa.array(values)
 
 
-def _read_case(case: Mapping) -> dict:
+def _read_case(case: Mapping, compare: str | None) -> dict:
     case = {key: cell for key, cell in case.items() if cell is not None}
     for ours, theirs in (
         (("args", "expected"), ("args", "expected")),
@@ -504,11 +508,13 @@ def _read_case(case: Mapping) -> dict:
                 raise RowFault(f"tests of the type {case['testtype']} are not supported")
             if not all(isinstance(case[name], str) for name in theirs):
                 raise RowFault(f"tests: {' or '.join(theirs)} is no text")
-            return dict(zip(ours, (case[name] for name in theirs), strict=True))
+            out = dict(zip(ours, (case[name] for name in theirs), strict=True))
+            how = str(case.get("compare") or compare or "")
+            return out | ({"compare": how} if how and "stdin" in out else {})
     raise RowFault("tests are in no known form")
 
 
-def _read_columns(value: Mapping) -> list[dict] | None:
+def _read_columns(value: Mapping, compare: str | None) -> list[dict] | None:
     """Read APPS's and CodeContests' form: inputs and outputs, each a list."""
     inputs = value.get("inputs", value.get("input"))
     outputs = value.get("outputs", value.get("output"))
@@ -517,7 +523,8 @@ def _read_columns(value: Mapping) -> list[dict] | None:
     if value.get("fn_name"):
         raise RowFault("tests call a function in APPS's form, which leaves open what it returns")
     cells = [["\n".join(c) if isinstance(c, list) else c for c in x] for x in (inputs, outputs)]
-    return [_read_case({"stdin": i, "stdout": o}) for i, o in zip(*cells, strict=True)] or None
+    pairs = zip(*cells, strict=True)
+    return [_read_case({"stdin": i, "stdout": o}, compare) for i, o in pairs] or None
 
 
 def called_name(tests: Any) -> str | None:

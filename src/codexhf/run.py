@@ -170,6 +170,12 @@ def _train(trainer: Trainer, training: TrainingArguments, checkpoint: Path | Non
     if stop.received is not None and state.global_step < state.max_steps:
         _say(f"stopped at step {state.global_step} of {state.max_steps}; start again to resume")
         raise SystemExit(PREEMPTED)
+    if state.global_step == 0:
+        refuse(
+            [f"{training.output_dir}: 0 steps: the rows make no whole batch. Lower "
+             "per_device_train_batch_size, or leave out dataloader_drop_last."],
+            "training",
+        )  # fmt: skip
     return round(commits.train_s, 2)
 
 

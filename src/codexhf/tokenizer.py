@@ -5,11 +5,15 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from codexhf.arguments import TokenizerArguments
 from codexhf.chat import end_ids, text_of
 from codexhf.data import Data
 from codexhf.hub import resolve
+
+GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Classes of tokenizers that are all in their tokenizer.json."""
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
@@ -73,33 +77,66 @@ def train_tokenizer(
     for card, data in heldout.items():
         documents = data.dataset["text"]
         tokens = sum(len(ids) for ids in tokenizer(list(documents))["input_ids"])
-        metrics[f"bytes_per_token_{Path(card).stem}"] = (
-            sum(len(t.encode()) for t in documents) / tokens
-        )
+        metrics[f"bytes_per_token_{card}"] = sum(len(t.encode()) for t in documents) / tokens
     return metrics
 
 
-def load_tokenizer(path: str, padding_side: str = "right") -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str, padding_side: str = "right", *, chat_template: str | None = None
+) -> PreTrainedTokenizerBase:
     """Load a tokenizer that has a pad token.
 
     Where none is set, a special token that nothing else uses pads, or else the end token: no stage
     takes padding for text, since masks come from lengths.
 
+    Args:
+        chat_template: file of a template in the place of the tokenizer's own.
     Raises:
-        ValueError: no end token, without which a model would never learn to stop.
+        ValueError: no end token, without which a model would never learn to stop; no such template.
     """
-    tokenizer = AutoTokenizer.from_pretrained(
-        resolve(path), padding_side=padding_side, trust_remote_code=False
-    )
+    folder = resolve(path)
+    # AutoTokenizer takes the class of the model's type, with tokens of its own, whatever was saved.
+    as_saved = get_tokenizer_config(folder).get("tokenizer_class") in GENERIC
+    loader = PreTrainedTokenizerFast if as_saved else AutoTokenizer
+    tokenizer = loader.from_pretrained(folder, padding_side=padding_side, trust_remote_code=False)
     if tokenizer.eos_token is None:
         raise ValueError(
             f"{path}: the tokenizer has no eos_token. Set one and save it: "
             "tokenizer.eos_token = ...; tokenizer.save_pretrained(...)"
         )
+    if chat_template is not None:
+        tokenizer.chat_template = read_template(chat_template)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = spare_token(tokenizer) or tokenizer.eos_token
         print(f"{path}: no pad token; {tokenizer.pad_token!r} pads", flush=True)
     return tokenizer
+
+
+def reads_ids_of(path: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the ids of `tokenizer` mean the same to the model of a folder or Hub id.
+
+    A folder without a tokenizer is taken to have that one: PPO saves its critic so.
+    """
+    if not get_tokenizer_config(resolve(path)):
+        return True
+    return load_tokenizer(path).get_vocab().items() <= tokenizer.get_vocab().items()
+
+
+def read_template(path: str) -> str:
+    """Return the text of a chat template's file.
+
+    Raises:
+        ValueError: not a file of TRL's two suffixes, with what was probably meant.
+    """
+    file = Path(path)
+    if file.is_file() and file.suffix in (".jinja", ".j2"):
+        return file.read_text(encoding="utf-8")
+    inside = file / "chat_template.jinja"
+    meant = f" Did you mean {str(inside)!r}?" if inside.is_file() else ""
+    raise ValueError(
+        f"chat_template_path: got {path!r}, expected a .jinja file, such as the one that a "
+        f"tokenizer's folder has, or recipes/chat_template.jinja.{meant}"
+    )
 
 
 def spare_token(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -16,6 +16,7 @@ from codexhf.execution.executor import (
     check_isolation,
     check_references,
     isolation_used,
+    packages_used,
     run_tests,
 )
 from codexhf.execution.grading import Result, Tests, check_tests
@@ -31,5 +32,6 @@ __all__ = [
     "check_references",
     "check_tests",
     "isolation_used",
+    "packages_used",
     "run_tests",
 ]

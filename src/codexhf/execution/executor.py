@@ -105,8 +105,10 @@ def check_isolation(unsafe_exec: str | None = None, packages: Sequence[str] = ()
     """
     global _default
     if _default is None or not set(packages) <= set(_default.packages):
-        wanted = dict.fromkeys((*(_default.packages if _default else ()), *packages))
+        wanted = dict.fromkeys((*packages_used(), *packages))
         if _default is not None:
+            if _default.isolation == "none":  # what was accepted once holds for the next pool
+                unsafe_exec = launchers.UNSAFE_PHRASE
             _default.close()
         _default = Executor(unsafe_exec=unsafe_exec, packages=tuple(wanted))
         atexit.register(_default.close)
@@ -116,6 +118,11 @@ def check_isolation(unsafe_exec: str | None = None, packages: Sequence[str] = ()
 def isolation_used() -> str | None:
     """The isolation that this process's default pool runs model code behind; None if none ran."""
     return None if _default is None else _default.isolation
+
+
+def packages_used() -> tuple[str, ...]:
+    """What programs may import in this process's default pool beside the standard library."""
+    return () if _default is None else tuple(_default.packages)
 
 
 def run_tests(
@@ -178,9 +185,8 @@ def check_references(
     Returns:
         One text per row ("fail: AssertionError …", "timeout: …", what `check_tests` says), or None.
     """
-    packages = _default.packages if _default is not None else ()
     items = zip(tests, entry_points, strict=True)
-    found = [check_tests(test, name, packages) for test, name in items]
+    found = [check_tests(test, name, packages_used()) for test, name in items]
     rows = [i for i, (r, e) in enumerate(zip(references, found, strict=True)) if r and not e]
     chosen = ([column[i] for i in rows] for column in (references, tests, entry_points))
     for row, result in zip(rows, run_tests(*chosen, **limits), strict=True):

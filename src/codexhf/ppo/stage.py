@@ -4,6 +4,7 @@ import importlib
 from dataclasses import fields
 
 from datasets import Dataset
+from transformers import PreTrainedModel
 
 from codexhf.arguments import PPOArguments
 from codexhf.chat import prompt_ids
@@ -13,6 +14,7 @@ from codexhf.ppo.config import TRL_VALUES, UNREAD_FIELDS, PPOConfig
 from codexhf.ppo.trainer import PPOTrainer
 from codexhf.reward_model import load_model_reward, load_reward_model
 from codexhf.rewards import REWARD_MODEL, UnitTestsReward, combine
+from codexhf.tokenizer import reads_ids_of
 
 WITHOUT_INFLUENCE = {
     "rollout_engine",
@@ -64,10 +66,7 @@ def new_trainer(
         model=load_policy(stage.model, tokenizer),
         ref_model=None,
         reward_model=None,
-        value_model=load_reward_model(
-            stage.value_model or stage.reward_model or stage.model,
-            new_head=stage.value_model is not None or stage.reward_model is None,
-        ),
+        value_model=_critic(stage, tokenizer),
         train_dataset=prompts.dataset,
         eval_dataset=problems.dataset if len(problems.dataset) else None,
         peft_config=lora_config(stage),
@@ -85,6 +84,23 @@ def new_trainer(
             if reward.__name__ not in stage.rewards
         ],
     )
+
+
+def _critic(stage: PPOArguments, tokenizer) -> PreTrainedModel:
+    """Return what the critic starts from: value_model, R, or M1 where R has another tokenizer.
+
+    The critic reads the policy's ids, which to a model of another tokenizer are other texts.
+    """
+    path = stage.value_model or stage.reward_model or stage.model
+    if not reads_ids_of(path, tokenizer):
+        if stage.value_model is not None:
+            raise ValueError(
+                f"value_model: got {path}, which has another tokenizer than {stage.model}. Leave "
+                "it out: the critic then starts from the policy."
+            )
+        print(f"{path} has another tokenizer: the critic starts from {stage.model}", flush=True)
+        path = stage.model
+    return load_reward_model(path, new_head=path != stage.reward_model)
 
 
 def _trl_trainer(stage: PPOArguments, training: PPOConfig, tokenizer, prompts: Data):
