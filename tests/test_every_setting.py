@@ -316,12 +316,11 @@ CHANGES = {
         "beta_rlhf": 0.5,
         "gamma_reg": 0.5,
         "kl_coef": 0.5,
-        "samples_in_report": 1,
         "seed": 43,
     },
 }
-ELSEWHERE = {"dry_run", "restart", "output_dir", "unsafe_exec"}
-"""Fields whose effect is not on what a run makes; each has a test of its own below."""
+ELSEWHERE = {"dry_run", "restart", "output_dir", "unsafe_exec", "samples_in_report"}
+"""Fields whose effect is not on what a run makes; each has a test below, the last in test_report."""
 
 REFUSED = {("ppo", "trainer")}
 """Changes that must be refused here: no TRL has that trainer since 1.13."""
