@@ -130,7 +130,8 @@ class World:
             },
             "reward_model": {
                 "model": str(self.folder / "m1"), "train_cards": [self.pairs],
-                "eval_cards": [self.other_pairs], "score_samples": 8, "max_length": 128, **train,
+                "eval_cards": [self.other_pairs], "score_samples": 8, "max_length": 128,
+                "score_max_new_tokens": 24, **train,
             },
             "ppo": {
                 "model": str(self.folder / "m1"), "reward_model": str(self.folder / "rm"),
@@ -272,6 +273,7 @@ CHANGES = {
         "train_cards": lambda w: [w.other_pairs],
         "eval_cards": lambda w: [w.pairs],
         "score_samples": 24,
+        "score_max_new_tokens": 4,
     },
     "ppo": {
         "timeout_s": (0.1, lambda w: {"prompt_cards": [w.slow], "total_episodes": 8}),

@@ -19,7 +19,15 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from codexhf.arguments import EvaluationArguments, SFTArguments
-from codexhf.chat import answered_ids, decode, in_form, prompt_ids, right_pad, text_of
+from codexhf.chat import (
+    answered_ids,
+    decode,
+    in_form,
+    prompt_ids,
+    right_pad,
+    text_of,
+    vocabulary_size,
+)
 from codexhf.checkpoints import write_json
 from codexhf.completions import judge
 from codexhf.data import Data
@@ -133,16 +141,21 @@ def summarise(verdicts: Sequence[Sequence[str]], k: Sequence[int]) -> dict:
 
 @torch.no_grad()
 def token_logprobs(
-    model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    vocabulary: int,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """log p of each token given those before it: (B, T) -> (B, T - 1) float32, 0 where masked.
 
     Args:
         input_ids: (B, T), right-padded.
         mask: (B, T) bool, True = real token.
+        vocabulary: among how many ids a token is chosen, as in sampling; see `vocabulary_size`.
     """
     logits = model(input_ids=input_ids, attention_mask=mask.long(), use_cache=False).logits[:, :-1]
-    logits = logits.float() / temperature
+    logits = logits[..., :vocabulary].float() / temperature
     picked = logits.gather(-1, input_ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
     return picked * mask[:, 1:]
 
@@ -171,13 +184,14 @@ def answer_logprobs(
     ]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     sums, counts = np.zeros(len(rows)), np.zeros(len(rows))
+    vocabulary = vocabulary_size(tokenizer)
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             picked = order[start : start + batch_size]
             ids, mask = right_pad([rows[i][0] for i in picked], model.device)
             starts = torch.tensor([rows[i][1] for i in picked], device=ids.device)
             answer = mask & (torch.arange(ids.size(1), device=ids.device) >= starts[:, None])
-            logprobs = token_logprobs(model, ids, mask, temperature)
+            logprobs = token_logprobs(model, ids, mask, vocabulary, temperature)
             sums[picked] = (logprobs * answer[:, 1:]).sum(1).cpu().numpy()
             counts[picked] = answer.sum(1).cpu().numpy()
     return sums, counts
@@ -209,11 +223,11 @@ def bits_per_byte(
             [tokenizer.eos_token_id, *ids[i : i + step]] for i in range(0, len(ids), step) if ids
         ]
     pieces.sort(key=len)
-    nats = 0.0
+    nats, vocabulary = 0.0, vocabulary_size(tokenizer)
     with evaluating(model):
         for start in range(0, len(pieces), batch_size):
             ids, mask = right_pad(pieces[start : start + batch_size], model.device)
-            nats -= token_logprobs(model, ids, mask).sum().item()
+            nats -= token_logprobs(model, ids, mask, vocabulary).sum().item()
     return nats / math.log(2) / sum(len(t.encode()) for t in texts)
 
 

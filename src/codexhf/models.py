@@ -24,7 +24,7 @@ from transformers import (
 
 from accelerate import PartialState
 from codexhf.arguments import PretrainArguments, TokenizerArguments
-from codexhf.chat import end_ids, text_of
+from codexhf.chat import end_ids, text_of, vocabulary_size
 from codexhf.data import Data
 from codexhf.hub import resolve
 from codexhf.refusals import nearest
@@ -193,10 +193,11 @@ def load_policy(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
         trust_remote_code=False,
         use_cache=False,
     )
-    if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    found = model.get_input_embeddings().num_embeddings
+    if tokenizer is not None and vocabulary_size(tokenizer) > found:
         raise ValueError(
-            f"{path}: the model has {model.get_input_embeddings().num_embeddings} embeddings, the "
-            f"tokenizer {len(tokenizer)} tokens. Use the tokenizer that the model was trained with."
+            f"{path}: the model has {found} embeddings, the tokenizer {vocabulary_size(tokenizer)} "
+            "ids. Use the tokenizer that the model was trained with."
         )
     return check_finite(model, path)
 
@@ -227,7 +228,8 @@ def context_length(path: str) -> int | None:
 
 def context_of(config: PreTrainedConfig) -> int | None:
     """Longest sequence of a model with this config; None where positions have no end."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    config = config.get_text_config()
+    return getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
 
 
 def within_context(path: str, max_length: int) -> int:

@@ -23,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from codexhf.chat import end_ids
+from codexhf.chat import end_ids, vocabulary_size
 from codexhf.models import base_model, disable_dropout, load_policy, shortest_context
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.evaluate import EVALUATION_METRICS
@@ -137,7 +137,8 @@ def build(given: Given) -> Parts:
         if frozen is not None:
             frozen.requires_grad_(False).eval()
             disable_dropout(frozen)
-    limit = shortest_context([base_model(loaded.policy), critic, *by_ids])
+    readers = [loaded.policy, critic, *by_ids, *filter(None, [reference])]
+    limit = shortest_context(base_model(model) for model in readers)
     parts = Parts(
         policy=loaded.policy,
         reference=reference,
@@ -429,6 +430,9 @@ def model_errors(given: Given, loaded: _Loaded) -> list[str]:
                 "PeftModel.from_pretrained(model, path, is_trainable=True)."
             )
     errors += _policy_errors(args, policy)
+    for name, model in (("model", policy), ("ref_model", loaded.reference)):
+        if model is not None:
+            errors += _vocabulary_errors(name, base_model(model), given)
     by_ids = [isinstance(m, nn.Module) and t is None for m, t in loaded.pairs()]
     copied = loaded.critic is None and not any(by_ids)
     if copied and getattr(base_model(policy), "is_quantized", False):
@@ -439,7 +443,7 @@ def model_errors(given: Given, loaded: _Loaded) -> list[str]:
     if loaded.critic is not None:
         with _collected(errors):
             check_scalar_head(loaded.critic, "value_model")
-            errors += _vocabulary_errors("value_model", loaded, loaded.critic, given)
+            errors += _vocabulary_errors("value_model", loaded.critic, given)
     for number, model in enumerate(loaded.readers):
         if isinstance(model, nn.Module):
             with _collected(errors):
@@ -489,7 +493,7 @@ def _reader_errors(number: int, given: Given, loaded: _Loaded) -> list[str]:
             "numbers, the second above 0. Train it again, or set normalize_reward_model=False."
         )
     if loaded.tokenizers[number] is None:
-        errors += _vocabulary_errors(name, loaded, model, given)
+        errors += _vocabulary_errors(name, model, given)
         if loaded.critic is None and getattr(model, "_hf_peft_config_loaded", False):
             errors.append(
                 f"{name}: got an adapter added by add_adapter, expected none where the critic "
@@ -498,17 +502,20 @@ def _reader_errors(number: int, given: Given, loaded: _Loaded) -> list[str]:
     return errors
 
 
-def _vocabulary_errors(name: str, loaded: _Loaded, model: nn.Module, given: Given) -> list[str]:
-    """Refuse a critic or reward model that cannot embed what the policy's tokenizer makes."""
-    wanted = base_model(loaded.policy).get_input_embeddings().num_embeddings
-    wanted = min(len(given.processing_class), wanted)
+def _vocabulary_errors(name: str, model: PreTrainedModel, given: Given) -> list[str]:
+    """Refuse a model that cannot embed what the policy's tokenizer makes."""
+    wanted = vocabulary_size(given.processing_class)
     found = model.get_input_embeddings().num_embeddings
     if found >= wanted:
         return []
+    fix = {
+        "model": "Use the tokenizer that the policy was trained with as processing_class.",
+        "ref_model": "Pass None: the trainer then keeps a copy of the policy.",
+        "value_model": "Leave value_model out.",
+    }.get(name, "Give its own tokenizer as reward_processing_class.")
     return [
-        f"{name}: got {found} embeddings, expected at least the policy's {wanted}, whose token ids "
-        "it reads. Give a reward model's own tokenizer as reward_processing_class; leave "
-        "value_model out."
+        f"{name}: got {found} embeddings, expected at least {wanted}, one for each id of "
+        f"processing_class. {fix}"
     ]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from codexhf.chat import answered_ids, decode, prompt_ids
+from codexhf.chat import answered_ids, decode, prompt_ids, vocabulary_size
 from codexhf.generation.engines import Generation, first_true, row_chunks
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.objective import (
@@ -161,6 +161,7 @@ class PromptEncoder:
         With `pad_id`, `input_ids` that begin or end with it and come without a mask are refused.
         """
         self.tokenizer, self.room, self.limit, self.pad_id = tokenizer, room, limit, pad_id
+        self._vocabulary = vocabulary_size(tokenizer)
 
     def ids(self, row: Mapping[str, Any], number: int | None = None) -> list[int]:
         """Return the prompt of a row as token ids.
@@ -176,6 +177,12 @@ class PromptEncoder:
             raise ValueError(
                 f"row {number}: got columns {sorted(row)}, expected `prompt` (text or messages) or "
                 "`input_ids`."
+            )
+        unknown = next((token for token in ids if not 0 <= token < self._vocabulary), None)
+        if unknown is not None:
+            raise ValueError(
+                f"row {number}: got a prompt with the id {unknown}, expected ids from 0 to "
+                f"{self._vocabulary - 1}. Tokenise with the policy's tokenizer."
             )
         if not ids:
             raise ValueError(f"row {number}: got a prompt without tokens, expected at least one.")
