@@ -1,0 +1,304 @@
+"""Every family of models through every stage, and models with more embeddings than tokens.
+
+python -m pytest tests/test_families.py                  # one family for each mechanism
+python -m pytest tests/test_families.py -m "slow or not slow"
+python tests/test_families.py                            # the table of docs/models.md
+"""
+
+import functools
+import math
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import conftest  # noqa: E402
+from codexhf import chat, models  # noqa: E402
+from codexhf.evaluation import answer_logprobs  # noqa: E402
+from codexhf.generation import engine_for, sample_ids  # noqa: E402
+from codexhf.generation.engines import HFEngine, Sampling, reads_padding  # noqa: E402
+from codexhf.ppo import PPOConfig, PPOTrainer  # noqa: E402
+from codexhf.reward_model import ModelReward, load_reward_model  # noqa: E402
+from codexhf.tokens import answered_rows  # noqa: E402
+from model_kinds import FAMILIES, tiny_config  # noqa: E402
+
+FAST = {
+    "gpt2": "learned positions, tied head",
+    "gpt_neox": "names that change on saving",
+    "bloom": "ALiBi",
+    "gemma2": "capped logits, sliding window",
+    "qwen3_moe": "experts",
+    "mamba": "a state instead of a cache",
+    "recurrent_gemma": "convolutions that read padding",
+}
+"""One family for each mechanism; the others are marked slow."""
+
+ANSWER = 6  # tokens
+COMMON = {
+    "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "save_steps": 1,
+    "save_strategy": "steps", "logging_steps": 1, "per_device_train_batch_size": 2,
+    "learning_rate": 1e-2, "gradient_checkpointing": False,
+}  # fmt: skip
+
+
+@functools.cache
+def the_tokenizer():
+    made = models.new_tokenizer(conftest.CORPUS * 3, vocab_size=320)
+    made.padding_side = "left"
+    return made
+
+
+def said(*texts: str) -> list[list[dict]]:
+    return [[{"role": "user", "content": text}] for text in texts]
+
+
+PROMPTS = said("add a", "x = 1 and more", "Write a", "def")
+CHOSEN = ["return a + b", "12", "x = 12", "def add"]
+REJECTED = ["a", "b", "numbers", "two"]
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def trained_twice(make, folder: Path) -> object:
+    """Train two steps; do so again from the first step's checkpoint; the weights must be equal."""
+    trainer = make(folder)
+    before = weights(trainer.model)
+    trainer.train()
+    after = weights(trainer.model)
+    assert not same(before, after), "nothing was trained"
+    assert all(map(math.isfinite, (log.get("loss", 0.0) for log in trainer.state.log_history)))
+    again = make(folder)
+    again.train(resume_from_checkpoint=str(folder / "checkpoint-1"))
+    assert same(after, weights(again.model)), "resumed to other weights"
+    return trainer
+
+
+class Family:
+    """One family's models on their way through the stages, in a folder."""
+
+    def __init__(self, name: str, folder: Path, surplus: int = 0):
+        self.folder, self.tokenizer = folder, the_tokenizer()
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(tiny_config(name, self.tokenizer, surplus))
+        model.save_pretrained(folder / "m0")
+        self.policy = folder / "m0"
+
+    def load(self):
+        return models.load_policy(str(self.policy), self.tokenizer)
+
+    def sft(self) -> None:
+        rows = Dataset.from_dict({"prompt": PROMPTS, "completion": CHOSEN})
+        ids = answered_rows(rows, self.tokenizer)
+
+        def make(folder):
+            args = SFTConfig(output_dir=str(folder), max_steps=2, max_length=None, **COMMON)
+            return SFTTrainer(self.load(), args, train_dataset=ids, processing_class=self.tokenizer)
+
+        trainer = trained_twice(make, self.folder / "sft")
+        trainer.save_model(str(self.folder / "m1"))
+        self.policy = self.folder / "m1"
+        assert same(weights(trainer.model), weights(self.load())), "saved other weights"
+
+    def reward_model(self) -> None:
+        columns = {"prompt": PROMPTS, "chosen": CHOSEN, "rejected": REJECTED}
+        ids = answered_rows(Dataset.from_dict(columns), self.tokenizer, ("chosen", "rejected"))
+
+        def make(folder):
+            args = RewardConfig(output_dir=str(folder), max_steps=2, max_length=None, **COMMON)
+            model = load_reward_model(str(self.policy), self.tokenizer, new_head=True)
+            return RewardTrainer(model, args, train_dataset=ids, processing_class=self.tokenizer)
+
+        trainer = trained_twice(make, self.folder / "rm")
+        trainer.save_model(str(self.folder / "r"))
+        read = load_reward_model(str(self.folder / "r"), self.tokenizer)
+        assert same(weights(trainer.model), weights(read)), "saved other weights"
+        together = ModelReward(read, self.tokenizer)(PROMPTS, CHOSEN)
+        alone = ModelReward(trainer.model, self.tokenizer, batch_size=1)(PROMPTS, CHOSEN)
+        assert together == pytest.approx(alone, abs=1e-4), "padding changes the score"
+        one = {"input_ids": torch.tensor([ids[0]["chosen_ids"]])}
+        with torch.no_grad():
+            own = read.eval()(**one, attention_mask=torch.ones_like(one["input_ids"])).logits.item()
+        assert own == pytest.approx(together[0], abs=1e-4), "training reads another score"
+
+    def ppo(self, critic_from: str) -> None:
+        """Two rollouts with a critic made of the reward model, or of the policy."""
+        rewards = {"reward_funcs": [lambda prompts, completions: [len(c) / 9 for c in completions]]}
+
+        def make(folder):
+            if critic_from == "reward_model":
+                rewards.clear()
+                rewards["reward_model"] = load_reward_model(str(self.folder / "r"))
+            args = PPOConfig(
+                output_dir=str(folder), response_length=ANSWER, total_episodes=8, stop_token="eos",
+                gradient_accumulation_steps=2, num_ppo_epochs=1, num_mini_batches=1,
+                temperature=1.0, num_sample_generations=0, log_grad_norms=False, **COMMON,
+            )  # fmt: skip
+            trainer = PPOTrainer(
+                args=args, processing_class=self.tokenizer, model=self.load(), ref_model=None,
+                **{"reward_model": None, **rewards},
+                train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
+            )  # fmt: skip
+            self.compare_rollouts(trainer)
+            return trainer
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* cannot sample")
+            trainer = trained_twice(make, self.folder / f"ppo_{critic_from}")
+        ratios = [log["val/ratio"] for log in trainer.state.log_history if "val/ratio" in log]
+        assert ratios[0] == pytest.approx(1, abs=1e-5), f"first ratio {ratios[0]}"
+        kls = [log["objective/kl"] for log in trainer.state.log_history if "objective/kl" in log]
+        assert kls[0] == pytest.approx(0, abs=1e-4), f"first KL {kls[0]}"
+        trainer.save_model(str(self.folder / "m2"))
+        self.policy = self.folder / "m2"
+        assert same(weights(trainer.policy_model), weights(self.load())), "saved other weights"
+
+    def compare_rollouts(self, trainer) -> None:
+        """Hold each rollout's log-probabilities against a plain forward of its policy."""
+        make, size = trainer._make_rollout, len(self.tokenizer)
+
+        def compared(number):
+            made = make(number)
+            width = made.response_mask.size(1)
+            model = trainer.policy_model.eval()
+            for i, real in enumerate(made.response_mask):
+                ids = made.input_ids[i][made.mask[i]]
+                count = int(real.sum())
+                with torch.no_grad():
+                    logits = model(input_ids=ids[None], use_cache=False).logits[0, :, :size]
+                plain = logits.log_softmax(-1)[:-1].gather(1, ids[1:, None])[-count:, 0]
+                gap = (plain - made.logprobs[i][real]).abs().max()
+                assert gap < 1e-4, f"rollout {number}: sampled and plain differ by {gap:.1e}"
+                assert int(made.input_ids[i, -width:].max()) < size
+            model.train()
+            return made
+
+        trainer._make_rollout = compared
+
+    def evaluation(self) -> None:
+        model = self.load().eval()
+        options = {"n": 2, "max_new_tokens": ANSWER}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* cannot sample")
+            answers = sample_ids(model, self.tokenizer, PROMPTS, **options)
+        rows = [(p, a) for p, group in zip(PROMPTS, answers, strict=True) for a in group]
+        nats, tokens = answer_logprobs(model, self.tokenizer, *zip(*rows, strict=True))
+        for (prompt, answer), found, count in zip(rows, nats, tokens, strict=True):
+            assert count == len(answer) and max(answer) < len(self.tokenizer)
+            start = chat.prompt_ids(prompt, self.tokenizer)
+            with torch.no_grad():
+                logits = model(torch.tensor([[*start, *answer]]), use_cache=False).logits[0]
+            logp = logits[len(start) - 1 : -1, : len(self.tokenizer)].double().log_softmax(-1)
+            plain = logp.gather(1, torch.tensor(answer)[:, None]).sum().item()
+            assert found == pytest.approx(plain, abs=1e-3)
+
+
+STAGES = {
+    "SFT": Family.sft,
+    "reward model": Family.reward_model,
+    "PPO, critic of R": lambda family: family.ppo("reward_model"),
+    "PPO, critic of the policy": lambda family: family.ppo("policy"),
+    "evaluation": Family.evaluation,
+}
+"""Each saves, reads back and resumes as it goes; the next starts from what it saved."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in FAMILIES]
+)
+def test_a_family_goes_through_every_stage(name, tmp_path):
+    family = Family(name, tmp_path)
+    for stage in STAGES.values():
+        stage(family)
+
+
+# ------------------------------------------------------------------------------ T5
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2", "granite", "mamba"])
+def test_embeddings_that_are_no_tokens_change_nothing(name, tmp_path):
+    """Linear head, capped and scaled logits, and model.generate."""
+    family = Family(name, tmp_path, surplus=40)
+    with torch.no_grad():  # ids that are no tokens are by far the likeliest
+        model = family.load()
+        head = model.get_output_embeddings()
+        head.weight[len(family.tokenizer) :] = 50 * head.weight[5]
+        model.save_pretrained(tmp_path / "m0")
+    for stage in STAGES.values():
+        stage(family)
+
+
+def test_no_engine_samples_what_is_no_token():
+    tokenizer = the_tokenizer()
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config("qwen2", tokenizer, 400)).eval()
+    ids, mask = chat.left_pad([[5, 6, 7], [8, 9]] * 8, "cpu")
+    size = len(tokenizer)
+    for name in ("native", "hf", "continuous_batching"):
+        engine = engine_for(model, Sampling(8, (), 64, size), name)
+        found = engine.generate(model, ids, mask, seed=1, temperature=1.0)
+        assert int(found.responses.max()) < size, name
+        whole = torch.cat([ids[0], found.responses[0]])
+        with torch.no_grad():
+            logp = model(whole[None]).logits[0, 2:-1, :size].log_softmax(-1)
+        plain = logp.gather(1, found.responses[0][:, None])[:, 0]
+        assert torch.allclose(plain, found.logprobs[0], atol=1e-4), name
+
+
+# ------------------------------------------------------------------------------ padding
+
+
+def test_prompts_are_grouped_by_length_where_a_model_reads_padding():
+    tokenizer, found = the_tokenizer(), {}
+    for name in ("llama", "lfm2", "recurrent_gemma"):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(tiny_config(name, tokenizer)).eval()
+        with torch.no_grad():  # row 0 pads, and is drawn as 0
+            model.get_input_embeddings().weight[0] = 1.0
+        found[name] = reads_padding(model)
+    assert found == {"llama": False, "lfm2": False, "recurrent_gemma": True}
+    ids, mask = chat.left_pad([[5, 6, 7, 8, 9], [8], [5, 6], [7]], "cpu")
+    together = HFEngine(Sampling(6, (), 64)).generate(model, ids, mask, seed=1, temperature=0)
+    for i, (row, real) in enumerate(zip(ids, mask, strict=True)):
+        prompt = row[real][None]
+        engine = HFEngine(Sampling(6, (), 64))
+        alone = engine.generate(model, prompt, prompt > -1, seed=1, temperature=0)
+        assert torch.equal(alone.responses[0], together.responses[i])
+
+
+def table() -> str:
+    """Return the table of docs/models.md, as Markdown."""
+    lines = [f"| family | {' | '.join(STAGES)} |", "|---" * (len(STAGES) + 1) + "|"]
+    for name in FAMILIES:
+        cells = []
+        with tempfile.TemporaryDirectory() as folder:
+            family = Family(name, Path(folder))
+            for stage in STAGES.values():
+                try:
+                    stage(family)
+                    cells.append("yes")
+                except Exception as error:  # whatever it is, it belongs in the table
+                    cells.append(f"{type(error).__name__}: {error}".split("\n")[0][:150])
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    import contextlib
+
+    with contextlib.redirect_stdout(sys.stderr):  # where the trainers' logs go
+        text = table()
+    print(text)
