@@ -21,7 +21,7 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 sys.path.insert(0, str(Path(__file__).parent))
 
 import conftest  # noqa: E402
-from codexhf import chat, models  # noqa: E402
+from codexhf import chat, models, run  # noqa: E402
 from codexhf.evaluation import answer_logprobs  # noqa: E402
 from codexhf.generation import engine_for, sample_ids  # noqa: E402
 from codexhf.generation.engines import HFEngine, Sampling, reads_padding  # noqa: E402
@@ -65,6 +65,10 @@ CHOSEN = ["return a + b", "12", "x = 12", "def add"]
 REJECTED = ["a", "b", "numbers", "two"]
 
 
+def length(prompts, completions, **columns) -> list[float]:
+    return [len(text) / 9 for text in completions]
+
+
 def weights(model) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -77,12 +81,12 @@ def trained_twice(make, folder: Path) -> object:
     """Train two steps; do so again from the first step's checkpoint; the weights must be equal."""
     trainer = make(folder)
     before = weights(trainer.model)
-    trainer.train()
+    run._train(trainer, trainer.args, None)
     after = weights(trainer.model)
     assert not same(before, after), "nothing was trained"
     assert all(map(math.isfinite, (log.get("loss", 0.0) for log in trainer.state.log_history)))
     again = make(folder)
-    again.train(resume_from_checkpoint=str(folder / "checkpoint-1"))
+    run._train(again, again.args, folder / "checkpoint-1")
     assert same(after, weights(again.model)), "resumed to other weights"
     return trainer
 
@@ -136,7 +140,7 @@ class Family:
 
     def ppo(self, critic_from: str) -> None:
         """Two rollouts with a critic made of the reward model, or of the policy."""
-        rewards = {"reward_funcs": [lambda prompts, completions: [len(c) / 9 for c in completions]]}
+        rewards = {"reward_funcs": [length]}
 
         def make(folder):
             if critic_from == "reward_model":
@@ -291,7 +295,7 @@ def table() -> str:
                     stage(family)
                     cells.append("yes")
                 except Exception as error:  # whatever it is, it belongs in the table
-                    cells.append(f"{type(error).__name__}: {error}".split("\n")[0][:150])
+                    cells.append(f"{type(error).__name__}: {error}".replace("\n", " ")[:150])
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -36,6 +36,7 @@ from codexhf.chat import end_ids
 from codexhf.checkpoints import (
     MANIFEST,
     CommitCheckpoints,
+    ExactWeights,
     StopOnNaN,
     StopOnSignal,
     file_stats,
@@ -164,7 +165,7 @@ def _train(trainer: Trainer, training: TrainingArguments, checkpoint: Path | Non
     """Train to the end and return the seconds of training, earlier starts included."""
     stop = StopOnSignal()
     commits = CommitCheckpoints(training.save_total_limit or 2, checkpoint)
-    for callback in (commits, StopOnNaN(), stop):
+    for callback in (commits, ExactWeights(checkpoint), StopOnNaN(), stop):
         trainer.add_callback(callback)
     trainer.args.save_total_limit = None  # rotation is CommitCheckpoints', after the commit
     if checkpoint is not None:
