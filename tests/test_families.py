@@ -33,7 +33,6 @@ from model_kinds import FAMILIES, tiny_config  # noqa: E402
 FAST = {
     "gpt2": "learned positions, tied head",
     "gpt_neox": "names that change on saving",
-    "bloom": "ALiBi",
     "gemma2": "capped logits, sliding window",
     "qwen3_moe": "experts",
     "mamba": "a state instead of a cache",
@@ -241,8 +240,8 @@ def test_embeddings_that_are_no_tokens_change_nothing(name, tmp_path):
         head = model.get_output_embeddings()
         head.weight[len(family.tokenizer) :] = 50 * head.weight[5]
         model.save_pretrained(tmp_path / "m0")
-    for stage in STAGES.values():
-        stage(family)
+    family.ppo("policy")
+    family.evaluation()
 
 
 def test_no_engine_samples_what_is_no_token():
@@ -260,6 +259,20 @@ def test_no_engine_samples_what_is_no_token():
             logp = model(whole[None]).logits[0, 2:-1, :size].log_softmax(-1)
         plain = logp.gather(1, found.responses[0][:, None])[:, 0]
         assert torch.allclose(plain, found.logprobs[0], atol=1e-4), name
+
+
+@pytest.mark.parametrize("name", ["native", "hf", "continuous_batching"])
+def test_experts_whose_config_asks_for_router_logits_are_sampled(name):
+    """As SFTTrainer leaves them."""
+    torch.manual_seed(0)
+    config = tiny_config("mixtral", the_tokenizer())
+    config.output_router_logits = True
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids, mask = chat.left_pad([[5, 6, 7], [8, 9]], "cpu")
+    engine = engine_for(model, Sampling(4, (), 64), name)
+    with models.evaluating(model):
+        found = engine.generate(model, ids, mask, seed=1, temperature=1.0)
+    assert found.lengths.tolist() == [4, 4] and model.config.output_router_logits
 
 
 # ------------------------------------------------------------------------------ padding

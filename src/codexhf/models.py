@@ -330,13 +330,24 @@ def backbone_states(
 
 @contextmanager
 def evaluating(*modules: nn.Module | None) -> Iterator[None]:
-    """Put models into eval mode and back: activation checkpointing rests and caches work."""
+    """Put models into eval mode and back: activation checkpointing rests and caches work.
+
+    Mixtures of experts whose config asks for router logits, as SFTTrainer leaves it, rest from
+    their auxiliary loss as well: with a cache it fails, as its mask is longer than the input.
+    """
     modes = [(module, module.training) for module in modules if module is not None]
+    parts = [part for module, _ in modes for part in module.modules()]
+    configs = {id(part.config): part.config for part in parts if hasattr(part, "config")}
+    asked = [c for c in configs.values() if getattr(c, "output_router_logits", False)]
     for module, _ in modes:
         module.eval()
+    for config in asked:
+        config.output_router_logits = False
     try:
         yield
     finally:
+        for config in asked:
+            config.output_router_logits = True
         for module, training in modes:
             module.train(training)
 

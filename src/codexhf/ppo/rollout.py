@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from codexhf.chat import answered_ids, decode, prompt_ids, vocabulary_size
+from codexhf.chat import answered_ids, decode, prompt_ids
 from codexhf.generation.engines import Generation, first_true, row_chunks
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.objective import (
@@ -155,13 +155,15 @@ class PromptEncoder:
         room: int,
         limit: int | None,
         pad_id: int | None = None,
+        vocabulary: int | None = None,
     ):
         """Keep `room` tokens free for the completion within the `limit` of the models.
 
-        With `pad_id`, `input_ids` that begin or end with it and come without a mask are refused.
+        With `pad_id`, `input_ids` that begin or end with it and come without a mask are refused;
+        with `vocabulary` ids from there on.
         """
         self.tokenizer, self.room, self.limit, self.pad_id = tokenizer, room, limit, pad_id
-        self._vocabulary = vocabulary_size(tokenizer)
+        self._vocabulary = math.inf if vocabulary is None else vocabulary
 
     def ids(self, row: Mapping[str, Any], number: int | None = None) -> list[int]:
         """Return the prompt of a row as token ids.
