@@ -11,22 +11,29 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import conftest  # noqa: E402
 from codexhf import chat, models, run  # noqa: E402
+from codexhf.arguments import RewardModelArguments  # noqa: E402
 from codexhf.evaluation import answer_logprobs  # noqa: E402
 from codexhf.generation import engine_for, sample_ids  # noqa: E402
 from codexhf.generation.engines import HFEngine, Sampling, reads_padding  # noqa: E402
 from codexhf.ppo import PPOConfig, PPOTrainer  # noqa: E402
-from codexhf.reward_model import ModelReward, load_reward_model  # noqa: E402
+from codexhf.reward_model import (  # noqa: E402
+    ModelReward,
+    load_reward_model,
+    prompts_to_score,
+    record_scores,
+)
 from codexhf.tokens import answered_rows  # noqa: E402
 from model_kinds import FAMILIES, tiny_config  # noqa: E402
 
@@ -273,6 +280,99 @@ def test_experts_whose_config_asks_for_router_logits_are_sampled(name):
     with models.evaluating(model):
         found = engine.generate(model, ids, mask, seed=1, temperature=1.0)
     assert found.lengths.tolist() == [4, 4] and model.config.output_router_logits
+
+
+# ------------------------------------------------------------------------------ T5, T7, M1, M8
+
+
+def with_context(positions: int, embeddings: int | None = None, kind="CausalLM"):
+    """GPT-2, whose positions are learned: one token more is an IndexError."""
+    torch.manual_seed(0)
+    config = tiny_config("gpt2", the_tokenizer())
+    config.n_positions, config.vocab_size = positions, embeddings or config.vocab_size
+    config.num_labels = 1
+    made = {
+        "CausalLM": AutoModelForCausalLM,
+        "SequenceClassification": AutoModelForSequenceClassification,
+    }
+    return made[kind].from_config(config)
+
+
+def ppo_trainer(folder, **given):
+    args = PPOConfig(
+        output_dir=str(folder), response_length=ANSWER, total_episodes=4, stop_token="eos",
+        gradient_accumulation_steps=2, num_ppo_epochs=1, num_sample_generations=0,
+        temperature=1.0, **COMMON,
+    )  # fmt: skip
+    rows = Dataset.from_dict({"prompt": PROMPTS})
+    given = {"model": with_context(96), "train_dataset": rows, "ref_model": None, **given}
+    return PPOTrainer(
+        args=args, processing_class=the_tokenizer(),
+        **{"reward_model": None, "reward_funcs": [length], **given},
+    )  # fmt: skip
+
+
+def test_models_with_fewer_embeddings_than_the_policy_read_what_it_writes(tmp_path):
+    """Policy of 360 embeddings; critic, reference and reward model as many as there are tokens."""
+    trainer = ppo_trainer(
+        tmp_path,
+        model=with_context(96, len(the_tokenizer()) + 40),
+        ref_model=with_context(96),
+        value_model=with_context(96, kind="SequenceClassification"),
+        reward_model=with_context(96, kind="SequenceClassification"),
+    )
+    trainer.train()
+    assert any(log.get("val/ratio") == pytest.approx(1) for log in trainer.state.log_history)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": "few"}, "processing_class: got ids up to 3.*below the policy's 300"),
+        ({"ref_model": "few"}, "ref_model: got 300 embeddings.*Pass None"),
+        ({"value_model": "few"}, "value_model: got 300 embeddings.*Leave value_model out"),
+        ({"train_dataset": [[5, 6], [7, 5000]]}, "row 1: got a prompt with the id 5000"),
+        ({"train_dataset": [[5, -100]]}, "row 0: got a prompt with the id -100"),
+    ],
+)
+def test_ids_that_a_model_does_not_know_are_refused_at_construction(tmp_path, given, message):
+    ((name, value),) = given.items()
+    kind = "SequenceClassification" if name == "value_model" else "CausalLM"
+    if value == "few":
+        value = with_context(96, 300, kind)
+    else:
+        value = Dataset.from_dict({"input_ids": value})
+    with pytest.raises(ValueError, match=message):
+        ppo_trainer(tmp_path, **{name: value})
+
+
+def test_a_reference_of_shorter_context_limits_the_prompts(tmp_path):
+    with pytest.raises(ValueError, match="the policy has 16 positions|expected at most 10"):
+        ppo_trainer(tmp_path, ref_model=with_context(16))
+
+
+def test_scores_are_recorded_on_answers_of_ppos_length_within_the_context(tmp_path, capsys):
+    with_context(32).save_pretrained(tmp_path / "m1")
+    model = with_context(32, kind="SequenceClassification")
+    model.config.pad_token_id = the_tokenizer().pad_token_id
+    pairs = Dataset.from_dict({"prompt": [*PROMPTS, *said("x = 1 " * 9), PROMPTS[0]]})
+
+    def stage(tokens):
+        return RewardModelArguments(
+            model=str(tmp_path / "m1"), score_samples=8, score_max_new_tokens=tokens
+        )
+
+    prompts = prompts_to_score(pairs, the_tokenizer(), stage(8))
+    assert prompts == PROMPTS  # each once, but for the one that leaves no room
+    assert "1 of 5 prompts leave no room for 8 tokens" in capsys.readouterr().out
+    trainer = SimpleNamespace(
+        model=model, processing_class=the_tokenizer(), args=SimpleNamespace(seed=1)
+    )
+    assert record_scores(trainer, prompts, stage(8))["score_samples"] == 8
+    with pytest.raises(ValueError, match="score_max_new_tokens: got 31, which leaves 1 tokens"):
+        prompts_to_score(pairs, the_tokenizer(), stage(31))
+    with pytest.raises(ValueError, match="leave no room for a prompt"):
+        prompts_to_score(pairs, the_tokenizer(), stage(32))
 
 
 # ------------------------------------------------------------------------------ padding

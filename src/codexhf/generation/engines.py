@@ -211,7 +211,7 @@ def reads_padding(policy: nn.Module) -> bool:
 
 def surplus_ids(policy: nn.Module, sampling: Sampling) -> list[int] | None:
     """Return the ids that the policy's head scores and the tokenizer does not know."""
-    scored = base_model(policy).get_output_embeddings().weight.size(0)
+    scored = base_model(policy).config.get_text_config().vocab_size
     return list(range(sampling.vocabulary or scored, scored)) or None
 
 

@@ -462,7 +462,7 @@ def model_errors(given: Given, loaded: _Loaded) -> list[str]:
 
 def _policy_errors(args: PPOConfig, policy: nn.Module, tokenizer) -> list[str]:
     errors = []
-    found = base_model(policy).get_input_embeddings().num_embeddings
+    found = base_model(policy).config.get_text_config().vocab_size
     pad = tokenizer.pad_token_id  # never read: TRL's scripts add one without an embedding
     beyond = [i for i in tokenizer.get_vocab().values() if i >= found and i != pad]
     if beyond:
@@ -512,8 +512,9 @@ def _reader_errors(number: int, given: Given, loaded: _Loaded) -> list[str]:
 
 def _vocabulary(policy: nn.Module, given: Given) -> int:
     """Return how many ids are tokens that the policy knows."""
-    embeddings = base_model(policy).get_input_embeddings().num_embeddings
-    return min(vocabulary_size(given.processing_class), embeddings)
+    # of the config: an adapter may wrap the embeddings
+    known = base_model(policy).config.get_text_config().vocab_size
+    return min(vocabulary_size(given.processing_class), known)
 
 
 def _vocabulary_errors(name: str, model: PreTrainedModel, wanted: int) -> list[str]:
