@@ -24,6 +24,7 @@ from codexhf.chat import (
     decode,
     in_form,
     prompt_ids,
+    prompt_ids_batch,
     right_pad,
     text_of,
     vocabulary_size,
@@ -37,6 +38,7 @@ from codexhf.models import (
     evaluating,
     load_policy,
     load_tokenizer,
+    room_for,
     shortest_context,
     to_device,
 )
@@ -445,6 +447,7 @@ def evaluate_models(
     Each model reads with its own tokenizer. Its win rates are against the one before it in
     `stage.models`.
     """
+    rows, metrics = with_room(tasks.dataset, stage)
     tokenizer = load_tokenizer(stage.reference)
     judges = Judges(
         to_device(load_policy(stage.reference, tokenizer)),
@@ -453,7 +456,6 @@ def evaluate_models(
         load_rules(stage.safety_rules) if stage.safety_rules else None,
     )
     texts = {name: list(data.dataset["text"]) for name, data in corpora.items()}
-    metrics: dict = {"tasks": len(tasks.dataset)}
     raw: dict[str, dict] = {}
     for path, name in zip(stage.models, names_of(stage.models), strict=True):
         if path == stage.reference:
@@ -461,7 +463,7 @@ def evaluate_models(
         else:
             own = load_tokenizer(path)
             model = to_device(load_policy(path, own))
-        found, record = evaluate_model(model, own, tasks.dataset, texts, judges, stage, name)
+        found, record = evaluate_model(model, own, rows, texts, judges, stage, name)
         if raw:
             found |= _wins(record, raw[list(raw)[-1]])
         raw[name] = record
@@ -472,8 +474,32 @@ def evaluate_models(
             f"[{found['pass@1_low']:.3f}, {found['pass@1_high']:.3f}]{kl}",
             flush=True,
         )
-    write_json(folder / "answers.json", _answers(tasks.dataset, raw))
+    write_json(folder / "answers.json", _answers(rows, raw))
     return metrics
+
+
+def with_room(tasks: Dataset, stage: EvaluationArguments) -> tuple[Dataset, dict]:
+    """Return the tasks that every model has room to answer, and how many there are.
+
+    load_tasks counted tokens of the reference; each model reads with its own tokenizer.
+
+    Raises:
+        ValueError: none fits.
+    """
+    fits = np.ones(len(tasks), dtype=bool)
+    for path in stage.models:
+        tokenizer, room = load_tokenizer(path), room_for(path, stage.max_new_tokens)
+        prompts = [in_form(prompt, tokenizer) for prompt in tasks["prompt"]]
+        if room is not None and prompts:
+            fits &= [len(ids) <= room for ids in prompt_ids_batch(prompts, tokenizer)]
+    if len(tasks) and not fits.any():
+        raise ValueError(
+            f"max_new_tokens: got {stage.max_new_tokens}, which leaves no room for any of "
+            f"{len(tasks)} prompts in the contexts of the models. Lower it."
+        )
+    dropped = int((~fits).sum())
+    counts = {"tasks": len(tasks) - dropped} | ({"tasks_too_long": dropped} if dropped else {})
+    return (tasks.select(np.flatnonzero(fits)) if dropped else tasks), counts
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
