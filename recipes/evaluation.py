@@ -18,8 +18,9 @@ def main(argv=None):
     from codexhf.data import load_heldout_texts, load_tasks
     from codexhf.evaluation import evaluate_models, parents_of
     from codexhf.execution import check_isolation
-    from codexhf.models import load_tokenizer, room_for
+    from codexhf.models import room_for
     from codexhf.run import run_task
+    from codexhf.tokenizer import load_tokenizer
 
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.reference)

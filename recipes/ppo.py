@@ -18,19 +18,20 @@ def main(argv=None):
     # Late, so that what parse() refuses is refused at once.
     from codexhf.data import load_demonstrations, load_tasks
     from codexhf.execution import check_isolation
-    from codexhf.models import load_tokenizer, merge_adapters, room_for, within_context
+    from codexhf.models import merge_adapters, room_for, within_context
     from codexhf.ppo.stage import new_trainer
     from codexhf.run import run_stage
+    from codexhf.tokenizer import load_tokenizer
 
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.model, padding_side="left")
-    room = room_for(stage.model, training.response_length)
+    room, seed = room_for(stage.model, training.response_length), training.seed
     prompts = load_tasks(
         stage.prompt_cards,
         tokenizer,
         exclude=stage.exclude_cards,
         max_prompt_tokens=room,
-        seed=training.seed,
+        seed=seed,
     )
     demonstrations = load_demonstrations(
         stage.sft_cards,
@@ -39,11 +40,7 @@ def main(argv=None):
         exclude=stage.exclude_cards,
     )
     tasks = load_tasks(
-        stage.eval_cards,
-        tokenizer,
-        max_rows=stage.eval_tasks,
-        max_prompt_tokens=room,
-        seed=training.seed,
+        stage.eval_cards, tokenizer, max_rows=stage.eval_tasks, max_prompt_tokens=room, seed=seed
     )
     trainer = new_trainer(stage, training, tokenizer, prompts, demonstrations, tasks)
     return run_stage(

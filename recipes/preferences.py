@@ -18,9 +18,10 @@ def main(argv=None):
     # Late, so that what parse() refuses is refused at once.
     from codexhf.data import load_tasks
     from codexhf.execution import check_isolation
-    from codexhf.models import load_policy, load_tokenizer, room_for, to_device
+    from codexhf.models import load_policy, room_for, to_device
     from codexhf.preferences import make_pairs
     from codexhf.run import run_task
+    from codexhf.tokenizer import load_tokenizer
 
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.model)

@@ -1,8 +1,7 @@
 """pretrain: corpora -> M0, a language model of text and code.
 
     accelerate launch recipes/pretrain.py                  # settings: pretrain.yaml
-    accelerate launch recipes/pretrain.py --max_steps 500  # any field of PretrainArguments or
-                                                           # TrainingArguments
+    accelerate launch recipes/pretrain.py --max_steps 500  # PretrainArguments, TrainingArguments
 
 Reads   runs/tokenizer; data_cards/*.md of type language-modeling.
 Writes  runs/m0: weights, tokenizer, README.md, manifest.json (last).
@@ -22,8 +21,9 @@ def main(argv=None):
 
     from codexhf.data import load_packed, load_packed_each
     from codexhf.evaluation import BitsPerByte
-    from codexhf.models import load_tokenizer, new_or_loaded_policy
+    from codexhf.models import new_or_loaded_policy
     from codexhf.run import run_stage
+    from codexhf.tokenizer import load_tokenizer
     from codexhf.tokens import packed_collator
 
     tokenizer = load_tokenizer(stage.tokenizer)
@@ -48,13 +48,8 @@ def main(argv=None):
         processing_class=tokenizer,
         callbacks=[BitsPerByte(heldout)],
     )
-    return run_stage(
-        trainer,
-        stage,
-        training,
-        data={"train": train},
-        parents={"tokenizer": stage.tokenizer, "base": stage.model},
-    )
+    parents = {"tokenizer": stage.tokenizer, "base": stage.model}
+    return run_stage(trainer, stage, training, data={"train": train}, parents=parents)
 
 
 if __name__ == "__main__":

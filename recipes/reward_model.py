@@ -22,9 +22,10 @@ def main(argv=None):
     from trl import RewardTrainer
 
     from codexhf.data import load_pairs
-    from codexhf.models import load_tokenizer, within_context
+    from codexhf.models import within_context
     from codexhf.reward_model import load_reward_model, prompts_to_score, record_scores
     from codexhf.run import run_stage
+    from codexhf.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(stage.model)
     max_length = within_context(stage.model, training.max_length)

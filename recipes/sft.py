@@ -24,9 +24,10 @@ def main(argv=None):
     from codexhf.evaluation import PassAt1, demonstrations_of
     from codexhf.execution import check_isolation
     from codexhf.run import run_stage
+    from codexhf.tokenizer import load_tokenizer
 
     check_isolation(stage.unsafe_exec)
-    tokenizer = models.load_tokenizer(stage.model)
+    tokenizer = load_tokenizer(stage.model)
     seed, longest = training.seed, models.within_context(stage.model, training.max_length)
     train = load_demonstrations(
         stage.train_cards,
@@ -51,9 +52,8 @@ def main(argv=None):
         callbacks=[PassAt1(tasks.dataset, tokenizer, stage, seed)],
     )
     data, parents = {"train": train, "eval": tasks}, {"m0": stage.model}
-    return run_stage(
-        trainer, stage, training, data=data, parents=parents, finish=models.merge_adapters
-    )
+    finish = models.merge_adapters
+    return run_stage(trainer, stage, training, data=data, parents=parents, finish=finish)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ def main(argv=None):
     (stage,) = parse((TokenizerArguments,), __file__, argv)
     # Late, so that what parse() refuses is refused at once.
     from codexhf.data import load_split
-    from codexhf.models import train_tokenizer
     from codexhf.run import run_task
+    from codexhf.tokenizer import train_tokenizer
 
     corpora = load_split(
         stage.train_cards,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from codexhf.models import new_tokenizer
+from codexhf.tokenizer import new_tokenizer
 
 torch.set_num_threads(1)
 

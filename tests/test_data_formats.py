@@ -17,7 +17,7 @@ import pytest
 
 from codexhf.cards import CardError, load_card
 from codexhf.data import load_demonstrations, load_pairs, load_split, load_tasks, read_card
-from codexhf.models import new_tokenizer
+from codexhf.tokenizer import new_tokenizer
 
 AWKWARD = ["None", "null", "NA", "nan", "1", "1.0", "True", "x, y\nz", ' "q" ', "2020-01-01", "ü"]
 ROWS = [{"prompt": f"p {i}", "completion": text, "id": str(i)} for i, text in enumerate(AWKWARD)]

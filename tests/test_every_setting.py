@@ -313,6 +313,7 @@ CHANGES = {
         "alpha_sft": 0.5,
         "beta_rlhf": 0.5,
         "gamma_reg": 0.5,
+        "kl_coef": 0.5,
         "samples_in_report": 1,
         "seed": 43,
     },

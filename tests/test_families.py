@@ -34,6 +34,7 @@ from codexhf.reward_model import (  # noqa: E402
     prompts_to_score,
     record_scores,
 )
+from codexhf.tokenizer import new_tokenizer  # noqa: E402
 from codexhf.tokens import answered_rows  # noqa: E402
 from model_kinds import FAMILIES, tiny_config  # noqa: E402
 
@@ -57,7 +58,7 @@ COMMON = {
 
 @functools.cache
 def the_tokenizer():
-    made = models.new_tokenizer(conftest.CORPUS * 3, vocab_size=320)
+    made = new_tokenizer(conftest.CORPUS * 3, vocab_size=320)
     made.padding_side = "left"
     return made
 

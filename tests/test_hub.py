@@ -43,11 +43,12 @@ from codexhf.cards import load_card
 from codexhf.data import load_split
 from codexhf.identity import load_manifest
 from codexhf.model_card import strictest
-from codexhf.models import load_policy, load_tokenizer
+from codexhf.models import load_policy
 from codexhf.parsing import parse
 from codexhf.preferences import write_card as write_pairs_card
 from codexhf.push import push
 from codexhf.reward_model import load_model_reward
+from codexhf.tokenizer import load_tokenizer
 from conftest import tiny_config, weights_hash
 from hub_server import TOKEN, HubServer, Repo
 
@@ -112,10 +113,12 @@ def finished(tokenizer, tmp_path_factory):
             row = {"prompt": PROMPT, "chosen": ANSWER, "rejected": "pass"}
             for name in ("train", "test", "prompts"):
                 (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+            (folder / ".env").write_text("never to be sent")  # and recorded in the manifest
             write_pairs_card(folder / "test.md", type="preference", title="t", problems="p")
             return {"train_pairs": 1, "test_pairs": 1}
 
-        run.run_task(PreferencesArguments(output_dir="runs/prefs", model="runs/m1"), pairs,
+        chosen = PreferencesArguments(output_dir="runs/prefs", exclude_cards=["/home/me/a.md"])
+        run.run_task(chosen, pairs,
                      data={"prompts": chats}, parents={"m1": "runs/m1"})  # fmt: skip
         reward = LlamaForSequenceClassification(tiny_config(tokenizer, num_labels=1))
         reward.config.score_mean, reward.config.score_std = 0.25, 2.0
@@ -496,11 +499,8 @@ def test_a_private_repository_needs_the_token(here, server, monkeypatch):
         load_tokenizer("org/x-tokenizer")
 
 
-def test_a_revision_is_resolved_once(here, server, tmp_path):
+def test_a_revision_is_resolved_once(here, server, tokenizer):
     names = pushed(stages=["tokenizer", "m0"])
-    yaml = ROOT / "recipes/sft.yaml"
-    argv = ["--config", str(yaml), "--output_dir", "runs/new", "--train_cards", "cards/chats.md"]
-    argv += ["--weights", "1", "--eval_cards", "--exclude_cards", "--model"]
 
     def model(*more):
         hub._fetch.cache_clear()
@@ -511,8 +511,8 @@ def test_a_revision_is_resolved_once(here, server, tmp_path):
     Path("sft.yaml").write_text("model: org/x-m0\n")
     stage = model(*argv)
     assert stage.model == names["runs/m0"]
-    Path("runs/new").mkdir()
-    Path("runs/new/run.json").write_text(json.dumps({"config": {"model": stage.model}}))
+    data = {"train": load_split(["cards/chats.md"], "prompt-completion")}
+    finish("runs/new", load_policy(stage.model), tokenizer, stage, {"m0": stage.model}, data)
     repo = server.repos["model", "org/x-m0"]
     newer = repo.commit({**repo.commits[-1][1], "README.md": b"newer"})
     manifest = json.loads(repo.commits[-1][1]["manifest.json"])
@@ -617,6 +617,7 @@ def test_the_pushed_card_names_lineage_data_licence_and_results(here, server):
     manifest = json.loads(server.files("org/x-m2")["manifest.json"])
     assert manifest["config"]["model"] == names["runs/m1"]
     data = server.files("org/x-prefs", "dataset")
+    assert json.loads(data["manifest.json"])["config"]["exclude_cards"] == ["a.md"]
     assert "train_pairs | 1" in data["README.md"].decode()
 
 

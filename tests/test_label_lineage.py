@@ -19,7 +19,8 @@ pytest.importorskip("websocket", reason="needs websocket-client")
 
 from browser import CHROMIUM, Browser
 from codexhf.generation import sample
-from codexhf.models import load_policy, load_tokenizer, to_device
+from codexhf.models import load_policy, to_device
+from codexhf.tokenizer import load_tokenizer
 from conftest import tiny_config
 from label_server import Server
 from test_label_browser import PAIR, enter, press

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import model_kinds
 from codexhf import chat, models, reward_model
+from codexhf import tokenizer as tok
 from conftest import CORPUS, tiny_config
 from tokenizer_kinds import every_kind
 
@@ -30,7 +31,7 @@ def test_new_tokenizer_gives_back_every_text(tokenizer):
 
 
 def test_new_tokenizer_has_distinct_special_tokens(tokenizer):
-    ids = [tokenizer.convert_tokens_to_ids(t) for t in (models.PAD, models.END, models.USER)]
+    ids = [tokenizer.convert_tokens_to_ids(t) for t in (tok.PAD, tok.END, tok.USER)]
     assert tokenizer.pad_token_id == ids[0] != ids[1] == tokenizer.eos_token_id
     assert len(set(ids)) == 3
 
@@ -40,13 +41,13 @@ def test_new_tokenizer_spells_numbers_digit_by_digit(tokenizer):
 
 
 def test_new_tokenizer_is_the_same_for_the_same_texts():
-    one, two = (models.new_tokenizer(CORPUS, 300).backend_tokenizer.to_str() for _ in range(2))
+    one, two = (tok.new_tokenizer(CORPUS, 300).backend_tokenizer.to_str() for _ in range(2))
     assert one == two
 
 
 def test_chat_template_survives_saving(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
-    loaded = models.load_tokenizer(str(tmp_path))
+    loaded = tok.load_tokenizer(str(tmp_path))
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x = 1"}]
     text = loaded.apply_chat_template(messages, tokenize=False)
     assert text == "<|user|>hi<|assistant|>x = 1<|end|>"
@@ -62,9 +63,9 @@ def test_load_tokenizer_finds_a_pad_token_and_asks_for_an_end(tokenizer, tmp_pat
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     if missing == "eos_token":
         with pytest.raises(ValueError, match="has no eos_token"):
-            models.load_tokenizer(str(tmp_path))
+            tok.load_tokenizer(str(tmp_path))
         return
-    assert models.load_tokenizer(str(tmp_path)).pad_token == "<|pad|>"  # special, and nobody's
+    assert tok.load_tokenizer(str(tmp_path)).pad_token == "<|pad|>"  # special, and nobody's
     assert "no pad token; '<|pad|>' pads" in capsys.readouterr().out
 
 
@@ -96,7 +97,7 @@ def test_load_policy_refuses_nan(model_folder):
 
 
 def test_load_policy_refuses_a_foreign_tokenizer(model_folder):
-    big = models.new_tokenizer([f"word{i} {'abcdefgh'[i % 8] * i}" for i in range(60)], 400)
+    big = tok.new_tokenizer([f"word{i} {'abcdefgh'[i % 8] * i}" for i in range(60)], 400)
     with pytest.raises(ValueError, match="Use the tokenizer that the model was trained with"):
         models.load_policy(str(model_folder), big)
 
@@ -144,7 +145,7 @@ def test_training_classifier_reward_and_ppo_read_one_score(name, tmp_path):
     torch.manual_seed(0)
     LlamaForCausalLM(tiny_config(tokenizer, vocab_size=len(tokenizer))).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    tokenizer = models.load_tokenizer(str(tmp_path))
+    tokenizer = tok.load_tokenizer(str(tmp_path))
     model = reward_model.load_reward_model(str(tmp_path), tokenizer, new_head=True).eval()
     prompt, answer = chat.in_form("Add two numbers.", tokenizer), "return a + b"
     ids, _ = chat.answered_ids(prompt, answer, tokenizer)

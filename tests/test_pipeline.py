@@ -128,7 +128,7 @@ def test_evaluation_compares_all_models(killed_twice):
         u = (
             stage["alpha_sft"] * metrics[f"{name}/L_SFT"]
             + stage["beta_rlhf"] * metrics[f"{name}/L_RLHF"]
-            + stage["gamma_reg"] * metrics[f"{name}/kl"]
+            + stage["gamma_reg"] * stage["kl_coef"] * metrics[f"{name}/kl"]
         )
         assert abs(u - metrics[f"{name}/U"]) < 1e-9
     assert abs(metrics["m1/kl"]) < 1e-4

@@ -18,8 +18,8 @@ from codexhf.preferences import (
     make_pairs,
     pair_up,
     pairs_to_label,
+    rank,
     telling,
-    worth,
     write_mixed,
 )
 from conftest import ADD
@@ -35,9 +35,9 @@ ANSWERS = ["right", "half", "slow", "half too"]
 
 
 def test_worth_puts_a_pass_first_then_the_share_of_tests():
-    ordered = sorted(RESULTS, key=worth, reverse=True)
+    ordered = sorted(RESULTS, key=rank, reverse=True)
     assert [(r.verdict, r.passed) for r in ordered[:2]] == [("pass", 4), ("fail", 2)]
-    assert worth(result("timeout")) < worth(result("fail", 1))
+    assert rank(result("timeout")) < rank(result("fail", 1))
 
 
 def test_pair_up_prefers_a_pass_against_a_fail_and_spreads():

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TEXTS = [
-    ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/ppo.md", "docs/execution.md")
-]
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATH = re.compile(
     r"(?<![\w/.-])((?:recipes|src|tests|docs|data_cards|benchmarks)/[\w./*<>-]*[\w*>/])"
 )

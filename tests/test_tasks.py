@@ -195,7 +195,7 @@ def test_card_has_the_counts_of_the_files(rows):
         assert f"{name}: {len(made)} rows" in card
         assert f"{name}.jsonl: {(FOLDER / f'{name}.jsonl').stat().st_size:,} bytes" in card
     for name, other in CARDS.items():
-        assert f"{len(rows[name]):,} problems" in other.read_text(encoding="utf-8")
+        assert f"{len(rows[name]):,} tasks" in other.read_text(encoding="utf-8")
     for name in ("validation", "heldout"):
         skeletons = len({skeleton_of(row) for row in rows[name]})
         assert f"there are {skeletons} skeletons" in CARDS[name].read_text(encoding="utf-8")

@@ -425,10 +425,9 @@ class EvaluationArguments(CodeRunningArguments):
         "beta in U(M); L_RLHF is minus the mean normalised reward.",
         low=0,
     )
-    gamma_reg: float = knob(
-        0.05,
-        "gamma in U(M); Omega is the KL to the reference, nats/answer.",
-        low=0,
+    gamma_reg: float = knob(1.0, "gamma in U(M); Omega is kl_coef times the KL.", low=0)
+    kl_coef: float = knob(
+        0.05, "Coefficient of the KL to the reference in Omega, per nat and completion.", low=0
     )
     samples_in_report: int = knob(6, "Tasks whose answers the report shows side by side.", low=0)
     seed: int = knob(42, "Seed of sampling.", low=0, high=2**32 - 1)

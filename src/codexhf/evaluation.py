@@ -1,8 +1,8 @@
 """The same held-out numbers for any checkpoint, and the callbacks that give some of them early.
 
 U(M) = alpha * L_SFT + beta * L_RLHF + gamma * Omega, with L_SFT the cross-entropy on held-out
-demonstrations (nats per token), L_RLHF minus the mean normalised reward, and Omega the KL to M1
-(nats per answer). All from the same samples and the same problems for every model.
+demonstrations (nats per token), L_RLHF minus the mean normalised reward, and Omega kl_coef times
+the KL to M1 (nats per completion). All from the same samples and the same problems for every model.
 """
 
 import json
@@ -37,7 +37,6 @@ from codexhf.hub import short_name
 from codexhf.models import (
     evaluating,
     load_policy,
-    load_tokenizer,
     room_for,
     shortest_context,
     to_device,
@@ -45,6 +44,7 @@ from codexhf.models import (
 from codexhf.reward_model import ModelReward, load_model_reward
 from codexhf.rewards import parses_reward, violation_rate
 from codexhf.safety import Rule, load_rules
+from codexhf.tokenizer import load_tokenizer
 
 # ---------------------------------------------------------------------------------------------
 # pass@k
@@ -408,7 +408,8 @@ def divergence(model, tokenizer, prompts, ids, judges: Judges, temperature: floa
 
 def objective(metrics: dict, stage: EvaluationArguments) -> dict:
     """Return U(M), where all of its terms were measured."""
-    weights = {"L_SFT": stage.alpha_sft, "L_RLHF": stage.beta_rlhf, "kl": stage.gamma_reg}
+    omega = stage.gamma_reg * stage.kl_coef
+    weights = {"L_SFT": stage.alpha_sft, "L_RLHF": stage.beta_rlhf, "kl": omega}
     if not weights.keys() <= metrics.keys():
         return {}
     return {"U": sum(weight * metrics[name] for name, weight in weights.items())}

@@ -16,7 +16,7 @@ import torch
 
 from codexhf.arguments import PATH_CHECKS
 from codexhf.checkpoints import MANIFEST, file_stats, wrong_file
-from codexhf.hub import resolve
+from codexhf.hub import hub_name, resolve
 
 IDENTITY = "run.json"
 
@@ -65,11 +65,14 @@ def run_identity(stage: Any, training: Any, data: Mapping[str, Any], parents: di
     best = getattr(training, "load_best_model_at_end", False)
     skipped = paths if best else paths | NEUTRAL_WITHOUT_BEST
     rules = config.get("safety_rules")
+    named = [config[name] for name in sorted(paths) if config.get(name)]
+    named = [n for value in named for n in ([value] if isinstance(value, str) else value)]
     return {
         "config": {k: v for k, v in config.items() if k not in skipped},
         "data": {name: part.fingerprint for name, part in data.items()},
         "parents": {name: record["sha256"] for name, record in parents.items()},
         "files": {"safety_rules": file_stats(Path(rules))["sha256"]} if rules else {},
+        "hub": [name for name in named if hub_name(name)],  # with commit; see arguments.pin
         "machine": {
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),

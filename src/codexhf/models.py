@@ -1,6 +1,6 @@
-"""Tokenizer and policy, new or loaded, and what every reader of a model needs.
+"""The policy, new or loaded, and what every reader of a model needs.
 
-The reward model is in reward_model.py.
+The tokenizer is in tokenizer.py, the reward model in reward_model.py.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,127 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    set_seed,
 )
 
 from accelerate import PartialState
-from codexhf.arguments import PretrainArguments, TokenizerArguments
-from codexhf.chat import end_ids, text_of, vocabulary_size
-from codexhf.data import Data
+from codexhf.arguments import PretrainArguments
+from codexhf.chat import vocabulary_size
 from codexhf.hub import resolve
 from codexhf.refusals import nearest
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}" + ASSISTANT + "{{ message['content'] }}" + END +
-    "{% else %}" + USER + "{{ message['content'] }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
-)  # fmt: skip
-
-
-def new_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with distinct pad and end tokens and a chat template.
-
-    Byte-level: every text encodes and decodes to itself. Deterministic for equal texts in order.
-    """
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            # Digits one by one, so that numbers are spelled the same everywhere.
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[PAD, END, USER, ASSISTANT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token=PAD,
-        eos_token=END,
-        additional_special_tokens=[USER, ASSISTANT],
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def train_tokenizer(
-    stage: TokenizerArguments, corpora: Data, chats: Data, heldout: dict[str, Data], folder: Path
-) -> dict:
-    """Train the stage's tokenizer, save it, and measure bytes per token on held-out documents."""
-    texts, left = [], stage.max_characters
-    for row in corpora.dataset:
-        texts.append(row["text"][:left])
-        left -= len(texts[-1])
-        if left <= 0:
-            break
-    for row in chats.dataset:
-        texts += [text_of(row["prompt"]), text_of(row["completion"])]
-    print(
-        f"learning {stage.vocab_size} tokens from {sum(map(len, texts)):,} characters", flush=True
-    )
-    tokenizer = new_tokenizer(texts, stage.vocab_size)
-    tokenizer.save_pretrained(folder)
-    metrics: dict = {"vocab_size": len(tokenizer)}
-    for card, data in heldout.items():
-        documents = data.dataset["text"]
-        tokens = sum(len(ids) for ids in tokenizer(list(documents))["input_ids"])
-        metrics[f"bytes_per_token_{Path(card).stem}"] = (
-            sum(len(t.encode()) for t in documents) / tokens
-        )
-    return metrics
-
-
-def load_tokenizer(path: str, padding_side: str = "right") -> PreTrainedTokenizerBase:
-    """Load a tokenizer that has a pad token.
-
-    Where none is set, a special token that nothing else uses pads, or else the end token: no stage
-    takes padding for text, since masks come from lengths.
-
-    Raises:
-        ValueError: no end token, without which a model would never learn to stop.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(
-        resolve(path), padding_side=padding_side, trust_remote_code=False
-    )
-    if tokenizer.eos_token is None:
-        raise ValueError(
-            f"{path}: the tokenizer has no eos_token. Set one and save it: "
-            "tokenizer.eos_token = ...; tokenizer.save_pretrained(...)"
-        )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = spare_token(tokenizer) or tokenizer.eos_token
-        print(f"{path}: no pad token; {tokenizer.pad_token!r} pads", flush=True)
-    return tokenizer
-
-
-def spare_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A special token that neither begins nor ends a text nor stands in the chat template."""
-    taken = {*end_ids(tokenizer), tokenizer.bos_token_id}
-    special = {*tokenizer.all_special_ids}
-    special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    tokens = [tokenizer.convert_ids_to_tokens(i) for i in sorted(special - taken)]
-    return next((t for t in tokens if t not in (tokenizer.chat_template or "")), None)
 
 
 def new_policy(

@@ -45,43 +45,43 @@ Written by the preferences stage; see README.md beside this file.
 """
 
 
-def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments, folder: Path):
-    """Sample, pair, split by problem, write pairs and contested prompts.
+def make_pairs(model, tokenizer, tasks: Dataset, stage: PreferencesArguments, folder: Path):
+    """Sample, pair, split by task, write pairs and mixed-outcome prompts.
 
     With `label_by: unit_tests` or `both` it writes train.jsonl and test.jsonl: pairs that the tests
     tell apart. With `people` or `both` it writes unlabelled.jsonl, the pairs of which a person's
     label tells most, for `python -m codexhf.label`; rows without tests take part there. Always it
     writes prompts.jsonl: the prompts that the model at the first temperature sometimes solves and
-    sometimes not, filled up to `stage.min_prompts`. From the first PPO learns most: where answers
-    are all right or all wrong, none has an advantage.
+    sometimes not, filled up to `stage.min_prompts`. PPO learns most from the first: where all pass
+    or all fail, no completion has an advantage.
 
     Args:
-        problems: rows of id, prompt; tests and entry_point where answers can be run; completion
+        tasks: rows of id, prompt; tests and entry_point where completions can be run; completion
             when `include_reference` is set.
     Returns:
         metrics: counts, pass rate of the samples, pairs per split.
     Raises:
-        RuntimeError: the sandbox failed, or no prompt gave two answers to compare.
+        RuntimeError: the sandbox failed, or no prompt gave two completions to compare.
     """
-    answers = sample_answers(model, tokenizer, problems, stage)
-    first = [set(group[: stage.samples_per_prompt]) for group in answers]
+    completions = sample_completions(model, tokenizer, tasks, stage)
+    first = [set(group[: stage.samples_per_prompt]) for group in completions]
     if stage.include_reference:
-        for group, reference in zip(answers, problems["completion"], strict=True):
+        for group, reference in zip(completions, tasks["completion"], strict=True):
             group.append(reference)
-    distinct = [list(dict.fromkeys(group)) for group in answers]
-    results = grade_tested(problems, distinct, stage.timeout_s)
+    distinct = [list(dict.fromkeys(group)) for group in completions]
+    results = grade_tested(tasks, distinct, stage.timeout_s)
     metrics = {}
     if stage.label_by != "people":
-        metrics |= label_by_tests(problems, distinct, results, stage, folder)
+        metrics |= label_by_tests(tasks, distinct, results, stage, folder)
     if stage.label_by != "unit_tests":
-        metrics |= choose_for_people(problems, distinct, results, stage, folder)
-    contested, kept = write_mixed(problems, distinct, results, first, stage.min_prompts, folder)
+        metrics |= choose_for_people(tasks, distinct, results, stage, folder)
+    mixed, kept = write_mixed(tasks, distinct, results, first, stage.min_prompts, folder)
     flat = [result for group in results for result in group]
     return {
-        "prompts": len(problems),
-        "mixed_outcome_prompts": contested,
+        "prompts": len(tasks),
+        "mixed_outcome_prompts": mixed,
         "prompts_for_ppo": kept,
-        "samples": sum(len(group) for group in answers),
+        "samples": sum(len(group) for group in completions),
         "distinct_samples": sum(len(group) for group in distinct),
         "distinct_pass_share": float(np.mean([r.verdict == "pass" for r in flat]))
         if flat
@@ -90,41 +90,41 @@ def make_pairs(model, tokenizer, problems: Dataset, stage: PreferencesArguments,
     }
 
 
-def sample_answers(model, tokenizer, problems: Dataset, stage) -> list[list[str]]:
-    """Sample `samples_per_prompt` answers to each prompt at each temperature, in that order."""
-    answers: list[list[str]] = [[] for _ in problems]
+def sample_completions(model, tokenizer, tasks: Dataset, stage) -> list[list[str]]:
+    """Sample `samples_per_prompt` completions to each prompt at each temperature, in that order."""
+    completions: list[list[str]] = [[] for _ in tasks]
     for number, temperature in enumerate(stage.temperatures):
         drawn = sample(
             model,
             tokenizer,
-            problems["prompt"],
+            tasks["prompt"],
             n=stage.samples_per_prompt,
             max_new_tokens=stage.max_new_tokens,
             temperature=temperature,
             batch_size=stage.batch_size,
             seed=stage.seed + number,
-            progress=f"answers at temperature {temperature}",
+            progress=f"completions at temperature {temperature}",
         )
-        for group, new in zip(answers, drawn, strict=True):
+        for group, new in zip(completions, drawn, strict=True):
             group += new
-    return answers
+    return completions
 
 
-def grade_tested(problems: Dataset, groups, timeout_s: float) -> list[list[Result]]:
+def grade_tested(tasks: Dataset, groups, timeout_s: float) -> list[list[Result]]:
     """Run the tests of the rows that have some; an empty list of results for the others."""
-    if "tests" not in problems.column_names:
-        return [[] for _ in problems]
-    tested = [i for i, tests in enumerate(problems["tests"]) if tests]
-    rows = problems.select(tested)
+    if "tests" not in tasks.column_names:
+        return [[] for _ in tasks]
+    tested = [i for i, tests in enumerate(tasks["tests"]) if tests]
+    rows = tasks.select(tested)
     groups = [groups[i] for i in tested]
     graded = grade(groups, rows["tests"], rows["entry_point"], timeout_s, "running tests")
-    results: list[list[Result]] = [[] for _ in problems]
+    results: list[list[Result]] = [[] for _ in tasks]
     for i, group in zip(tested, graded, strict=True):
         results[i] = group
     return results
 
 
-def label_by_tests(problems: Dataset, distinct, results, stage, folder: Path) -> dict:
+def label_by_tests(tasks: Dataset, distinct, results, stage, folder: Path) -> dict:
     """Write train.jsonl and test.jsonl with test.md: pairs that the tests tell apart.
 
     Raises:
@@ -133,7 +133,7 @@ def label_by_tests(problems: Dataset, distinct, results, stage, folder: Path) ->
     generator = np.random.default_rng(stage.seed)
     pairs: dict[str, list[dict]] = {"train": [], "test": []}
     skipped: Counter = Counter()
-    for row, group, verdicts in zip(problems, distinct, results, strict=True):
+    for row, group, verdicts in zip(tasks, distinct, results, strict=True):
         made = pair_up(row, group, verdicts, stage.pairs_per_prompt, generator) if verdicts else []
         if not made:
             passed = {v.verdict == "pass" for v in verdicts}
@@ -143,14 +143,14 @@ def label_by_tests(problems: Dataset, distinct, results, stage, folder: Path) ->
     for name, rows in pairs.items():
         if not rows:
             raise RuntimeError(
-                f"no {name} pairs: {len(problems)} prompts gave {dict(skipped)}. Raise "
+                f"no {name} pairs: {len(tasks)} prompts gave {dict(skipped)}. Raise "
                 "samples_per_prompt or max_prompts, or set include_reference."
             )
         write_rows(folder / f"{name}.jsonl", rows)
     write_card(
         folder / "test.md",
         type="preference",
-        title="Held-out preference pairs, of problems that no pair in train.jsonl is from",
+        title="Held-out preference pairs, of tasks that no pair in train.jsonl is from",
         problems="As good as the labeler named in each row.",
     )
     return {
@@ -160,16 +160,16 @@ def label_by_tests(problems: Dataset, distinct, results, stage, folder: Path) ->
     }
 
 
-def choose_for_people(problems: Dataset, distinct, results, stage, folder: Path) -> dict:
+def choose_for_people(tasks: Dataset, distinct, results, stage, folder: Path) -> dict:
     """Write unlabelled.jsonl: `pairs_to_label` pairs, first those of which a label tells most.
 
     Pairs that the tests cannot tell apart come in the order of `telling`; every fifth is one that
     they can, so that people's agreement with the tests is measured as well.
     """
-    scores = score_answers(problems, distinct, stage.reward_model)
+    scores = score_answers(tasks, distinct, stage.reward_model)
     generator = np.random.default_rng(stage.seed)
     open_, decided = [], []
-    for row, group, verdicts, scored in zip(problems, distinct, results, scores, strict=True):
+    for row, group, verdicts, scored in zip(tasks, distinct, results, scores, strict=True):
         for pair in pairs_to_label(row, group, verdicts, scored, stage, generator):
             (decided if pair["tests_label"] else open_).append(pair)
     queue: list[dict] = []
@@ -181,7 +181,7 @@ def choose_for_people(problems: Dataset, distinct, results, stage, folder: Path)
         queue.append((decided if check else open_).pop(0))
     if not queue:
         raise RuntimeError(
-            f"no pairs to label: {len(problems)} prompts gave no two different answers. Raise "
+            f"no pairs to label: {len(tasks)} prompts gave no two different completions. Raise "
             "samples_per_prompt or the temperatures."
         )
     write_rows(folder / "unlabelled.jsonl", queue)
@@ -192,16 +192,16 @@ def choose_for_people(problems: Dataset, distinct, results, stage, folder: Path)
     }
 
 
-def pairs_to_label(row, answers, results, scores, stage, generator) -> list[dict]:
+def pairs_to_label(row, completions, results, scores, stage, generator) -> list[dict]:
     """The most telling pairs of one prompt that tests cannot tell apart, and those that they can.
 
-    Up to `pairs_per_prompt` of each kind, and within a kind no answer is used twice.
+    Up to `pairs_per_prompt` of each kind, and within a kind no completion is used twice.
     """
     sides = []
-    for i, j in combinations(range(len(answers)), 2):
+    for i, j in combinations(range(len(completions)), 2):
         gap = None if scores is None else scores[i] - scores[j]
-        tied = not results or worth(results[i]) == worth(results[j])
-        sides.append((telling(answers[i], answers[j], gap), tied, i, j))
+        tied = not results or rank(results[i]) == rank(results[j])
+        sides.append((telling(completions[i], completions[j], gap), tied, i, j))
     sides.sort(key=lambda side: -side[0])
     used: dict[bool, list[int]] = {True: [], False: []}
     pairs: list[dict] = []
@@ -212,12 +212,12 @@ def pairs_to_label(row, answers, results, scores, stage, generator) -> list[dict
         a, b = (j, i) if generator.integers(2) else (i, j)
         pair = {"id": f"{row['id']}/{len(pairs)}", "prompt": row["prompt"]}
         for side, k in (("a", a), ("b", b)):
-            made = stage.include_reference and answers[k] == row["completion"]
-            pair[f"response_{side}"] = answers[k]
+            made = stage.include_reference and completions[k] == row["completion"]
+            pair[f"response_{side}"] = completions[k]
             pair[f"model_{side}"] = "the card's reference" if made else stage.model
             pair[f"tests_{side}"] = _why(results[k]) if results else None
             pair[f"reward_{side}"] = None if scores is None else scores[k]
-        better = None if tied else "a" if worth(results[a]) > worth(results[b]) else "b"
+        better = None if tied else "a" if rank(results[a]) > rank(results[b]) else "b"
         pairs.append(
             pair
             | {
@@ -235,7 +235,7 @@ def pairs_to_label(row, answers, results, scores, stage, generator) -> list[dict
 def telling(a: str, b: str, gap: float | None) -> float:
     """How much a label of this pair would tell, in [0, 1].
 
-    The share of words in which the answers differ, times how unsure R is: 4 p (1 - p), with p the
+    The share of words in which the two differ, times how unsure R is: 4 p (1 - p), with p the
     chance that R gives a over b (Bradley and Terry); 1 without R.
 
     Args:
@@ -248,13 +248,13 @@ def telling(a: str, b: str, gap: float | None) -> float:
     return differ * 4 * p * (1 - p)
 
 
-def score_answers(problems: Dataset, groups, reward_model: str | None) -> list[list[float] | None]:
-    """R's raw scores of each prompt's answers; None for each prompt without a reward model."""
+def score_answers(tasks: Dataset, groups, reward_model: str | None) -> list[list[float] | None]:
+    """R's raw scores of each prompt's completions; None for each prompt without a reward model."""
     if reward_model is None:
-        return [None] * len(problems)
+        return [None] * len(tasks)
     reward = load_model_reward(reward_model)
     reward.mean, reward.std = 0.0, 1.0  # differences of raw scores are log-odds
-    prompts = [p for p, group in zip(problems["prompt"], groups, strict=True) for _ in group]
+    prompts = [p for p, group in zip(tasks["prompt"], groups, strict=True) for _ in group]
     flat = iter(reward(prompts, [text for group in groups for text in group]))
     return [[next(flat) for _ in group] for group in groups]
 
@@ -266,27 +266,27 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def write_mixed(
-    problems: Dataset, groups, results, first, least: int, folder: Path
+    tasks: Dataset, groups, results, first, least: int, folder: Path
 ) -> tuple[int, int]:
-    """Write prompts.jsonl and prompts.md: problems with both a pass and a failure in `first`.
+    """Write prompts.jsonl and prompts.md: tasks with both a pass and a failure in `first`.
 
-    Filled up to `least` rows with problems that always failed, then with those that always passed.
+    Filled up to `least` rows with tasks that always failed, then with those that always passed.
     Returns:
-        contested prompts, prompts written.
+        mixed-outcome prompts, prompts written.
     """
-    kinds: dict[str, list[str]] = {"contested": [], "failed": [], "passed": []}
-    for row, group, verdicts, drawn in zip(problems, groups, results, first, strict=True):
+    kinds: dict[str, list[str]] = {"mixed": [], "failed": [], "passed": []}
+    for row, group, verdicts, drawn in zip(tasks, groups, results, first, strict=True):
         passed = {
             v.verdict == "pass"
             for text, v in zip(group if verdicts else (), verdicts, strict=True)
             if text in drawn
         }
-        kind = "contested" if len(passed) == 2 else "passed" if passed == {True} else "failed"
+        kind = "mixed" if len(passed) == 2 else "passed" if passed == {True} else "failed"
         kinds[kind].append(json.dumps(row, ensure_ascii=False) + "\n")
-    rows = list(kinds["contested"])
+    rows = list(kinds["mixed"])
     rows += (kinds["failed"] + kinds["passed"])[: max(least - len(rows), 0)]
     (folder / "prompts.jsonl").write_text("".join(rows), encoding="utf-8")
-    count = len(kinds["contested"])
+    count = len(kinds["mixed"])
     write_card(
         folder / "prompts.md",
         type="prompt-only",
@@ -301,26 +301,26 @@ def write_card(path: Path, **fields: str) -> None:
     path.write_text(CARD.format(file=f"{path.stem}.jsonl", **fields), encoding="utf-8")
 
 
-def worth(result: Result) -> tuple[bool, float]:
-    """Order of answers: passing first, then by the share of tests that passed."""
+def rank(result: Result) -> tuple[bool, float]:
+    """Order of completions: passing first, then by the share of tests that passed."""
     return result.verdict == "pass", result.passed / max(result.total, 1)
 
 
-def pair_up(row, answers, results, most: int, generator) -> list[dict]:
-    """Up to `most` pairs of answers of different worth, a pass against a fail first."""
-    order = generator.permutation(len(answers))
-    better = [(i, j) for i in order for j in order if worth(results[i]) > worth(results[j])]
+def pair_up(row, completions, results, most: int, generator) -> list[dict]:
+    """Up to `most` pairs of completions of different rank, a pass against a fail first."""
+    order = generator.permutation(len(completions))
+    better = [(i, j) for i in order for j in order if rank(results[i]) > rank(results[j])]
     used: Counter = Counter()
     pairs: list[dict] = []
     while better and len(pairs) < most:
-        # A pass against a fail teaches most; among equals, answers that were used least, then the
+        # A pass against a fail teaches most; among equals, those that were used least, then the
         # wider gap in tests passed.
         i, j = min(
             better,
             key=lambda ij: (
-                not (worth(results[ij[0]])[0] and not worth(results[ij[1]])[0]),
+                not (rank(results[ij[0]])[0] and not rank(results[ij[1]])[0]),
                 used[ij[0]] + used[ij[1]],
-                worth(results[ij[1]])[1] - worth(results[ij[0]])[1],
+                rank(results[ij[1]])[1] - rank(results[ij[0]])[1],
             ),
         )
         better.remove((i, j))
@@ -331,8 +331,8 @@ def pair_up(row, answers, results, most: int, generator) -> list[dict]:
             {
                 "id": f"{row['id']}/{len(pairs)}",
                 "prompt": row["prompt"],
-                "response_a": answers[a],
-                "response_b": answers[b],
+                "response_a": completions[a],
+                "response_b": completions[b],
                 "label": "b" if flip else "a",
                 "labeler": "unit_tests",
                 "reason": f"a: {_why(results[a])}; b: {_why(results[b])}",
@@ -346,6 +346,6 @@ def _why(result: Result) -> str:
 
 
 def in_test(prompt, share: float) -> bool:
-    """Whether a problem belongs to the held-out pairs; depends on the prompt alone."""
+    """Whether a task belongs to the held-out pairs; depends on the prompt alone."""
     digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < share

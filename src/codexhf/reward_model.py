@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import set_seed
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import (
@@ -24,7 +25,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    set_seed,
 )
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
@@ -38,11 +38,10 @@ from codexhf.models import (
     check_finite,
     context_of,
     load_policy,
-    load_tokenizer,
     room_for,
-    spare_token,
     to_device,
 )
+from codexhf.tokenizer import load_tokenizer, spare_token
 
 
 def load_reward_model(

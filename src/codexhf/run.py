@@ -28,17 +28,11 @@ from typing import IO, TYPE_CHECKING
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedModel
 
 from codexhf import launch
 from codexhf.arguments import StageArguments
-from codexhf.chat import end_ids
 from codexhf.checkpoints import (
     MANIFEST,
-    CommitCheckpoints,
-    ExactWeights,
-    StopOnNaN,
-    StopOnSignal,
     file_stats,
     last_good,
     step_folders,
@@ -57,7 +51,6 @@ from codexhf.identity import (
 )
 from codexhf.lineage import BY_NAME
 from codexhf.model_card import write_card
-from codexhf.models import shortest_context
 from codexhf.refusals import refuse
 
 if TYPE_CHECKING:  # stages that train nothing do not wait for the import of Trainer
@@ -163,6 +156,8 @@ class Record:
 
 def _train(trainer: Trainer, training: TrainingArguments, checkpoint: Path | None) -> float:
     """Train to the end and return the seconds of training, earlier starts included."""
+    from codexhf.guards import CommitCheckpoints, ExactWeights, StopOnNaN, StopOnSignal
+
     stop = StopOnSignal()
     commits = CommitCheckpoints(training.save_total_limit or 2, checkpoint)
     for callback in (commits, ExactWeights(checkpoint), StopOnNaN(), stop):
@@ -192,6 +187,11 @@ def _size(trainer: Trainer) -> dict:
 
 def _save(trainer: Trainer, output_dir: Path) -> None:
     """Save model and tokenizer ready for use: with a cache, and knowing their limits."""
+    from transformers import PreTrainedModel
+
+    from codexhf.chat import end_ids
+    from codexhf.models import shortest_context
+
     tokenizer = trainer.processing_class
     for model in {m for m in trainer.model.modules() if isinstance(m, PreTrainedModel)}:
         model.config.use_cache = True  # off while training, where it would only cost memory
@@ -264,7 +264,8 @@ def _decide(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun:
     before = _read_identity(output_dir)
     finished = (output_dir / MANIFEST).is_file()
     if before is not None:
-        changed = differences({**before, "machine": {}}, {**identity, "machine": {}})
+        apart = {"machine": {}, "hub": []}  # compared below; recorded for a start after this one
+        changed = differences({**before, **apart}, {**identity, **apart})
         moved = differences(before.get("machine", {}), identity["machine"])
         if stage.restart or changed:
             _set_aside(output_dir, ["--restart was given"] if stage.restart else changed)

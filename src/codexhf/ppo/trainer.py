@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from codexhf.chat import vocabulary_size
-from codexhf.checkpoints import StopOnNaN
 from codexhf.generation import Sampling, engine_for
+from codexhf.guards import StopOnNaN
 from codexhf.models import base_model
 from codexhf.ppo.build import Given, Parts, build, trainer_args
 from codexhf.ppo.checkpoint import CheckpointMixin

@@ -20,7 +20,7 @@ from codexhf.report.comparison import (
 )
 from codexhf.report.manifests import CARDS, STATS, Runs, number, symbol
 
-U = {"alpha_sft": "L_SFT", "beta_rlhf": "L_RLHF", "gamma_reg": "Ω"}
+U = {"alpha_sft": "L_SFT", "beta_rlhf": "L_RLHF", "gamma_reg": "Ω"}  # Ω: kl_coef times the KL
 
 
 @dataclass(frozen=True)
