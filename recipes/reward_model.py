@@ -23,7 +23,7 @@ def main(argv=None):
 
     from codexhf.data import load_pairs
     from codexhf.models import within_context
-    from codexhf.reward_model import load_reward_model, record_scores
+    from codexhf.reward_model import load_reward_model, prompts_to_score, record_scores
     from codexhf.run import run_stage
     from codexhf.tokenizer import load_tokenizer
 
@@ -31,6 +31,7 @@ def main(argv=None):
     max_length = within_context(stage.model, training.max_length)
     train = load_pairs(stage.train_cards, tokenizer, max_length, exclude=stage.eval_cards)
     test = load_pairs(stage.eval_cards, tokenizer, max_length)
+    prompts = prompts_to_score(train.dataset, tokenizer, stage)
     model = load_reward_model(stage.model, tokenizer, new_head=True, seed=training.seed)
     trainer = RewardTrainer(
         model=model,
@@ -45,7 +46,7 @@ def main(argv=None):
         training,
         data={"train": train, "test": test},
         parents={"m1": stage.model},
-        finish=lambda trainer: record_scores(trainer, train.dataset, stage),
+        finish=lambda trainer: record_scores(trainer, prompts, stage),
     )
 
 

@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from codexhf import completions, evaluation
 from codexhf.data import Data, load_tasks
@@ -140,8 +141,6 @@ def test_evaluate_models_writes_the_suite(model_folder, tokenizer, tmp_path, wri
         max_new_tokens=6,
         max_length=32,
     )
-    from datasets import Dataset
-
     corpora = {"code": Data(Dataset.from_dict({"text": ["x = 1\n" * 5]}))}
     metrics = evaluation.evaluate_models(stage, data, corpora, tmp_path)
     assert metrics["model/kl"] == pytest.approx(0, abs=1e-6)
@@ -153,6 +152,47 @@ def test_evaluate_models_writes_the_suite(model_folder, tokenizer, tmp_path, wri
     answers = json.loads((tmp_path / "answers.json").read_text())
     assert len(answers["all"]["other"]["answers"]) == 6
     assert np.shape(answers["all"]["other"]["verdicts"]) == (6, 2)
+
+
+def test_models_of_different_tokenizers_answer_what_fits_them_all(
+    tokenizer, tmp_path, write_card, problems
+):
+    """GPT-2 has no position after its last. To the second tokenizer each letter is a token."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as kinds
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    from codexhf.arguments import EvaluationArguments
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(kinds.BPE({c: i for i, c in enumerate(["<|end|>", *letters])}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    spelling = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>")
+    for name, reads in (("a", tokenizer), ("b", spelling)):
+        config = GPT2Config(vocab_size=len(reads), n_positions=48, n_embd=16, n_layer=1, n_head=2)
+        config.bos_token_id, config.eos_token_id = None, reads.eos_token_id
+        GPT2LMHeadModel(config).save_pretrained(tmp_path / name)
+        reads.save_pretrained(tmp_path / name)
+    problems[0]["prompt"] = "Write a function that adds two numbers."  # 39 letters, few tokens
+    data = load_tasks([write_card(problems, "prompt-only")], tokenizer)
+    stage = EvaluationArguments(
+        models=[str(tmp_path / "a"), str(tmp_path / "b")],
+        reference=str(tmp_path / "a"),
+        reward_model=None,
+        num_samples=1,
+        k=[1],
+        max_new_tokens=12,
+        max_length=512,
+    )
+    corpora = {"code": Data(Dataset.from_dict({"text": ["x = 1\n" * 50]}))}
+    metrics = evaluation.evaluate_models(stage, data, corpora, tmp_path)
+    assert metrics["tasks"] == 5 and metrics["tasks_too_long"] == 1
+    assert "a/kl" in metrics and "b/kl" not in metrics  # other ids, other texts (T6)
+    assert metrics["b/bits_per_byte_code"] > 0
+    stage.max_new_tokens = 47
+    with pytest.raises(ValueError, match="leaves no room for any of 6 prompts"):
+        evaluation.evaluate_models(stage, data, corpora, tmp_path)
 
 
 def test_the_sandbox_failing_is_no_verdict(monkeypatch, problems):

@@ -131,7 +131,8 @@ class World:
             },
             "reward_model": {
                 "model": str(self.folder / "m1"), "train_cards": [self.pairs],
-                "eval_cards": [self.other_pairs], "score_samples": 8, "max_length": 128, **train,
+                "eval_cards": [self.other_pairs], "score_samples": 8, "max_length": 128,
+                "score_max_new_tokens": 24, **train,
             },
             "ppo": {
                 "model": str(self.folder / "m1"), "reward_model": str(self.folder / "rm"),
@@ -276,6 +277,7 @@ CHANGES = {
         "train_cards": lambda w: [w.third_pairs],
         "eval_cards": lambda w: [w.third_pairs],
         "score_samples": 24,
+        "score_max_new_tokens": 4,
     },
     "ppo": {
         "timeout_s": (0.1, lambda w: {"prompt_cards": [w.slow], "total_episodes": 8}),
@@ -320,7 +322,7 @@ CHANGES = {
     },
 }
 ELSEWHERE = {"dry_run", "restart", "output_dir", "unsafe_exec", "samples_in_report"}
-"""Fields whose effect is not on what a run makes; each has a test below, the last in test_report."""
+"""Fields whose effect is not on what a run makes; each has a test below, or in test_report."""
 
 REFUSED = {("ppo", "trainer")}
 """Changes that must be refused here: no TRL has that trainer since 1.13."""

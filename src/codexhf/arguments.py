@@ -319,6 +319,9 @@ class RewardModelArguments(StageArguments):
         "M1 completions whose mean and standard deviation of score are saved in the config.",
         low=2,
     )
+    score_max_new_tokens: int = knob(
+        64, "Longest of these completions, in tokens: PPO's response_length.", low=1
+    )
 
 
 @dataclass

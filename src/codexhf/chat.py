@@ -163,6 +163,11 @@ def end_ids(
     return tuple(sorted(token for token in ids if token is not None))
 
 
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return one more than the largest token id; many models have more embeddings than that."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def decode(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return sampled ids as text without special tokens."""
     return tokenizer.batch_decode(rows, skip_special_tokens=True)

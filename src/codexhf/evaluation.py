@@ -19,7 +19,16 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from codexhf.arguments import EvaluationArguments, SFTArguments
-from codexhf.chat import answered_ids, decode, in_form, prompt_ids, right_pad, text_of
+from codexhf.chat import (
+    answered_ids,
+    decode,
+    in_form,
+    prompt_ids,
+    prompt_ids_batch,
+    right_pad,
+    text_of,
+    vocabulary_size,
+)
 from codexhf.checkpoints import write_json
 from codexhf.completions import judge
 from codexhf.data import Data, cards_of
@@ -28,6 +37,7 @@ from codexhf.hub import short_name
 from codexhf.models import (
     evaluating,
     load_policy,
+    room_for,
     shortest_context,
     to_device,
 )
@@ -134,16 +144,21 @@ def summarise(verdicts: Sequence[Sequence[str]], k: Sequence[int]) -> dict:
 
 @torch.no_grad()
 def token_logprobs(
-    model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    vocabulary: int,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """log p of each token given those before it: (B, T) -> (B, T - 1) float32, 0 where masked.
 
     Args:
         input_ids: (B, T), right-padded.
         mask: (B, T) bool, True = real token.
+        vocabulary: among how many ids a token is chosen, as in sampling; see `vocabulary_size`.
     """
     logits = model(input_ids=input_ids, attention_mask=mask.long(), use_cache=False).logits[:, :-1]
-    logits = logits.float() / temperature
+    logits = logits[..., :vocabulary].float() / temperature
     picked = logits.gather(-1, input_ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
     return picked * mask[:, 1:]
 
@@ -172,13 +187,14 @@ def answer_logprobs(
     ]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     sums, counts = np.zeros(len(rows)), np.zeros(len(rows))
+    vocabulary = vocabulary_size(tokenizer)
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             picked = order[start : start + batch_size]
             ids, mask = right_pad([rows[i][0] for i in picked], model.device)
             starts = torch.tensor([rows[i][1] for i in picked], device=ids.device)
             answer = mask & (torch.arange(ids.size(1), device=ids.device) >= starts[:, None])
-            logprobs = token_logprobs(model, ids, mask, temperature)
+            logprobs = token_logprobs(model, ids, mask, vocabulary, temperature)
             sums[picked] = (logprobs * answer[:, 1:]).sum(1).cpu().numpy()
             counts[picked] = answer.sum(1).cpu().numpy()
     return sums, counts
@@ -212,11 +228,11 @@ def bits_per_byte(
             [tokenizer.eos_token_id, *ids[i : i + step]] for i in range(0, len(ids), step) if ids
         ]
     pieces.sort(key=len)
-    nats = 0.0
+    nats, vocabulary = 0.0, vocabulary_size(tokenizer)
     with evaluating(model):
         for start in range(0, len(pieces), batch_size):
             ids, mask = right_pad(pieces[start : start + batch_size], model.device)
-            nats -= token_logprobs(model, ids, mask).sum().item()
+            nats -= token_logprobs(model, ids, mask, vocabulary).sum().item()
     return nats / math.log(2) / sum(len(t.encode()) for t in texts)
 
 
@@ -438,6 +454,7 @@ def evaluate_models(
     """
     tokenizers = load_tokenizers([stage.reference, *stage.models], tasks)
     tokenizer = tokenizers[stage.reference]
+    rows, metrics = with_room(tasks.dataset, stage, tokenizers)
     judges = Judges(
         to_device(load_policy(stage.reference, tokenizer)),
         tokenizer,
@@ -445,13 +462,12 @@ def evaluate_models(
         load_rules(stage.safety_rules) if stage.safety_rules else None,
     )
     texts = {name: list(data.dataset["text"]) for name, data in corpora.items()}
-    metrics: dict = {"tasks": len(tasks.dataset)}
     raw: dict[str, dict] = {}
     for path, name in zip(stage.models, names_of(stage.models), strict=True):
         own, model = tokenizers[path], judges.reference
         if path != stage.reference:
             model = to_device(load_policy(path, own))
-        found, record = evaluate_model(model, own, tasks.dataset, texts, judges, stage, name)
+        found, record = evaluate_model(model, own, rows, texts, judges, stage, name)
         if raw:
             found |= _wins(record, raw[list(raw)[-1]])
         raw[name] = record
@@ -462,7 +478,7 @@ def evaluate_models(
             f"[{found['pass@1_low']:.3f}, {found['pass@1_high']:.3f}]{kl}",
             flush=True,
         )
-    write_json(folder / "answers.json", _answers(tasks.dataset, raw))
+    write_json(folder / "answers.json", _answers(rows, raw))
     return metrics
 
 
@@ -477,6 +493,32 @@ def load_tokenizers(paths: Sequence[str], tasks: Data) -> dict[str, PreTrainedTo
         rows = [{"prompt": in_form(prompt, own)} for prompt in tasks.dataset["prompt"]]
         prompt_lengths(Dataset.from_list(rows), own, cards_of(tasks))
     return tokenizers
+
+
+def with_room(
+    tasks: Dataset, stage: EvaluationArguments, tokenizers: dict[str, PreTrainedTokenizerBase]
+) -> tuple[Dataset, dict]:
+    """Return the tasks that every model has room to answer, and how many there are.
+
+    load_tasks counted tokens of the reference; each model reads with its own tokenizer.
+
+    Raises:
+        ValueError: none fits.
+    """
+    fits = np.ones(len(tasks), dtype=bool)
+    for path in stage.models:
+        tokenizer, room = tokenizers[path], room_for(path, stage.max_new_tokens)
+        prompts = [in_form(prompt, tokenizer) for prompt in tasks["prompt"]]
+        if room is not None and prompts:
+            fits &= [len(ids) <= room for ids in prompt_ids_batch(prompts, tokenizer)]
+    if len(tasks) and not fits.any():
+        raise ValueError(
+            f"max_new_tokens: got {stage.max_new_tokens}, which leaves no room for any of "
+            f"{len(tasks)} prompts in the contexts of the models. Lower it."
+        )
+    dropped = int((~fits).sum())
+    counts = {"tasks": len(tasks) - dropped} | ({"tasks_too_long": dropped} if dropped else {})
+    return (tasks.select(np.flatnonzero(fits)) if dropped else tasks), counts
 
 
 def names_of(paths: Sequence[str]) -> list[str]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 from torch.nn.utils import get_total_norm
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from codexhf.checkpoints import MANIFEST, commit, fault, step_folders
+from codexhf.models import load_weights
 
 
 class CommitCheckpoints(TrainerCallback):
@@ -67,6 +68,30 @@ class CommitCheckpoints(TrainerCallback):
                 f"checkpoint needs {1.2 * self.last_size / 2**30:.2f} GiB. Free some and start "
                 f"again: the run resumes from {folder.name}."
             )
+
+
+class ExactWeights(TrainerCallback):
+    """Reads a checkpoint's weights once more, as from_pretrained reads them.
+
+    Trainer fills in by name what it finds, so of architectures that save under other names
+    (GPT-NeoX, mixtures of experts) it leaves out weights with a warning. Adapters, sharded models
+    and PPOTrainer's pair are read by their own means.
+    """
+
+    def __init__(self, resumed_from: Path | None):
+        self.resumed_from = resumed_from
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self._read(args, model, self.resumed_from)
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if args.load_best_model_at_end:
+            self._read(args, model, state.best_model_checkpoint)
+
+    def _read(self, args, model, folder: Path | str | None) -> None:
+        sharded = args.deepspeed or args.fsdp
+        if folder is not None and isinstance(model, PreTrainedModel) and not sharded:
+            load_weights(model, Path(folder))
 
 
 class StopOnNaN(TrainerCallback):

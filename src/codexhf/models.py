@@ -5,6 +5,8 @@ The tokenizer is in tokenizer.py, the reward model in reward_model.py.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +22,7 @@ from transformers import (
 
 from accelerate import PartialState
 from codexhf.arguments import PretrainArguments
+from codexhf.chat import vocabulary_size
 from codexhf.hub import resolve
 from codexhf.refusals import nearest
 
@@ -88,12 +91,50 @@ def load_policy(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
         trust_remote_code=False,
         use_cache=False,
     )
-    if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    found = model.get_input_embeddings().num_embeddings
+    if tokenizer is not None and vocabulary_size(tokenizer) > found:
         raise ValueError(
-            f"{path}: the model has {model.get_input_embeddings().num_embeddings} embeddings, the "
-            f"tokenizer {len(tokenizer)} tokens. Use the tokenizer that the model was trained with."
+            f"{path}: the model has {found} embeddings, the tokenizer {vocabulary_size(tokenizer)} "
+            "ids. Use the tokenizer that the model was trained with."
         )
     return check_finite(model, path)
+
+
+def load_weights(module: nn.Module, folder: Path) -> None:
+    """Load saved weights into a model in place, adapters into a PEFT model.
+
+    They are read as from_pretrained reads them, into a second model for the moment: some
+    architectures save their weights under other names and in other shapes than they compute with.
+
+    Raises:
+        ValueError: the folder lacks weights that the model needs, or has others.
+    """
+    if not isinstance(module, PreTrainedModel):
+        named = folder / module.active_adapter  # where PEFT puts all but the one called default
+        where = named if named.is_dir() else folder
+        module.load_adapter(str(where), module.active_adapter, is_trainable=True)
+        return
+    # the widest dtype of the model holds the others exactly
+    dtypes = {tensor.dtype for tensor in module.state_dict().values() if tensor.is_floating_point()}
+    with torch.random.fork_rng(devices=[]):
+        saved, info = type(module).from_pretrained(
+            folder,
+            dtype=reduce(torch.promote_types, dtypes),
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # told below
+            output_loading_info=True,
+        )
+    wrong = {name: sorted(map(str, info[name])) for name in info if info[name]}
+    theirs = {name: tensor.shape for name, tensor in saved.state_dict().items()}
+    ours = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    if wrong or theirs != ours:
+        differing = sorted(n for n in {*theirs, *ours} if theirs.get(n) != ours.get(n))
+        wrong = {name: found[:3] for name, found in wrong.items()} or differing[:3]
+        raise ValueError(
+            f"{folder}: got weights that do not fit {type(module).__name__} ({wrong}), expected "
+            "those of the model that was saved. Resume with that model."
+        )
+    module.load_state_dict(saved.state_dict())
 
 
 def check_finite(model: PreTrainedModel, path: str) -> PreTrainedModel:
@@ -122,7 +163,8 @@ def context_length(path: str) -> int | None:
 
 def context_of(config: PreTrainedConfig) -> int | None:
     """Longest sequence of a model with this config; None where positions have no end."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    config = config.get_text_config()
+    return getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
 
 
 def within_context(path: str, max_length: int, cards: Sequence[str] | None = None) -> int:
@@ -189,13 +231,24 @@ def backbone_states(
 
 @contextmanager
 def evaluating(*modules: nn.Module | None) -> Iterator[None]:
-    """Put models into eval mode and back: activation checkpointing rests and caches work."""
+    """Put models into eval mode and back: activation checkpointing rests and caches work.
+
+    Mixtures of experts whose config asks for router logits, as SFTTrainer leaves it, rest from
+    their auxiliary loss as well: with a cache it fails, as its mask is longer than the input.
+    """
     modes = [(module, module.training) for module in modules if module is not None]
+    parts = [part for module, _ in modes for part in module.modules()]
+    configs = {id(part.config): part.config for part in parts if hasattr(part, "config")}
+    asked = [c for c in configs.values() if getattr(c, "output_router_logits", False)]
     for module, _ in modes:
         module.eval()
+    for config in asked:
+        config.output_router_logits = False
     try:
         yield
     finally:
+        for config in asked:
+            config.output_router_logits = True
         for module, training in modes:
             module.train(training)
 

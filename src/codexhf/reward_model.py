@@ -30,7 +30,7 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from codexhf.arguments import RewardModelArguments
-from codexhf.chat import Prompt, answered_ids, end_ids, right_pad
+from codexhf.chat import Prompt, answered_ids, end_ids, prompt_ids, right_pad
 from codexhf.generation import sample
 from codexhf.hub import resolve
 from codexhf.models import (
@@ -38,6 +38,7 @@ from codexhf.models import (
     check_finite,
     context_of,
     load_policy,
+    room_for,
     to_device,
 )
 from codexhf.tokenizer import load_tokenizer, spare_token
@@ -360,17 +361,50 @@ def load_model_reward(path: str, clip: float | None = None) -> ModelReward:
     )
 
 
+def prompts_to_score(
+    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, stage: RewardModelArguments
+) -> list[Prompt]:
+    """Return the different prompts of some pairs that M1 has room to answer.
+
+    Raises:
+        ValueError: none has.
+    """
+    prompts = list({json.dumps(p): p for p in pairs["prompt"]}.values())
+    room = room_for(stage.model, stage.score_max_new_tokens)
+    if room is None:
+        return prompts[: stage.score_samples]
+    fitting = [prompt for prompt in prompts if len(prompt_ids(prompt, tokenizer)) <= room]
+    if not fitting:
+        raise ValueError(
+            f"score_max_new_tokens: got {stage.score_max_new_tokens}, which leaves {room} tokens "
+            f"of {stage.model}'s context for a prompt: too few for each of {len(prompts)}. "
+            "Lower it."
+        )
+    if len(fitting) < len(prompts):
+        print(
+            f"{len(prompts) - len(fitting)} of {len(prompts)} prompts leave no room for "
+            f"{stage.score_max_new_tokens} tokens and do not count in score_mean",
+            flush=True,
+        )
+    return fitting[: stage.score_samples]
+
+
 @torch.no_grad()
-def record_scores(trainer, pairs: Dataset, stage: RewardModelArguments) -> dict:
+def record_scores(trainer, prompts: Sequence[Prompt], stage: RewardModelArguments) -> dict:
     """Save mean and standard deviation of R's score on M1's answers in R's config.
 
     PPO normalises the reward with them, so that a reward of 0 is what M1 gets on average.
     """
     model, tokenizer = trainer.model, trainer.processing_class
-    prompts = list({json.dumps(p): p for p in pairs["prompt"]}.values())[: stage.score_samples]
     policy = to_device(load_policy(stage.model, tokenizer))
-    n = -(-stage.score_samples // len(prompts))
-    answers = sample(policy, tokenizer, prompts, n=n, seed=trainer.args.seed, max_new_tokens=256)
+    answers = sample(
+        policy,
+        tokenizer,
+        prompts,
+        n=-(-stage.score_samples // len(prompts)),
+        seed=trainer.args.seed,
+        max_new_tokens=stage.score_max_new_tokens,
+    )
     owners = [p for p, group in zip(prompts, answers, strict=True) for _ in group]
     scores = ModelReward(model.eval(), tokenizer)(owners, [a for g in answers for a in g])
     mean, std = float(np.mean(scores)), float(np.std(scores))

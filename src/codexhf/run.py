@@ -156,11 +156,11 @@ class Record:
 
 def _train(trainer: Trainer, training: TrainingArguments, checkpoint: Path | None) -> float:
     """Train to the end and return the seconds of training, earlier starts included."""
-    from codexhf.guards import CommitCheckpoints, StopOnNaN, StopOnSignal
+    from codexhf.guards import CommitCheckpoints, ExactWeights, StopOnNaN, StopOnSignal
 
     stop = StopOnSignal()
     commits = CommitCheckpoints(training.save_total_limit or 2, checkpoint)
-    for callback in (commits, StopOnNaN(), stop):
+    for callback in (commits, ExactWeights(checkpoint), StopOnNaN(), stop):
         trainer.add_callback(callback)
     trainer.args.save_total_limit = None  # rotation is CommitCheckpoints', after the commit
     if checkpoint is not None:

@@ -14,7 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codexhf.chat import decode, end_ids, left_pad, prompt_ids
+from codexhf.chat import decode, end_ids, left_pad, prompt_ids, vocabulary_size
 from codexhf.generation.engines import Engine, Sampling, make_engine
 from codexhf.generation.native import preallocated_cache
 from codexhf.models import base_model, evaluating
@@ -46,7 +46,9 @@ def sample_ids(
     ids = [prompt_ids(prompt, tokenizer) for prompt in prompts]
     order = [i for i in sorted(range(len(ids)), key=lambda i: (len(ids[i]), i)) for _ in range(n)]
     ends = end_ids(tokenizer, model.generation_config)
-    engine = engine_for(model, Sampling(max_new_tokens, ends, batch_size))
+    engine = engine_for(
+        model, Sampling(max_new_tokens, ends, batch_size, vocabulary_size(tokenizer))
+    )
     out: list[list[list[int]]] = [[] for _ in ids]
     batches = range(0, len(order), batch_size)
     with evaluating(model):

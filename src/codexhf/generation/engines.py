@@ -9,6 +9,8 @@ stream, and leave the global random state, the policy and its generation config 
 """
 
 import importlib.util
+import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -21,7 +23,7 @@ from transformers import (
     __version__,
 )
 
-from codexhf.models import base_model, nonfinite_parameter
+from codexhf.models import base_model, evaluating, nonfinite_parameter
 
 
 @dataclass
@@ -40,6 +42,8 @@ class Sampling:
     max_tokens: int
     stop_ids: tuple[int, ...]  # empty: an answer never ends early
     chunk: int  # rows at a time
+    vocabulary: int | None = None
+    """The first so many ids are tokens; further embeddings of a model are never sampled."""
 
 
 class Engine(Protocol):
@@ -58,10 +62,14 @@ class Engine(Protocol):
 
 
 class HFEngine:
-    """`model.generate`, for architectures whose cache the native loop does not know."""
+    """`model.generate`, for architectures whose cache the native loop does not know.
+
+    Some of them read padding whatever the mask says; their prompts are grouped by length.
+    """
 
     def __init__(self, sampling: Sampling):
         self.sampling = sampling
+        self._pads: bool | None = None  # None: not tried out yet
 
     @torch.no_grad()
     def generate(self, policy, prompt_ids, prompt_mask, *, seed, temperature) -> Generation:
@@ -69,15 +77,29 @@ class HFEngine:
         devices = [prompt_ids.device] if prompt_ids.is_cuda else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            parts = [
-                self._generate(policy, prompt_ids[rows], prompt_mask[rows], temperature)
-                for rows in row_chunks(prompt_ids.size(0), self.sampling.chunk)
-            ]
-        return check_finite(join(parts), policy)
+            parts, order = [], []
+            for rows, width in self._chunks(policy, prompt_mask):
+                ids, mask = prompt_ids[rows, -width:], prompt_mask[rows, -width:]
+                parts.append(self._generate(policy, ids, mask, temperature))
+                order.append(rows)
+        found, back = join(parts), torch.cat(order).argsort()
+        found = Generation(found.responses[back], found.lengths[back], found.logprobs[back])
+        return check_finite(found, policy)
+
+    def _chunks(self, policy: nn.Module, mask: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """Yield row numbers, and the width of their prompts with padding."""
+        if self._pads is None:
+            self._pads = not reads_padding(policy)
+        rows = torch.arange(mask.size(0), device=mask.device)
+        lengths = torch.full_like(rows, mask.size(1)) if self._pads else mask.sum(1)
+        for width in lengths.unique().tolist():
+            alike = rows[lengths == width]
+            for chunk in row_chunks(len(alike), self.sampling.chunk):
+                yield alike[chunk], width
 
     def _generate(self, policy, prompt_ids, prompt_mask, temperature) -> Generation:
         """Answer one chunk of prompts."""
-        recorder = _SampledLogprobs(temperature or 1.0, policy)
+        recorder = _SampledLogprobs(temperature or 1.0, policy, self.sampling.vocabulary)
         kept = base_model(policy).generation_config
         # generate fills what a config leaves unset from the model's own: give it a blank one
         base_model(policy).generation_config = GenerationConfig()
@@ -150,6 +172,7 @@ class ContinuousBatchingEngine:
             top_p=1.0,
             eos_token_id=list(self.sampling.stop_ids) or -1,
             pad_token_id=0,  # fed to ended rows: any id that has an embedding will do
+            suppress_tokens=surplus_ids(policy, self.sampling),
         )
         self.config.seed = seed
         model = base_model(policy)
@@ -164,6 +187,32 @@ class ContinuousBatchingEngine:
             prompt_ids.device,
         )
         return check_finite(generation, policy)
+
+
+@torch.no_grad()
+def reads_padding(policy: nn.Module) -> bool:
+    """Return whether what stands under padding on the left changes the logits behind it.
+
+    The states of RecurrentGemma's convolutions and of RWKV do not know the mask.
+    """
+    device = next(policy.parameters()).device
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1]], device=device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    ids = torch.tensor([[[0, 0, 0, 0, 1, 2]], [[2, 1, 2, 0, 1, 2]]], device=device)
+    takes = inspect.signature(base_model(policy).forward).parameters
+    given = {"position_ids": positions} if "position_ids" in takes else {}
+    with evaluating(policy):
+        one, two = (
+            policy(input_ids=row, attention_mask=mask, use_cache=False, **given).logits[:, -3:]
+            for row in ids
+        )
+    return not torch.allclose(one, two, rtol=1e-3, atol=1e-5)
+
+
+def surplus_ids(policy: nn.Module, sampling: Sampling) -> list[int] | None:
+    """Return the ids that the policy's head scores and the tokenizer does not know."""
+    scored = base_model(policy).config.get_text_config().vocab_size
+    return list(range(sampling.vocabulary or scored, scored)) or None
 
 
 def _order(request_id: str) -> int:
@@ -260,18 +309,20 @@ def join(parts: list[Generation]) -> Generation:
 
 
 class _SampledLogprobs(LogitsProcessor):
-    """Records log p(sampled token) with the memory of one step.
+    """Leaves the scores of tokens alone, and records log p(sampled token).
 
-    At call t + 1 the token drawn from the scores of call t is known; `finish` adds the last.
+    At call t + 1 the token drawn from the scores of call t is known; `finish` adds the last. So
+    it takes the memory of one step.
     """
 
-    def __init__(self, temperature: float, policy: nn.Module):
-        self.temperature, self.policy = temperature, policy
+    def __init__(self, temperature: float, policy: nn.Module, vocabulary: int | None):
+        self.temperature, self.policy, self.vocabulary = temperature, policy, vocabulary
         self.scores, self.picked = None, []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Take note of `scores` (B, V) and pass them on."""
+        """Take note of `scores` (B, V) and pass on those of tokens."""
         self._flush(input_ids[:, -1])
+        scores = scores[:, : self.vocabulary]
         self.scores = scores / self.temperature
         self.normaliser = torch.logsumexp(self.scores, -1)
         if not torch.isfinite(self.normaliser).all():  # else torch.multinomial fails unexplained

@@ -71,6 +71,7 @@ class NativeEngine:
         fixed = self._fixes(reader)
         logits = reader.read(prompt_ids)
         for step in range(width):
+            logits = logits[:, : self.sampling.vocabulary]
             tokens, picked = sample(logits, temperature, generator, invert)
             responses[rows, step] = tokens.masked_fill(ended, 0)
             logprobs[rows, step] = picked.masked_fill(ended, 0.0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from codexhf.generation.engines import Generation, Sampling, check_finite, from_lists
+from codexhf.generation.engines import Generation, Sampling, check_finite, from_lists, surplus_ids
 
 MEMORY_SHARE = 0.3
 """Of the GPU, for vLLM's weights and cache; the rest is the training's."""
@@ -39,6 +39,7 @@ class VLLMEngine:
             )
         llm = self._updated(policy)
         prompts = [ids[real].tolist() for ids, real in zip(prompt_ids, prompt_mask, strict=True)]
+        allowed = self.sampling.vocabulary if surplus_ids(policy, self.sampling) else None
         params = [
             SamplingParams(
                 max_tokens=self.sampling.max_tokens,
@@ -49,6 +50,7 @@ class VLLMEngine:
                 stop_token_ids=list(self.sampling.stop_ids),
                 ignore_eos=True,  # stop_token_ids says what ends an answer
                 logprobs=0,
+                allowed_token_ids=None if allowed is None else list(range(allowed)),
                 detokenize=False,
             )
             for row in range(len(prompts))

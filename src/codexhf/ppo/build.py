@@ -23,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from codexhf.chat import end_ids
+from codexhf.chat import end_ids, vocabulary_size
 from codexhf.models import base_model, disable_dropout, load_policy, shortest_context
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.evaluate import EVALUATION_METRICS
@@ -137,7 +137,8 @@ def build(given: Given) -> Parts:
         if frozen is not None:
             frozen.requires_grad_(False).eval()
             disable_dropout(frozen)
-    limit = shortest_context([base_model(loaded.policy), critic, *by_ids])
+    readers = [loaded.policy, critic, *by_ids, *filter(None, [reference])]
+    limit = shortest_context(base_model(model) for model in readers)
     parts = Parts(
         policy=loaded.policy,
         reference=reference,
@@ -145,7 +146,7 @@ def build(given: Given) -> Parts:
         reward_models=scored,
         rewards=rewards,
         eval_rewards=_with_unweighted(rewards, given.eval_reward_funcs),
-        encoder=_encoder(given, limit),
+        encoder=_encoder(given, limit, _vocabulary(loaded.policy, given)),
         schedule=schedule,
         stop_ids=stop_ids(args, given.processing_class, base_model(loaded.policy)),
         sft_limit=min(args.sft_max_length, limit or args.sft_max_length),
@@ -428,7 +429,10 @@ def model_errors(given: Given, loaded: _Loaded) -> list[str]:
                 "requires_grad_(True) on it; an adapter is loaded for training with "
                 "PeftModel.from_pretrained(model, path, is_trainable=True)."
             )
-    errors += _policy_errors(args, policy)
+    errors += _policy_errors(args, policy, given.processing_class)
+    wanted = _vocabulary(policy, given)
+    if loaded.reference is not None:
+        errors += _vocabulary_errors("ref_model", base_model(loaded.reference), wanted)
     by_ids = [isinstance(m, nn.Module) and t is None for m, t in loaded.pairs()]
     copied = loaded.critic is None and not any(by_ids)
     if copied and getattr(base_model(policy), "is_quantized", False):
@@ -439,7 +443,7 @@ def model_errors(given: Given, loaded: _Loaded) -> list[str]:
     if loaded.critic is not None:
         with _collected(errors):
             check_scalar_head(loaded.critic, "value_model")
-            errors += _vocabulary_errors("value_model", loaded, loaded.critic, given)
+            errors += _vocabulary_errors("value_model", loaded.critic, wanted)
     for number, model in enumerate(loaded.readers):
         if isinstance(model, nn.Module):
             with _collected(errors):
@@ -456,8 +460,16 @@ def model_errors(given: Given, loaded: _Loaded) -> list[str]:
     return errors
 
 
-def _policy_errors(args: PPOConfig, policy: nn.Module) -> list[str]:
+def _policy_errors(args: PPOConfig, policy: nn.Module, tokenizer) -> list[str]:
     errors = []
+    found = base_model(policy).config.get_text_config().vocab_size
+    pad = tokenizer.pad_token_id  # never read: TRL's scripts add one without an embedding
+    beyond = [i for i in tokenizer.get_vocab().values() if i >= found and i != pad]
+    if beyond:
+        errors.append(
+            f"processing_class: got ids up to {max(beyond)}, expected them below the policy's "
+            f"{found} embeddings. Use the tokenizer that the policy was trained with."
+        )
     if base_model(policy).get_output_embeddings() is None:
         errors.append(
             f"model: got {type(base_model(policy)).__name__}, expected a causal language model. "
@@ -489,7 +501,7 @@ def _reader_errors(number: int, given: Given, loaded: _Loaded) -> list[str]:
             "numbers, the second above 0. Train it again, or set normalize_reward_model=False."
         )
     if loaded.tokenizers[number] is None:
-        errors += _vocabulary_errors(name, loaded, model, given)
+        errors += _vocabulary_errors(name, model, _vocabulary(loaded.policy, given))
         if loaded.critic is None and getattr(model, "_hf_peft_config_loaded", False):
             errors.append(
                 f"{name}: got an adapter added by add_adapter, expected none where the critic "
@@ -498,17 +510,25 @@ def _reader_errors(number: int, given: Given, loaded: _Loaded) -> list[str]:
     return errors
 
 
-def _vocabulary_errors(name: str, loaded: _Loaded, model: nn.Module, given: Given) -> list[str]:
-    """Refuse a critic or reward model that cannot embed what the policy's tokenizer makes."""
-    wanted = base_model(loaded.policy).get_input_embeddings().num_embeddings
-    wanted = min(len(given.processing_class), wanted)
+def _vocabulary(policy: nn.Module, given: Given) -> int:
+    """Return how many ids are tokens that the policy knows."""
+    # of the config: an adapter may wrap the embeddings
+    known = base_model(policy).config.get_text_config().vocab_size
+    return min(vocabulary_size(given.processing_class), known)
+
+
+def _vocabulary_errors(name: str, model: PreTrainedModel, wanted: int) -> list[str]:
+    """Refuse a model that cannot embed what the policy writes."""
     found = model.get_input_embeddings().num_embeddings
     if found >= wanted:
         return []
+    fix = {
+        "ref_model": "Pass None: the trainer then keeps a copy of the policy.",
+        "value_model": "Leave value_model out.",
+    }.get(name, "Give a reward model's own tokenizer as reward_processing_class.")
     return [
-        f"{name}: got {found} embeddings, expected at least the policy's {wanted}, whose token ids "
-        "it reads. Give a reward model's own tokenizer as reward_processing_class; leave "
-        "value_model out."
+        f"{name}: got {found} embeddings, expected at least the policy's {wanted} tokens, whose "
+        f"ids it reads. {fix}"
     ]
 
 
@@ -640,9 +660,9 @@ def _new_critic(policy: nn.Module, by_ids: list[PreTrainedModel]) -> PreTrainedM
     return critic.requires_grad_(True)
 
 
-def _encoder(given: Given, limit: int | None) -> PromptEncoder:
+def _encoder(given: Given, limit: int | None, vocabulary: int) -> PromptEncoder:
     """Return what turns rows into ids; it refuses padding where that can be told."""
     tokenizer, args = given.processing_class, given.args
     pads = args.masks_from == "lengths" and tokenizer.pad_token_id != tokenizer.eos_token_id
     pad_id = tokenizer.pad_token_id if pads else None
-    return PromptEncoder(tokenizer, args.response_length, limit, pad_id)
+    return PromptEncoder(tokenizer, args.response_length, limit, pad_id, vocabulary)

@@ -8,17 +8,16 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.trainer import TRAINER_STATE_NAME
 
 from codexhf.checkpoints import step_folders
+from codexhf.models import load_weights
 from codexhf.ppo.model import PolicyAndCritic
 from codexhf.ppo.rollout import Rollout
 
@@ -151,43 +150,6 @@ def last_checkpoint(output_dir: Path) -> str | None:
         else:
             return str(folder)
     return None
-
-
-def load_weights(module: nn.Module, folder: Path) -> None:
-    """Load saved weights into a model in place, adapters into a PEFT model.
-
-    They are read as from_pretrained reads them, into a second model for the moment: some
-    architectures save their weights under other names and in other shapes than they compute with.
-
-    Raises:
-        ValueError: the folder lacks weights that the model needs, or has others.
-    """
-    if not isinstance(module, PreTrainedModel):
-        named = folder / module.active_adapter  # where PEFT puts all but the one called default
-        where = named if named.is_dir() else folder
-        module.load_adapter(str(where), module.active_adapter, is_trainable=True)
-        return
-    # the widest dtype of the model holds the others exactly
-    dtypes = {tensor.dtype for tensor in module.state_dict().values() if tensor.is_floating_point()}
-    with torch.random.fork_rng(devices=[]):
-        saved, info = type(module).from_pretrained(
-            folder,
-            dtype=reduce(torch.promote_types, dtypes),
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # told below
-            output_loading_info=True,
-        )
-    wrong = {name: sorted(map(str, info[name])) for name in info if info[name]}
-    theirs = {name: tensor.shape for name, tensor in saved.state_dict().items()}
-    ours = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    if wrong or theirs != ours:
-        differing = sorted(n for n in {*theirs, *ours} if theirs.get(n) != ours.get(n))
-        wrong = {name: found[:3] for name, found in wrong.items()} or differing[:3]
-        raise ValueError(
-            f"{folder}: got weights that do not fit {type(module).__name__} ({wrong}), expected "
-            "those of the model that was saved. Resume with that model."
-        )
-    module.load_state_dict(saved.state_dict())
 
 
 def _parts_of(wrapper: PolicyAndCritic, folder: Path) -> list[tuple[nn.Module, str, Path]]:

@@ -47,11 +47,14 @@ class PolicyAndCritic(nn.Module):
         value_model: nn.Module,
         kept_logits_mb: int = 256,
         reference: nn.Module | None = None,
+        vocabulary: int | None = None,
     ):
+        """`vocabulary`: the policy is a distribution over the first so many ids; None: over all."""
         super().__init__()
         self.policy, self.value_model = policy, value_model
         self.config = policy.config
         self._kept_bytes = kept_logits_mb * 2**20
+        self._vocabulary = vocabulary
         # set once here: a FSDP or ZeRO wrapper may hide the modules later
         self._head_is_linear = has_linear_head(policy)
         self._reference_head_is_linear = reference is None or has_linear_head(reference)
@@ -166,15 +169,19 @@ class PolicyAndCritic(nn.Module):
             logits = policy(
                 input_ids=input_ids, use_cache=False, **mask_arguments(attention_mask)
             ).logits[at]
-            return logits_logprobs(logits, targets, temperature)
+            return logits_logprobs(logits[:, : self._vocabulary], targets, temperature)
         model = base_model(policy)
         head = model.get_output_embeddings()
         hidden = backbone_states(model, input_ids, attention_mask)[at]  # (N, H)
-        row = 4 * head.weight.size(0)  # bytes of one row of float32 logits
+        weight, bias = head.weight, head.bias
+        if self._vocabulary is not None and self._vocabulary < weight.size(0):
+            weight = weight[: self._vocabulary]
+            bias = None if bias is None else bias[: self._vocabulary]
+        row = 4 * weight.size(0)  # bytes of one row of float32 logits
         return linear_logprobs(
             hidden,
-            head.weight,
-            head.bias,
+            weight,
+            bias,
             targets,
             temperature,
             block=max(BLOCK_ROWS, BLOCK_BYTES // row),

@@ -155,12 +155,15 @@ class PromptEncoder:
         room: int,
         limit: int | None,
         pad_id: int | None = None,
+        vocabulary: int | None = None,
     ):
         """Keep `room` tokens free for the completion within the `limit` of the models.
 
-        With `pad_id`, `input_ids` that begin or end with it and come without a mask are refused.
+        With `pad_id`, `input_ids` that begin or end with it and come without a mask are refused;
+        with `vocabulary` ids from there on.
         """
         self.tokenizer, self.room, self.limit, self.pad_id = tokenizer, room, limit, pad_id
+        self._vocabulary = math.inf if vocabulary is None else vocabulary
 
     def ids(self, row: Mapping[str, Any], number: int | None = None) -> list[int]:
         """Return the prompt of a row as token ids.
@@ -176,6 +179,12 @@ class PromptEncoder:
             raise ValueError(
                 f"row {number}: got columns {sorted(row)}, expected `prompt` (text or messages) or "
                 "`input_ids`."
+            )
+        unknown = next((token for token in ids if not 0 <= token < self._vocabulary), None)
+        if unknown is not None:
+            raise ValueError(
+                f"row {number}: got a prompt with the id {unknown}, expected ids from 0 to "
+                f"{self._vocabulary - 1}. Tokenise with the policy's tokenizer."
             )
         if not ids:
             raise ValueError(f"row {number}: got a prompt without tokens, expected at least one.")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
+from codexhf.chat import vocabulary_size
 from codexhf.generation import Sampling, engine_for
 from codexhf.guards import StopOnNaN
 from codexhf.models import base_model
@@ -107,8 +108,11 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         )
         parts = build(given)
         self.user_args, self.schedule = args, parts.schedule
+        self._vocabulary = vocabulary_size(processing_class)
         super().__init__(
-            model=PolicyAndCritic(parts.policy, parts.critic, args.kept_logits_mb, parts.reference),
+            model=PolicyAndCritic(
+                parts.policy, parts.critic, args.kept_logits_mb, parts.reference, self._vocabulary
+            ),
             args=trainer_args(args, parts.schedule),
             data_collator=data_collator,
             train_dataset=train_dataset,
@@ -133,7 +137,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         chunk = args.local_rollout_forward_batch_size
         self.engine = engine_for(
             parts.policy,
-            Sampling(args.response_length, parts.stop_ids, chunk),
+            Sampling(args.response_length, parts.stop_ids, chunk, self._vocabulary),
             args.rollout_engine,
             args.cuda_graphs,
         )
