@@ -143,16 +143,10 @@ def _mounts(needs: "Needs") -> list[str]:
         argv += ["--ro-bind-try", path, path]
     for device in _DEVICES:
         argv += ["--dev-bind", device, device]
-    argv += [
-        "--ro-bind",
-        str(_HERE),
-        "/sandbox",
-        "--dir",
-        SCRATCH,
-        "--symlink",
-        SCRATCH[1:],
-        "/tmp",
-    ]
+    argv += ["--ro-bind", str(_HERE), "/sandbox", "--dir", SCRATCH]
+    # A package below /tmp has made that folder already; programs then write to SCRATCH alone.
+    if not any(path.startswith("/tmp/") for path in (*needs.packages, *needs.files)):
+        argv += ["--symlink", SCRATCH[1:], "/tmp"]
     return [*argv, "--remount-ro", "/", "--chdir", "/"]
 
 

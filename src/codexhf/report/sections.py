@@ -20,7 +20,7 @@ from codexhf.report.comparison import (
 )
 from codexhf.report.manifests import CARDS, STATS, Runs, number, symbol
 
-U = {"alpha_sft": "L_SFT", "beta_rlhf": "L_RLHF", "gamma_reg": "Ω"}  # Ω: kl_coef times the KL
+U = {"alpha_sft": "L_SFT", "beta_rlhf": "L_RLHF", "gamma_reg": "Ω"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def comparison(runs: Runs, c: Comparison) -> Section:
         f"code run behind {runs.stages['evaluation'].get('isolation')}; KL against {reference}; "
         "in wins a tie counts half. U = "
         + " + ".join(f"{c.config.get(weight)} {term}" for weight, term in U.items())
-        + ", Ω being the KL."
+        + f", Ω being {c.config.get('kl_coef')} KL."
     ]
     for model in c.models:
         if (c.value(model, "kl") or 0) < 0:
