@@ -107,7 +107,7 @@ def test_read_card_counts_what_it_drops(write_card):
     assert out.stats == {
         "rows_read": 5,
         "rows": 2,
-        "dropped": {"exact duplicate": 1, "empty completion": 1, "prompt is no text": 1},
+        "dropped": {"exact duplicate": 1, "empty completion": 1, "prompt is not text": 1},
     }
 
 

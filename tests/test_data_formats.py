@@ -175,7 +175,7 @@ def test_a_value_that_is_no_text_is_counted(card):
     out = read(card("prompt-completion", rows))
     assert out.dataset["completion"][:] == ["a"]
     assert out.stats["dropped"] == {
-        "completion is no text": 4,
+        "completion is not text": 4,
         "completion has a turn without a role": 1,
     }
 

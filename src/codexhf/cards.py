@@ -25,7 +25,7 @@ json, csv, tsv, parquet, arrow, feather, also compressed), or a builder of ours.
 `columns` maps our name to the source's column, to a path into it (`messages.-1.content`), or to a
 template over the row (jinja2, sandboxed); null says that a column is not needed.
 `where` keeps the rows for which it is true; the others are counted.
-`packages: [numpy]` names what tests and programs import beside the standard library, and
+`packages: [numpy]` names what tests and programs import besides the standard library, and
 `compare: "floats:1e-6"` how outputs of stdin tests are compared (docs/execution.md).
 `heldout: 0.05` keeps that share of the documents out of training, chosen by a hash of their text.
 `my.md#test` means the card with the source's split `test`.
@@ -66,7 +66,7 @@ class Card:
         columns: our column name -> column, path or template of the source; None: not needed.
         where: jinja2 expression over a row of the source; rows for which it is false are left out.
         heldout: share of the documents that training never sees, chosen by a hash of the text.
-        packages: what tests and programs may import beside the standard library.
+        packages: what tests and programs may import besides the standard library.
         compare: how outputs of stdin tests are compared, unless a test says so itself.
         license: as in the front matter.
     """

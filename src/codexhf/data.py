@@ -130,7 +130,7 @@ def _fault(card: Card, texts: dict[str, str | None]) -> str | None:
     for column in COLUMNS[card.type]:
         text = texts[column]
         if text is None:
-            return f"{column} is no text"
+            return f"{column} is not text"
         if not text.strip():
             return f"empty {column}"
     if card.type == "preference" and texts["chosen"] == texts["rejected"]:

@@ -2,7 +2,7 @@
 
 U(M) = alpha * L_SFT + beta * L_RLHF + gamma * Omega, with L_SFT the cross-entropy on held-out
 demonstrations (nats per token), L_RLHF minus the mean normalised reward, and Omega kl_coef times
-the KL to M1 (nats per completion). All from the same samples and the same problems for every model.
+the KL to M1 (nats per completion). All from the same samples and the same tasks for every model.
 """
 
 import json
@@ -66,7 +66,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
-    """95% bootstrap interval of the mean; the units are problems, not samples."""
+    """95% bootstrap interval of the mean; the units are tasks, not samples."""
     values = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(seed)
     means = values[generator.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
@@ -75,7 +75,7 @@ def interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> t
 
 
 def pass_interval(values: Sequence[float]) -> tuple[float, float]:
-    """`interval`, with the exact binomial bound where no problem or every problem passed.
+    """`interval`, with the exact binomial bound where no task or every task passed.
 
     The bootstrap would give a width of zero there (Clopper and Pearson 1934).
     """
@@ -87,7 +87,7 @@ def pass_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 class PassAtK(evaluate.Metric):
-    """pass@k over problems, with the code run in the sandbox.
+    """pass@k over tasks, with the code run in the sandbox.
 
     compute(predictions=[[code, ...], ...], references=[{"tests": json, "entry_point": name}, ...],
     k=[1, 4]) returns pass@k for each k, its 95% interval, and the verdict counts.
@@ -101,7 +101,7 @@ class PassAtK(evaluate.Metric):
         return evaluate.MetricInfo(
             description=self.__doc__,
             citation="Chen et al. 2021, arXiv:2107.03374",
-            inputs_description="predictions: n programs per problem; references: tests per problem",
+            inputs_description="predictions: n programs per task; references: tests per task",
             features=datasets.Features(
                 {
                     "predictions": datasets.Sequence(datasets.Value("string")),
@@ -121,7 +121,7 @@ class PassAtK(evaluate.Metric):
 
 
 def summarise(verdicts: Sequence[Sequence[str]], k: Sequence[int]) -> dict:
-    """pass@k with intervals and verdict counts from [problem][sample] verdicts."""
+    """pass@k with intervals and verdict counts from [task][sample] verdicts."""
     passed = [[v == "pass" for v in group] for group in verdicts]
     out: dict = {}
     for size in k:
@@ -259,26 +259,26 @@ class BitsPerByte(TrainerCallback):
 
 
 class PassAt1(TrainerCallback):
-    """Adds `eval_pass@1` by generating one answer per problem and running its tests.
+    """Adds `eval_pass@1` by generating one answer per task and running its tests.
 
     Only text is kept; no logits. Runs on the main process of a single-model setup.
     """
 
-    def __init__(self, problems: Dataset, tokenizer, stage: SFTArguments, seed: int = 42):
-        self.problems, self.tokenizer = problems, tokenizer
+    def __init__(self, tasks: Dataset, tokenizer, stage: SFTArguments, seed: int = 42):
+        self.tasks, self.tokenizer = tasks, tokenizer
         self.stage, self.seed = stage, seed
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
-        if not len(self.problems) or not state.is_world_process_zero:
+        if not len(self.tasks) or not state.is_world_process_zero:
             return
         answers = sample(
             model,
             self.tokenizer,
-            self.problems["prompt"],
+            self.tasks["prompt"],
             max_new_tokens=self.stage.eval_max_new_tokens,
             seed=self.seed,
         )
-        tests, names = self.problems["tests"], self.problems["entry_point"]
+        tests, names = self.tasks["tests"], self.tasks["entry_point"]
         verdicts = judge(answers, tests, names, self.stage.timeout_s)
         passed = np.mean([group[0] == "pass" for group in verdicts])
         add_metrics(state, metrics, {"eval_pass@1": float(passed)})

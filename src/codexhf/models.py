@@ -310,7 +310,7 @@ def lora_config(stage, dropout: float = 0.0) -> "LoraConfig | None":
 def merge_adapters(trainer) -> dict:
     """Fold trained LoRA adapters into the weights, so that later stages load a plain model.
 
-    Of PPO's trainer that is the policy, which it holds beside the critic.
+    Of PPO's trainer that is the policy, which it holds next to the critic.
     """
     from peft import PeftModel
 

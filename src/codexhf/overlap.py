@@ -54,7 +54,9 @@ class HeldOut:
 
     def __init__(self, sets: Iterable[Iterable[Mapping[str, Any]]]):
         self.texts: set[int] = set()
-        self.alike: set[int] = set()  # of texts that are worth a parse: their names or their prose
+        self.similar: set[int] = (
+            set()
+        )  # of texts that are worth a parse: their names or their prose
         self.words: dict[str, int] = {}
         grams = []
         for row in (row for rows in sets for row in rows):
@@ -68,9 +70,9 @@ class HeldOut:
 
     def _add_text(self, text: str) -> None:
         self.texts.add(hash_of(normalised(text)))
-        self.alike.add(hash_of(_prose(text)))
+        self.similar.add(hash_of(_prose(text)))
         try:
-            self.alike.add(hash_of(_names(ast.unparse(ast.parse(text)))))
+            self.similar.add(hash_of(_names(ast.unparse(ast.parse(text)))))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             pass
 
@@ -90,7 +92,7 @@ class HeldOut:
 
     def _has(self, text: str) -> bool:
         simple = text.isascii() and not ("'" in text or '"' in text)
-        if simple and not {hash_of(_prose(text)), hash_of(_names(text))} & self.alike:
+        if simple and not {hash_of(_prose(text)), hash_of(_names(text))} & self.similar:
             return False  # without the parse, which takes ten times as long
         return hash_of(normalised(text)) in self.texts
 

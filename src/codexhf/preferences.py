@@ -37,7 +37,7 @@ codexhf:
 
 ## Provenance
 
-Written by the preferences stage; see README.md beside this file.
+Written by the preferences stage; see README.md next to this file.
 
 ## Known problems
 
@@ -297,7 +297,7 @@ def write_mixed(
 
 
 def write_card(path: Path, **fields: str) -> None:
-    """Write the card of the .jsonl file of the same name beside it."""
+    """Write the card of the .jsonl file of the same name next to it."""
     used = ", ".join(packages_used())
     packages = f"\n  packages: [{used}]" if used else ""
     text = CARD.format(file=f"{path.stem}.jsonl", packages=packages, **fields)

@@ -400,7 +400,7 @@ def _weight_list(weights: Any) -> list[Any]:
 
 
 def _name_errors(columns: Iterable[str]) -> list[str]:
-    """Return an error for each column that could not be passed beside prompts and completions."""
+    """Return an error for each column that has the name of prompts or completions."""
     return [
         f"data set: got a column {name!r}, expected another name: rewards are called as "
         f"f(prompts, completions, **columns). Rename it: dataset.rename_column({name!r}, ...)."

@@ -430,7 +430,7 @@ def _text(value: Any) -> str | None:
 def _reference(value: Any) -> str | None:
     value = text_of(spoken("completion", value)) if value is not None else ""
     if value is None:
-        raise RowFault("completion is no text")
+        raise RowFault("completion is not text")
     return value or None
 
 
@@ -507,7 +507,7 @@ def _read_case(case: Mapping, compare: str | None) -> dict:
             if case.get("testtype", "stdin") != "stdin":
                 raise RowFault(f"tests of the type {case['testtype']} are not supported")
             if not all(isinstance(case[name], str) for name in theirs):
-                raise RowFault(f"tests: {' or '.join(theirs)} is no text")
+                raise RowFault(f"tests: {' or '.join(theirs)} is not text")
             out = dict(zip(ours, (case[name] for name in theirs), strict=True))
             how = str(case.get("compare") or compare or "")
             return out | ({"compare": how} if how and "stdin" in out else {})

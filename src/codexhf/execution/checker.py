@@ -288,7 +288,7 @@ for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_DECIDING):
 
 
 class Helper(Handle):
-    """A function beside the one under test, which a test would trust as if it were its own."""
+    """A function next to the one under test, which a test would trust as if it were its own."""
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         raise self._client.refuse("a function of the program that is not the one under test")

@@ -23,7 +23,7 @@ class Executor(Pool):
         unsafe_exec: `UNSAFE_PHRASE`, word for word, to run without isolation where none can be had.
         threads: let every program start threads (never processes). Off by default: whole programs
             and tests in the program's process may anyway.
-        packages: names that programs and tests may import beside the standard library, such as
+        packages: names that programs and tests may import besides the standard library, such as
             `numpy`: this environment's copies, read-only, with what they require.
     Raises:
         SandboxUnavailable: no launcher works here, or a package is missing.
@@ -97,7 +97,7 @@ def check_isolation(unsafe_exec: str | None = None, packages: Sequence[str] = ()
 
     Args:
         unsafe_exec: UNSAFE_PHRASE to accept running without isolation where none can be had.
-        packages: what programs may import beside the standard library; asked for again, the pool
+        packages: what programs may import besides the standard library; asked for again, the pool
             is chosen anew with these as well.
     Raises:
         SandboxUnavailable: no isolation here, or a package is missing; the message names the cause
@@ -121,7 +121,7 @@ def isolation_used() -> str | None:
 
 
 def packages_used() -> tuple[str, ...]:
-    """What programs may import in this process's default pool beside the standard library."""
+    """What programs may import in this process's default pool besides the standard library."""
     return () if _default is None else tuple(_default.packages)
 
 

@@ -192,7 +192,7 @@ class Pool:
     Args:
         workers: how many programs run at once; default one for each core that this process may use.
         launcher: how zygotes are started.
-        packages: what programs may import beside the standard library; the launcher has them.
+        packages: what programs may import besides the standard library; the launcher has them.
     """
 
     def __init__(self, workers: int | None, launcher: Launcher, packages: Sequence[str] = ()):
@@ -210,7 +210,7 @@ class Pool:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """What programs may import beside the standard library."""
+        """What programs may import besides the standard library."""
         return self._packages
 
     @property

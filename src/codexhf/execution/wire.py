@@ -106,7 +106,7 @@ TYPES = {
 
 
 class Shared:
-    """The containers among the arguments of one call, numbered alike on both sides."""
+    """The containers among the arguments of one call, numbered in the same way on both sides."""
 
     def __init__(self):
         self.containers: list = []

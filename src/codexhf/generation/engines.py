@@ -93,9 +93,9 @@ class HFEngine:
         rows = torch.arange(mask.size(0), device=mask.device)
         lengths = torch.full_like(rows, mask.size(1)) if self._pads else mask.sum(1)
         for width in lengths.unique().tolist():
-            alike = rows[lengths == width]
-            for chunk in row_chunks(len(alike), self.sampling.chunk):
-                yield alike[chunk], width
+            equally_long = rows[lengths == width]
+            for chunk in row_chunks(len(equally_long), self.sampling.chunk):
+                yield equally_long[chunk], width
 
     def _generate(self, policy, prompt_ids, prompt_mask, temperature) -> Generation:
         """Answer one chunk of prompts."""

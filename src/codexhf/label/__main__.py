@@ -65,7 +65,7 @@ def _parse(argv) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("prefs", type=Path, help=f"folder of the preferences stage, with {PAIRS}")
-    add("--output_dir", type=Path, help="where labels are kept; default: labels beside PREFS")
+    add("--output_dir", type=Path, help="where labels are kept; default: labels next to PREFS")
     add("--labellers", nargs="*", default=[], help="names besides owner; each gets an address")
     add("--overlap", type=int, default=1, help="people that each pair is shown to (default 1)")
     add("--reveal", choices=("after", "never"), default="after",
@@ -139,8 +139,8 @@ def _revision(prefs: Path) -> str | None:
         return None
     return ", ".join(
         f"{name} {path} sha256 {digest[:16]}"
-        for name, facts in parents.items()
-        for path, digest in sorted(facts.get("sha256", {}).items())
+        for name, record in parents.items()
+        for path, digest in sorted(record.get("sha256", {}).items())
     )
 
 

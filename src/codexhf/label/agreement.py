@@ -88,7 +88,7 @@ def agreement(table: Table, seed: int = 0, resamples: int = 2000) -> dict:
 
 
 def implied_noise(percent: float | None) -> float | None:
-    """Share of labels that are wrong if two labellers err alike and at random, between two answers.
+    """Share of wrong labels if two labellers err equally and at random between two answers.
 
     They agree when both are right or both wrong: p = (1 - f)^2 + f^2. None below one half, where
     no such f exists.

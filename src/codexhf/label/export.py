@@ -125,7 +125,7 @@ def _demonstrations(store: Store, pairs: Mapping) -> tuple[list[dict], int]:
         {
             "id": row["pair"],
             "prompt": prompt,
-            # A prompt of messages takes its answer as one: TRL wants both columns alike.
+            # A prompt of messages takes its answer as one: TRL wants both columns in one form.
             "completion": row["completion"]
             if isinstance(prompt, str)
             else [{"role": "assistant", "content": row["completion"]}],

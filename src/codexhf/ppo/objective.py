@@ -249,7 +249,7 @@ class _LinearLogprobs(torch.autograd.Function):
     """`logits_logprobs(hidden @ weight.T + bias)`, a block of rows at a time.
 
     Log-probabilities (N, V) are kept for the backward pass where `keep` says so, else computed
-    again there. Beside them two tensors (block, V) exist at a time.
+    again there. Besides them two tensors (block, V) exist at a time.
     """
 
     @staticmethod

@@ -39,14 +39,14 @@ def new_trainer(
     tokenizer,
     prompts: Data,
     demonstrations: Data,
-    problems: Data,
+    tasks: Data,
 ):
     """Build the trainer that `stage.trainer` names.
 
     Args:
         prompts: prompts with the columns that the rewards read.
         demonstrations: rows for the alpha_sft term; may be empty when alpha_sft is 0.
-        problems: held-out problems; unit tests on them are the gold signal of evaluations.
+        tasks: held-out tasks; unit tests on them are the gold signal of evaluations.
     """
     given = [f for f in fields(PPOConfig) if getattr(training, f.name) != f.default]
     if unread := [f.name for f in given if f.name in UNREAD_FIELDS]:
@@ -68,7 +68,7 @@ def new_trainer(
         reward_model=None,
         value_model=_critic(stage, tokenizer),
         train_dataset=prompts.dataset,
-        eval_dataset=problems.dataset if len(problems.dataset) else None,
+        eval_dataset=tasks.dataset if len(tasks.dataset) else None,
         peft_config=lora_config(stage),
         reward_funcs=combine(
             stage.rewards,

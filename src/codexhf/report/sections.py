@@ -236,14 +236,14 @@ def data(runs: Runs) -> Section:
     rows: list = []
     for name, manifest in runs.stages.items():
         unit = "characters" if name == "tokenizer" else "tokens"
-        for part, facts in sorted(manifest["data"].items()):
-            if not facts[CARDS]:
+        for part, record in sorted(manifest["data"].items()):
+            if not record[CARDS]:
                 continue
-            head = f"{symbol(name)}, {part}: {written(number(facts.get('rows')))} rows"
+            head = f"{symbol(name)}, {part}: {written(number(record.get('rows')))} rows"
             seen = rows_seen(manifest) if part in ("train", "prompts") else None
             head += f" in the mix, {written(seen)} trained on" if seen else ""
-            rows.append(f"{head}; {plain(facts[STATS])}" if facts[STATS] else head)
-            for card, stats in sorted(facts[CARDS].items()):
+            rows.append(f"{head}; {plain(record[STATS])}" if record[STATS] else head)
+            for card, stats in sorted(record[CARDS].items()):
                 shares = [number(stats.get(f"share_{k}")) for k in ("requested", "realised")]
                 size = number(stats.get("tokens"))
                 rows.append(
@@ -311,9 +311,9 @@ def environment(runs: Runs) -> Section:
 def weights(manifest: Mapping) -> str:
     """sha256 of the stage's result: its weights, or else its first data file."""
     for suffix in (".safetensors", "tokenizer.json", ".jsonl", "answers.json"):
-        for name, facts in sorted(manifest["files"].items()):
+        for name, record in sorted(manifest["files"].items()):
             if name.endswith(suffix) and "/" not in name:
-                return facts["sha256"]
+                return record["sha256"]
     return "–"
 
 
