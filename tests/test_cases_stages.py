@@ -316,9 +316,10 @@ def test_s8_what_accelerate_was_told_is_what_is_recorded(run, m0, write_card, mo
         assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_s9_rows_that_make_no_whole_batch_are_no_finished_run(run, m0, write_card, capsys):
+@pytest.mark.parametrize("steps", [{}, {"max_steps": -1, "num_train_epochs": 1}])
+def test_s9_rows_that_make_no_whole_batch_are_no_finished_run(run, m0, write_card, capsys, steps):
     card = write_card(demonstrations(range(2)), "prompt-completion")
-    settings = {**SFT, "eval_strategy": "no", "dataloader_drop_last": True}
+    settings = {**SFT, "eval_strategy": "no", "dataloader_drop_last": True, **steps}
     with pytest.raises(SystemExit) as stop:
         run("sft", model=m0, train_cards=[card], **settings)
     assert stop.value.code == 2 and "0 steps: the rows make no whole" in capsys.readouterr().err

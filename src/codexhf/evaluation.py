@@ -22,6 +22,7 @@ from codexhf.arguments import EvaluationArguments, SFTArguments
 from codexhf.chat import (
     answered_ids,
     decode,
+    end_ids,
     in_form,
     prompt_ids,
     prompt_ids_batch,
@@ -389,7 +390,9 @@ def reference_loss(model, tokenizer, prompts: Sequence, tasks: Dataset) -> dict:
 
 
 def divergence(model, tokenizer, prompts, ids, judges: Judges, temperature: float) -> dict:
-    """Return the KL to the reference in nats per completion, its interval, and tokens of each.
+    """Return the KL to the reference, nats per completion, with its interval; lengths; the ended.
+
+    `ended` is the share of completions that an end token ended, and not the limit of tokens.
 
     Without the KL where the reference has another tokenizer: the ids would be other texts to it.
     """
@@ -397,7 +400,9 @@ def divergence(model, tokenizer, prompts, ids, judges: Judges, temperature: floa
     flat = [completion for group in ids for completion in group]
     options = {"temperature": temperature}
     own, lengths = answer_logprobs(model, tokenizer, owners, flat, **options)
-    metrics = {"answer_tokens": float(lengths.mean())}
+    ends = set(end_ids(tokenizer, model.generation_config))
+    ended = np.mean([bool(completion) and completion[-1] in ends for completion in flat])
+    metrics = {"answer_tokens": float(lengths.mean()), "ended": float(ended)}
     if tokenizer.get_vocab() != judges.tokenizer.get_vocab():
         print("KL left out: the reference has another tokenizer", flush=True)
         return metrics

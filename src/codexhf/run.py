@@ -163,6 +163,9 @@ def _train(trainer: Trainer, training: TrainingArguments, checkpoint: Path | Non
     for callback in (commits, ExactWeights(checkpoint), StopOnNaN(), stop):
         trainer.add_callback(callback)
     trainer.args.save_total_limit = None  # rotation is CommitCheckpoints', after the commit
+    batch = trainer.args.train_batch_size * trainer.args.world_size
+    if training.dataloader_drop_last and len(trainer.train_dataset) < batch:
+        _refuse_no_steps(training)
     if checkpoint is not None:
         _say(f"resuming from {checkpoint}")
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -171,12 +174,13 @@ def _train(trainer: Trainer, training: TrainingArguments, checkpoint: Path | Non
         _say(f"stopped at step {state.global_step} of {state.max_steps}; start again to resume")
         raise SystemExit(PREEMPTED)
     if state.global_step == 0:
-        refuse(
-            [f"{training.output_dir}: 0 steps: the rows make no whole batch. Lower "
-             "per_device_train_batch_size, or leave out dataloader_drop_last."],
-            "training",
-        )  # fmt: skip
+        _refuse_no_steps(training)
     return round(commits.train_s, 2)
+
+
+def _refuse_no_steps(training: TrainingArguments) -> None:
+    fix = "Lower per_device_train_batch_size, or leave out dataloader_drop_last."
+    refuse([f"{training.output_dir}: 0 steps: the rows make no whole batch. {fix}"], "training")
 
 
 def _size(trainer: Trainer) -> dict:

@@ -29,6 +29,7 @@ ROWS = {
         ("win_rate_tests", "wins against the model before by tests, % ↑", 100, 1),
         ("kl", "KL to the reference, nats per answer", 1, 3),
         ("answer_tokens", "tokens per answer", 1, 1),
+        ("ended", "ended before the limit of tokens, %", 100, 1),
     ],
     "Objective": [("L_RLHF", "L_RLHF, minus that reward ↓", 1, 3), ("U", "U(M) ↓", 1, 3)],
     "Verdicts on sampled answers, %": [("verdict {}", "{}", 100, 1)],
