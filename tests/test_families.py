@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -415,6 +415,45 @@ def test_prompts_are_grouped_by_length_where_a_model_reads_padding():
         engine = HFEngine(Sampling(6, (), 64))
         alone = engine.generate(model, prompt, prompt > -1, seed=1, temperature=0)
         assert torch.equal(alone.responses[0], together.responses[i])
+
+
+def configured(model_type: str, tokenizer, **fields):
+    """A tiny random model of a family that is not in the matrix."""
+    config = AutoConfig.for_model(
+        model_type, **{"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=96,
+        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, **fields,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def test_a_model_that_computes_otherwise_with_a_cache_is_stopped_in_the_first_rollout(tmp_path):
+    """Phi-3's longrope switches its factors at a length that the completions cross."""
+    tokenizer = the_tokenizer()
+    switch = max(len(chat.prompt_ids(prompt, tokenizer)) for prompt in PROMPTS) + 2
+    rope = {
+        "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
+        "long_factor": [16.0] * 4, "original_max_position_embeddings": switch,
+    }  # fmt: skip
+    model = configured(
+        "phi3", tokenizer, rope_parameters=rope, original_max_position_embeddings=switch
+    )
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.qkv_proj.weight *= 20  # else attention is flat and positions matter not
+    trainer = ppo_trainer(tmp_path, model=model)
+    with pytest.raises(RuntimeError, match="differ from those of the training forward"):
+        trainer.train()
+
+
+def test_a_family_whose_layers_cannot_be_found_is_refused_at_construction(tmp_path):
+    model = configured(
+        "llama4_text", the_tokenizer(), intermediate_size_mlp=48, num_local_experts=2, head_dim=8
+    )
+    with pytest.raises(ValueError, match="got Llama4ForCausalLM, expected layers under"):
+        ppo_trainer(tmp_path, model=model)
 
 
 def table() -> str:

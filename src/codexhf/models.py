@@ -219,12 +219,27 @@ def mask_arguments(attention_mask: Tensor | None) -> dict[str, Tensor]:
     return {"attention_mask": attention_mask, "position_ids": position_ids(attention_mask)}
 
 
+def backbone_of(model: PreTrainedModel) -> nn.Module:
+    """Return the layers below the head.
+
+    Raises:
+        ValueError: a family whose layers do not stand under its prefix, such as Llama 4.
+    """
+    backbone = getattr(model, model.base_model_prefix, None)
+    if backbone is None:
+        raise ValueError(
+            f"model: got {type(model).__name__}, expected layers under "
+            f"{model.base_model_prefix!r}, where its family says they are. PPO and evaluation "
+            "cannot read its hidden states: use another family (docs/models.md)."
+        )
+    return backbone
+
+
 def backbone_states(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor | None
 ) -> Tensor:
     """Return the last hidden states (b, l, H), which the head of `model` reads."""
-    backbone = getattr(model, model.base_model_prefix)
-    return backbone(
+    return backbone_of(model)(
         input_ids=input_ids, use_cache=False, **mask_arguments(attention_mask)
     ).last_hidden_state
 

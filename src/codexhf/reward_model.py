@@ -34,6 +34,7 @@ from codexhf.chat import Prompt, answered_ids, end_ids, prompt_ids, right_pad
 from codexhf.generation import sample
 from codexhf.hub import resolve
 from codexhf.models import (
+    backbone_of,
     backbone_states,
     check_finite,
     context_of,
@@ -127,7 +128,7 @@ class _GenericClassifier(GenericForSequenceClassification):
 
     def forward(self, input_ids, attention_mask=None, **kwargs):
         given = {name: value for name, value in kwargs.items() if value is not None}
-        backbone = getattr(self, self.base_model_prefix)
+        backbone = backbone_of(self)
         wanted = inspect.signature(backbone.forward).parameters
         hidden = backbone(
             input_ids=input_ids,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from codexhf.models import backbone_states, base_model, evaluating, mask_arguments
+from codexhf.models import backbone_of, backbone_states, base_model, evaluating, mask_arguments
 from codexhf.ppo.objective import linear_logprobs, logits_logprobs
 from codexhf.reward_model import classifier_class, draw_head
 
@@ -244,12 +244,12 @@ def critic_from_policy(policy: nn.Module) -> PreTrainedModel:
     else:  # of the generic kind, which knows no other implementations of experts
         critic = kind(type(config).from_dict(config.to_dict()))
     critic = critic.to(device=model.device, dtype=model.dtype)
-    trunk = getattr(model, model.base_model_prefix)
+    trunk = backbone_of(model)
     weights = {
         re.sub(r"(base_layer|original_module|token_adapter)\.", "", name): w
         for name, w in trunk.state_dict().items()
     }
-    wanted = getattr(critic, critic.base_model_prefix)
+    wanted = backbone_of(critic)
     wanted.load_state_dict({name: weights[name] for name in wanted.state_dict()})
     draw_head(critic, seed=0)
     return critic
