@@ -148,6 +148,17 @@ def test_native_pairs_become_chosen_and_rejected(write_card):
     assert out.stats["dropped"] == {"tie": 1, "chosen equals rejected": 1}
 
 
+def test_a_pair_that_says_the_opposite_of_an_earlier_one_is_left_out(write_card):
+    rows = [
+        {"prompt": "p", "chosen": "x", "rejected": "y"},
+        {"prompt": "p", "chosen": "y", "rejected": "x"},
+        {"prompt": "q", "chosen": "y", "rejected": "x"},
+    ]
+    out = rows_of(write_card(rows, "preference"))
+    assert out.dataset["chosen"] == ["x", "y"] and out.dataset["prompt"] == ["p", "q"]
+    assert out.stats["dropped"] == {"contradicts an earlier pair": 1}
+
+
 def test_native_pairs_refuse_an_unknown_label(write_card):
     rows = [{"prompt": "p", "response_a": "x", "response_b": "y", "label": "c"}]
     with pytest.raises(CardError, match="row 0: label is 'c', expected a, b or tie"):

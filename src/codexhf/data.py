@@ -111,6 +111,8 @@ def _read_card(card: Card, split: str, heldout: HeldOut | None, others: set[byte
             key = _key(needed)
             reason = "exact duplicate" if key in own else None
             own.add(key)
+            if card.type == "preference" and _key([needed[0], *needed[:0:-1]]) in own:
+                reason = "contradicts an earlier pair"
             reason = reason or ("duplicate of another card's row" if key in others else None)
         if reason is None and heldout:
             reason = heldout.overlap(card.type, texts)
