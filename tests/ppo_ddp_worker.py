@@ -154,4 +154,5 @@ if __name__ == "__main__":
     for name in sys.argv[2:]:
         work(name, Path(sys.argv[1]) / name)
     if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # a process that leaves first takes its sockets from the other
         torch.distributed.destroy_process_group()
