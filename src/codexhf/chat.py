@@ -70,13 +70,6 @@ def in_form(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     return prompt if tokenizer.chat_template else (text_of(list(prompt)) or "")
 
 
-def render_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the text that a model continues: messages with the assistant's turn opened."""
-    if isinstance(prompt, str):
-        return prompt
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-
-
 def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the ids of a prompt, which a model continues.
 
