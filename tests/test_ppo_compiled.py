@@ -9,7 +9,7 @@ from codexhf.ppo.objective import linear_logprobs
 TERMS = {"kl_in": "loss", "kl_estimator": "k3", "entropy_coef": 0.01, "total_episodes": 16}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [True])
 def test_compiled_layers_change_no_number(tmp_path, checkpointing):
     trained = {}
     for compiled in (False, True):
@@ -34,7 +34,13 @@ def test_compiled_logprobs_have_the_same_values_and_gradients(has_bias):
     targets, found = torch.randint(0, 300, (50,)), []
     for compiled in (False, True):
         logprobs, entropy = linear_logprobs(
-            *given, *[None] * (3 - len(given)), targets, 0.7, block=16, keep=False, compiled=compiled
+            *given,
+            *[None] * (3 - len(given)),
+            targets,
+            0.7,
+            block=16,
+            keep=False,
+            compiled=compiled,
         )
         loss = (logprobs * torch.arange(50)).sum() + (entropy**2).sum()
         found.append([logprobs, entropy, *torch.autograd.grad(loss, given)])

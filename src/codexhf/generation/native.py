@@ -9,9 +9,8 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
-from transformers.masking_utils import sdpa_mask
 
 from codexhf.generation.engines import Generation, Sampling, check_finite, join, row_chunks
 from codexhf.models import base_model, position_ids
@@ -229,16 +228,12 @@ class _FixedStep:
     def _advance(self) -> Tensor:
         """Read the tokens and move on by one column."""
         self.mask.index_fill_(3, self.column, True)
-        config = base_model(self.policy).config.get_text_config()
-        usual = config._attn_implementation
         for layer in self.cache.layers:
             layer.fixed_at = (self.column, self.end)
-        config._attn_implementation = GROUPED_ATTENTION
         try:
             # a mask of four dimensions is taken as it is
             logits = forward(self.policy, self.tokens, self.mask, self.positions, self.cache)
         finally:
-            config._attn_implementation = usual
             for layer in self.cache.layers:
                 layer.fixed_at = None
         self.column += 1
@@ -258,31 +253,6 @@ def forward(
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
-
-
-def grouped_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    """Attend from one token per row without repeating keys and values for the heads that share them.
-
-    The query heads of a group take the place of query positions, which one token leaves free.
-
-    Args:
-        query: (B, H, 1, D).
-        key, value: (B, K, T, D), where K divides H.
-        attention_mask: (B, 1, 1, T) bool.
-    Returns:
-        (B, 1, H, D), and None for the attention weights.
-    """
-    batch, _, _, size = query.shape
-    groups = query.view(batch, key.size(1), -1, size)  # (B, K, H / K, D)
-    found = nn.functional.scaled_dot_product_attention(
-        groups, key, value, attn_mask=attention_mask, scale=scaling
-    )
-    return found.reshape(batch, 1, -1, found.size(-1)), None
-
-
-GROUPED_ATTENTION = "codexhf_grouped"
-AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)
-AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)
 
 
 def obstacle(policy: nn.Module, cache: DynamicCache) -> str | None:

@@ -122,7 +122,9 @@ class RolloutMixin:
             prompt_ids, prompt_mask = left_pad(ids, self.args.device)
         else:
             prompt_ids, prompt_mask = self._collated(ids)
-        with torch.compiler.set_stance("force_eager" if self.user_args.torch_compile else "default"):
+        with torch.compiler.set_stance(
+            "force_eager" if self.user_args.torch_compile else "default"
+        ):
             generation = self.engine.generate(
                 self.policy_model, prompt_ids, prompt_mask, seed=seed, temperature=temperature
             )
