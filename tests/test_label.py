@@ -5,7 +5,6 @@ python -m pytest tests/test_label.py
 
 import csv
 import json
-import math
 import multiprocessing
 import os
 import signal
@@ -34,6 +33,8 @@ def pair(i, **fields):
         "response_b": f"def f():\n    return {i} + 1",
         "model_a": "runs/m1",
         "model_b": "runs/m1",
+        "revision_a": "sha256:abc",
+        "revision_b": None,
         "tests_label": "a",
         "tests_a": "pass, 2 of 2 tests",
         "tests_b": "fail, 1 of 2 tests",
@@ -229,8 +230,11 @@ def test_kappa_gives_the_published_numbers():
     cells = {("p", "p"): 75, ("p", "n"): 1, ("p", "o"): 4, ("n", "p"): 5, ("n", "n"): 4,
              ("n", "o"): 1, ("o", "o"): 10}  # fmt: skip
     x, y = zip(*(cell for cell, n in cells.items() for _ in range(n)), strict=True)
-    assert a.kappa(x, y) == pytest.approx(0.676, abs=1e-3)
-    assert math.isnan(a.kappa("aa", "aa"))
+    found = a.compared([[both] for both in zip(x, y, strict=True)])
+    assert found["kappa"][0] == pytest.approx(0.676, abs=1e-3)
+    # their standard error is 0.0877, so 95% lie within 0.172; a bootstrap is a little narrower
+    assert found["kappa"][1:] == pytest.approx([0.676 - 0.172, 0.676 + 0.172], abs=0.04)
+    assert a.compared([[("a", "a")]] * 2)["kappa"] is None
 
 
 def test_agreement_without_two_labels_says_so():
@@ -354,7 +358,7 @@ def test_markdown_and_messages():
 
 # -- export ------------------------------------------------------------------------------------
 
-SOURCE = {"from": "runs/prefs", "revision": None, "seed": "42"}
+SOURCE = {"from": "runs/prefs", "seed": "42"}
 
 
 def test_settle_takes_the_adjudication_then_the_majority():
@@ -387,6 +391,9 @@ def test_export_is_read_as_any_other_card(store, tmp_path):
     (given,) = rows[0]["labels"]
     assert given["labeller"] == "ann" and given["seconds"] == 2.0 and given["shown_left"] in "ab"
     assert rows[0]["model_a"] == "runs/m1" and rows[0]["labeler"] == "ann"
+    assert rows[0]["revision_a"] == "sha256:abc" and rows[0]["revision_b"] is None
+    card = (out / "README.md").read_text()
+    assert "`runs/m1` (weights not recorded), `runs/m1` (weights sha256:abc)" in card
     assert "no pair has two labels" in (out / "README.md").read_text()
     assert json.loads((out / "agreement.json").read_text())["labels"] == 5
     assert not list(out.glob(".*.new"))

@@ -302,6 +302,20 @@ def test_behind_tls_only_its_own_name_is_answered_and_the_cookie_is_secure(tmp_p
         assert server.request("GET", path, headers=elsewhere, drop=("Cookie",))[0] == 421
 
 
+def test_each_answer_says_which_weights_wrote_it(tmp_path):
+    rows = [pair(0, model_a="runs/m1", model_b="the card's reference")]
+    server = Server(tmp_path, rows)
+    files = {"config.json": "00", "model.safetensors": "12ab"}
+    manifest = {"parents": {"m1": {"path": "runs/m1", "sha256": files}}}
+    (server.prefs / "manifest.json").write_text(json.dumps(manifest))
+    with server:
+        assert server.choose("left")[0] == 200
+    export = [sys.executable, "-m", "codexhf.label", str(server.prefs), "--export", "--license"]
+    assert subprocess.run([*export, "mit"]).returncode == 0
+    (row,) = map(json.loads, (server.labels / "test.jsonl").read_text().splitlines())
+    assert (row["revision_a"], row["revision_b"]) == ("sha256:12ab", None)
+
+
 def test_half_a_character_and_other_forms_of_text_are_shown(tmp_path):
     rows = [
         pair(0, a="x = '\ud800'", b=[{"role": "assistant", "content": "<b>\udfff"}], tests=None),
