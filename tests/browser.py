@@ -169,6 +169,16 @@ class Tab:
         self.call("Input.dispatchKeyEvent", type="keyDown", **event, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **event)
 
+    def click(self, selector: str):
+        """Press and release the left mouse button in the middle of an element."""
+        at = self.run(
+            f"((b) => [b.x + b.width / 2, b.y + b.height / 2])"
+            f"(document.querySelector({selector!r}).getBoundingClientRect())"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=at[0], y=at[1], button="left",
+                      clickCount=1)  # fmt: skip
+
     def write(self, text: str):
         self.call("Input.insertText", text=text)
 

@@ -289,6 +289,28 @@ def test_noise_and_a_labeller_without_signal_are_named():
     assert few["no_signal"] is None
 
 
+def test_who_agrees_with_one_of_two_colleagues_has_signal():
+    """With dice as the third, the majority of the others speaks too seldom to compare with."""
+    generator = np.random.default_rng(0)
+    pairs = {f"x{i}": {} for i in range(40)}
+    truth = ["ab"[generator.integers(2)] for _ in pairs]
+    rows = []
+    for who, share in (("ann", 0.1), ("ben", 0.2), ("dice", 0.5)):
+        wrong = generator.random(40) < share
+        other = [{"a": "b", "b": "a"}[t] if w else t for t, w in zip(truth, wrong, strict=True)]
+        rows += said(pairs, who, other)
+    found = a.summarise(pairs, rows)["labellers"]
+    assert [n for n, r in found.items() if r["no_signal"]] == ["dice"]
+    assert found["ben"]["compared_with"] == "ann"
+
+
+def test_several_labels_of_one_pair_do_not_narrow_the_interval():
+    generator = np.random.default_rng(0)
+    once = [[("a", "ab"[int(generator.random() < 0.3)])] for _ in range(50)]
+    found, alone = a.compared([both * 5 for both in once]), a.compared(once)
+    assert found == alone and found["percent"][1] < found["percent"][0] - 5
+
+
 def test_chance_p_is_uniform_for_a_labeller_who_guesses():
     generator = np.random.default_rng(5)
     draws = generator.integers(2, size=(300, 2, 40))

@@ -202,6 +202,16 @@ def test_undo_then_label_again_is_marked_as_informed(server):
     assert (first["informed"], again["informed"]) == (0, 1)
 
 
+def test_who_ran_the_tests_while_writing_labels_as_informed(server):
+    page = server.shown(tab="w")
+    sent = {"pair": page["pair"], "completion": "def f():\n    return 1"}
+    assert server.request("POST", "/api/check", sent)[0] == 200
+    server.choose("left", tab="w")
+    server.choose("left", tab="w")
+    checked, other = stored(server)[-2:]
+    assert (checked["pair"], checked["informed"]) == (page["pair"], 1) and not other["informed"]
+
+
 def test_demonstrations_run_in_the_sandbox_and_are_kept(server):
     target = server.shown()["pair"]
     good = "```python\ndef f():\n    return 1\n```"
@@ -276,6 +286,7 @@ def test_kill_9_of_the_server_loses_no_acknowledged_label(tmp_path):
         (["--host", "0.0.0.0"], "caddy reverse-proxy"),
         (["--public_url", "http://label.example.org"], "expected https"),
         (["--labellers", "owner", "a b"], "labellers: got 'a b'"),
+        (["--labellers", "tests"], "labellers: got 'tests'"),
         (["--overlap", "0"], "overlap: got 0"),
         (["--export"], "license: missing"),
         (["--instructions", "nowhere.md"], "does not exist"),

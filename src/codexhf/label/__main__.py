@@ -22,6 +22,9 @@ from urllib.parse import urlsplit
 from codexhf.label_words import UNLABELLED
 from codexhf.refusals import refuse
 
+TAKEN = ("owner", "tests", "R")
+"""Names that the page gives to others than labellers."""
+
 REMOTE = """host: got {host}, which other machines can reach, without --public_url. Labels and
     tokens would cross the network in clear. Leave --host out and let people in with
     `ssh -L {port}:127.0.0.1:{port}`, or put a server with TLS in front, for example
@@ -95,8 +98,9 @@ def _errors(args: argparse.Namespace) -> list[str]:
     if not 1 <= args.port <= 65535:
         errors.append(f"port: got {args.port}, expected between 1 and 65535.")
     for name in args.labellers:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,32}", name) or name == "owner":
-            errors.append(f"labellers: got {name!r}, expected letters, digits, _ . -, not owner.")
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,32}", name) or name in TAKEN:
+            taken = ", ".join(TAKEN)
+            errors.append(f"labellers: got {name!r}, expected letters, digits, _ . -, not {taken}.")
     if args.instructions and not args.instructions.is_file():
         errors.append(f"instructions: got {str(args.instructions)!r}, which does not exist.")
     if args.public_url and urlsplit(args.public_url)[:1] != ("https",):

@@ -12,6 +12,8 @@ import numpy as np
 
 Table = Sequence[Sequence[Hashable | None]]
 
+MAJORITY, TESTS, R = "the others' majority", "tests", "R"
+"""With whom a labeller is compared, besides every other labeller by name."""
 ENOUGH = 20
 """Labels under which nothing is said about a labeller."""
 
@@ -156,7 +158,7 @@ def machine_labels(row: Mapping) -> dict[str, str | None]:
     """What the tests and R say of one pair: a, b, or None where they do not decide."""
     a, b = row.get("reward_a"), row.get("reward_b")
     score = None if a is None or b is None or a == b else "a" if a > b else "b"
-    return {"tests": row.get("tests_label"), "R": score}
+    return {TESTS: row.get("tests_label"), R: score}
 
 
 def summarise(pairs: Mapping[str, Mapping], labels: Sequence[Mapping]) -> dict:
@@ -184,7 +186,7 @@ def summarise(pairs: Mapping[str, Mapping], labels: Sequence[Mapping]) -> dict:
         "against": {},
         "labellers": {},
     }
-    for machine in ("tests", "R"):
+    for machine in (TESTS, R):
         meetings = []
         for pair, rows in by_pair.items():
             label = machine_labels(pairs[pair])[machine]
@@ -220,20 +222,24 @@ def _two_by_two(names: Sequence[str], table: Table) -> list[dict]:
 
 
 def _labeller(name: str, labels, by_pair, pairs) -> dict:
-    """One labeller against the majority of the others, the tests and R, whichever fits best.
+    """One labeller against each other one, their majority, the tests and R, whichever fits best.
 
-    A person who says something can still differ from one of them, so only who agrees with none of
-    them beyond chance has no signal; the p-value pays for the best of several (Bonferroni).
+    A person who says something can still differ from one of them, or have colleagues of whom one
+    says nothing, so only who agrees with none of them beyond chance has no signal; the p-value pays
+    for the best of several (Bonferroni).
     """
     mine = [r for r in labels if r["labeller"] == name and not r["adjudicates"]]
     said = [r for r in mine if r["choice"] != "skip"]
-    compared: dict[str, list] = {"others": [], "tests": [], "R": []}
+    compared: dict[str, list] = {}
     for row in said:
-        others = [r["choice"] for n, r in by_pair[row["pair"]].items() if n != name]
-        marks = {"others": majority(others)} | machine_labels(pairs[row["pair"]])
+        marks = {n: word(r["choice"]) for n, r in by_pair[row["pair"]].items() if n != name}
+        if len(marks) > 1:
+            marks[MAJORITY] = majority(list(marks.values()))
+        if not row["informed"]:
+            marks |= machine_labels(pairs[row["pair"]])
         for who, value in marks.items():
-            if value is not None and not (row["informed"] and who != "others"):
-                compared[who].append((word(row["choice"]), value))
+            if value is not None:
+                compared.setdefault(who, []).append((word(row["choice"]), value))
     enough = {w: list(zip(*both, strict=True)) for w, both in compared.items()
               if len(both) >= ENOUGH}  # fmt: skip
     chances = {who: chance_p(*both) for who, both in enough.items()}
