@@ -22,7 +22,7 @@ from codexhf.label import agreement as a
 from codexhf.label.export import export, settle
 from codexhf.label.show import code, markdown, messages, visible
 from codexhf.label.store import Conflict, Store, pair_id
-from codexhf.label_words import check_labels, read_label
+from codexhf.label_words import check_labels, read_label, read_winner
 
 
 def pair(i, **fields):
@@ -485,6 +485,41 @@ def test_labels_made_elsewhere_come_in_through_the_column_map(tmp_path, labels, 
     data = read_card(load_card(tmp_path / "votes.md"))
     assert data.dataset["chosen"] == ["first, 0", 'second "1"']
     assert data.stats["dropped"] == {"tie": 1}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_winner_columns_of_an_arena_come_in(tmp_path, write_card, kind):
+    wins = [(1, 0), (0, 1), (0, 0), (0, 0)]
+    rows = [
+        {"ask": f"q{i}", "one": f"A{i}", "two": f"B{i}", "winner_model_a": a, "winner_model_b": b,
+         "winner_tie": 1 - a - b} for i, (a, b) in enumerate(wins)
+    ]  # fmt: skip
+    columns = {"prompt": "ask", "response_a": "one", "response_b": "two"}
+    with open(tmp_path / "wins.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    load = {"path": "csv", "data_files": "wins.csv"} if kind == "csv" else None
+    own = {"columns": columns} | ({"load": load} if load else {})
+    data = read_card(load_card(write_card(rows, "preference", "wins", codexhf=own)))
+    assert data.dataset["chosen"] == ["A0", "B1"] and data.stats["dropped"] == {"tie": 2}
+    for one, two in ((1, 1), ("", 0), ("model_a", 0), (None, 1)):
+        with pytest.raises(ValueError, match="winner_model_a, winner_model_b: got"):
+            read_winner(one, two)
+
+
+def test_chats_of_an_arena_come_in_by_path(write_card):
+    def chat(i, who):
+        turns = [("user", f"q{i}"), ("assistant", f"{who}{i}")]
+        return [{"role": role, "content": text} for role, text in turns]
+
+    votes = ["model_a", "model_b", "tie (bothbad)"]
+    rows = [{"conversation_a": chat(i, "A"), "conversation_b": chat(i, "B"), "winner": vote}
+            for i, vote in enumerate(votes)]  # fmt: skip
+    columns = {"prompt": "conversation_a.0.content", "response_a": "conversation_a.-1.content",
+               "response_b": "conversation_b.-1.content", "label": "winner"}  # fmt: skip
+    data = read_card(load_card(write_card(rows, "preference", codexhf={"columns": columns})))
+    assert data.dataset["prompt"] == ["q0", "q1"] and data.dataset["chosen"] == ["A0", "B1"]
 
 
 def test_labels_that_could_mean_two_things_are_refused():

@@ -35,6 +35,22 @@ def read_label(value: Any) -> str:
     return _LABELS[word]
 
 
+def read_winner(model_a: Any, model_b: Any) -> str:
+    """Return a, b or tie for what two columns say, each 1 (or true) where that model won, else 0.
+
+    Raises:
+        ValueError: both won, or a cell says something else.
+    """
+    words = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+    won = [words.get(str(value).strip().lower()) for value in (model_a, model_b)]
+    if None in won or all(won):
+        raise ValueError(
+            f"winner_model_a, winner_model_b: got {model_a!r}, {model_b!r}, expected 1 for at most "
+            "one of them, and 0."
+        )
+    return "a" if won[0] else "b" if won[1] else "tie"
+
+
 def check_labels(values: Iterable[Any]) -> None:
     """Refuse a column of 0 and 1 alone: elsewhere that means first and second, here tie and first.
 
