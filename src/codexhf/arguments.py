@@ -11,6 +11,7 @@ from typing import Literal
 from codexhf import hub
 from codexhf.execution import UNSAFE_PHRASE
 from codexhf.knobs import given, knob, knob_errors, unused
+from codexhf.label_words import next_step, waits_for_people
 from codexhf.refusals import nearest
 
 # ---------------------------------------------------------------------------------------------
@@ -20,6 +21,10 @@ from codexhf.refusals import nearest
 
 def card(path: str) -> str:
     """A data card, a finished stage's folder, which is its own card, or a hub name of either."""
+    prefs = Path(path).parent if Path(path).name in ("README.md", "test.md") else Path(path)
+    if path and waits_for_people(prefs):
+        held_out = Path(path).name == "test.md"
+        return f"whose pairs wait for people. {'' if held_out else next_step(prefs)}".strip()
     if path and (Path(path).is_file() or (Path(path) / "README.md").is_file()):
         return ""
     if hub.hub_name(path.partition("#")[0]):

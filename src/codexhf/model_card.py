@@ -95,7 +95,7 @@ def _front(manifest: dict, license: str, results: Mapping) -> dict:
             front |= {"base_model": base[1], "base_model_relation": relation}
         data = {match[1] for _, _, c in cards_of(manifest) if (match := hub_name(c["card"]))}
         front["datasets"] = sorted(data) or None
-    elif stage.name == "preferences":
+    elif stage.name == "preferences" and "train_pairs" in manifest["metrics"]:
         files = [{"split": s, "path": f"{s}.jsonl"} for s in ("train", "test")]
         front["configs"] = [{"config_name": "default", "data_files": files}]
         load = {"path": "json", "data_files": "train.jsonl"}

@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from codexhf.cards import Card, CardError
 from codexhf.chat import ROLES, content_text, text_of
-from codexhf.label_words import check_labels, read_label
+from codexhf.label_words import check_labels, read_label, read_winner
 from codexhf.refusals import nearest
 from codexhf.sources import BATCH_ROWS, concat, values_of
 
@@ -36,6 +36,7 @@ CONTEXT = ("system", "system_prompt", "input", "tools", "functions", "history")
 """Columns that change what a prompt asks for; one with text in it is never left out silently."""
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+WINNERS = ("winner_model_a", "winner_model_b")
 CALLS = ("tool_calls", "function_call", "tool_call_id")
 TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -61,7 +62,7 @@ def typed_rows(card: Card, source: pa.Table) -> tuple[pa.Table, list[str | None]
     tables, faults = [], []
     try:
         reader = _Reader(card, source.column_names)
-        if reader.shape is _native_pair and isinstance(label := reader.getters["label"], str):
+        if reader.shape is _native_pair and isinstance(label := reader.getters.get("label"), str):
             check_labels(source.column(label).to_pylist())
         for start in range(0, source.num_rows, BATCH_ROWS):
             table, reasons = reader.read(source.slice(start, BATCH_ROWS), start)
@@ -284,7 +285,7 @@ def _implicit_pair(row: Row) -> Row:
 
 def _native_pair(row: Row) -> Row:
     try:
-        label = read_label(row["label"])
+        label = read_label(row["label"]) if "label" in row else read_winner(*map(row.get, WINNERS))
     except ValueError as error:
         raise RowError(str(error)) from None
     if label == "tie":
@@ -313,6 +314,7 @@ SHAPES: dict[str, list[tuple[tuple[str, ...], Callable[[Row], Row]]]] = {
     "preference": [
         (("prompt", "chosen", "rejected"), _pair),
         (("prompt", "response_a", "response_b", "label"), _native_pair),
+        (("prompt", "response_a", "response_b", *WINNERS), _native_pair),
         (("chosen", "rejected"), _implicit_pair),
     ],
     "prompt-only": [(("prompt",), _as_it_is), (("messages",), _prompt_of_conversation)],
