@@ -6,6 +6,7 @@
 #   make pipeline CONFIGS=recipes/smoke RUNS=runs/smoke      the same in a minute or two
 #   make pipeline SEED=43 RUNS=runs/seed-43
 #   make pipeline MODEL=org/name RUNS=runs/name    from a model that exists: no tokenizer, no M0
+#   make pipeline ALLOW=learning_rate     go on with what may differ from what was stopped
 #   make pipeline LAUNCH=".venv/bin/accelerate launch --config_file recipes/accelerate/multi_gpu.yaml"
 
 PYTHON  ?= python3
@@ -17,7 +18,9 @@ LAUNCH  ?= $(BIN)/python
 PAIRS   ?= $(RUNS)/prefs
 SEED    ?=
 MODEL   ?=
-ARGS     = --config $(CONFIGS)/$(1).yaml $(if $(SEED),--seed $(SEED))
+ALLOW   ?=
+ARGS     = --config $(CONFIGS)/$(1).yaml $(if $(SEED),--seed $(SEED)) --redo_changed true \
+           $(if $(ALLOW),--allow_changed $(ALLOW))
 
 DATA := $(wildcard data_cards/*.md data_cards/*/*.jsonl)
 ENV  := $(VENV)/.installed

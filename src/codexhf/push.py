@@ -25,6 +25,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError
 
 from codexhf.arguments import PushArguments
+from codexhf.checkpoints import sealed
 from codexhf.hub import MANIFEST, hub_name, kind_of, said, sha256, verify
 from codexhf.lineage import STAGES
 from codexhf.model_card import card_text, cards_of, license_in
@@ -154,7 +155,7 @@ def _contents(parcel: Parcel, names: dict, stage: PushArguments, parcels: list[P
     run = [names[p.source] for p in parcels[: parcels.index(parcel)] if p.manifest]
     card = card_text(manifest, where if at else ".", license, models_own, run).encode()
     manifest["files"]["README.md"] = {"size": len(card), "sha256": hashlib.sha256(card).hexdigest()}
-    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+    text = json.dumps(sealed(manifest), indent=1, sort_keys=True) + "\n"
     return {**parcel.files, "README.md": card, MANIFEST: text.encode()}
 
 
