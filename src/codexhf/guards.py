@@ -298,8 +298,9 @@ class StopOnSignal(TrainerCallback):
             self.received = number
             print("stopping after this step and its checkpoint", flush=True)
 
-        signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        heard = [n for n in signals if signal.getsignal(n) != signal.SIG_IGN]  # nohup ignores one
+        heard = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+            heard.append(signal.SIGHUP)
         self.previous = {number: signal.signal(number, receive) for number in heard}
 
     def on_step_end(self, args, state, control, **kwargs):

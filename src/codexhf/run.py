@@ -111,7 +111,11 @@ def run_stage(
             record.metrics.update(finish(trainer))
         record.wall_s = {"train_s": train_s, "evaluate_s": round(time.monotonic() - start, 2)}
         record.history, record.steps = trainer.state.log_history, trainer.state.global_step
-        _save(trainer, output_dir)
+        need = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+        with naming_a_full_disk(output_dir, need):
+            if trainer.is_world_process_zero():
+                check_room(output_dir, need, [])
+            _save(trainer, output_dir)
         manifest = _finish(output_dir, record) if trainer.is_world_process_zero() else {}
         trainer.accelerator.wait_for_everyone()
         return manifest
@@ -243,9 +247,6 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
         context = shortest_context([trainer.model])
         if context is not None:
             tokenizer.model_max_length = context
-    need = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
-    if trainer.is_world_process_zero():
-        check_room(output_dir, need, [])
     trainer.save_model(str(output_dir))
     # A pickle of settings that the manifest holds as text; nobody should have to trust it.
     (output_dir / "training_args.bin").unlink(missing_ok=True)
@@ -496,7 +497,8 @@ def _finish(output_dir: Path, record: Record) -> dict:
         for p in sorted(output_dir.rglob("*"))
         if p.is_file() and _is_result(p.relative_to(output_dir))
     }
-    write_json(output_dir / MANIFEST, sealed(manifest))
+    manifest = sealed(manifest)
+    write_json(output_dir / MANIFEST, manifest)
     for _, folder in step_folders(output_dir):
         shutil.rmtree(folder)  # the weights are in the stage's folder now
     _say(f"{stage_name(record.stage)} is finished: {output_dir}/{MANIFEST}")
