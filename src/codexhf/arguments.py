@@ -126,6 +126,19 @@ class StageArguments:
     restart: bool = knob(
         False, "Set the existing output folder aside (never deleted) and start from the beginning."
     )
+    redo_changed: bool = knob(
+        False,
+        "Do that where the output folder holds a run that was asked for something else, instead of "
+        "refusing: what make does.",
+    )
+    allow_changed: list[str] = knob(
+        [],
+        "Differences from the run that goes on which are allowed, by name and comma: "
+        "learning_rate,save_steps.",
+    )
+
+    def __post_init__(self):
+        self.allow_changed = [n for names in self.allow_changed for n in names.split(",") if n]
 
     def errors(self) -> list[str]:
         """What is wrong with these values, one sentence each with its fix; empty if nothing."""
@@ -204,6 +217,7 @@ class PretrainArguments(StageArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         if self.model is not None:
             self.tokenizer = self.model
 

@@ -25,6 +25,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError
 
 from codexhf.arguments import PushArguments
+from codexhf.checkpoints import sealed
 from codexhf.hub import (
     ADAPTER,
     MANIFEST,
@@ -236,7 +237,7 @@ def _contents(parcel: Parcel, names: dict, stage: PushArguments, parcels: list[P
             digest = hashlib.sha256(text).hexdigest()
             manifest["files"][name] = {"size": len(text), "sha256": digest}
     parcel.renamed = manifest
-    return {**files, MANIFEST: _json(manifest)}
+    return {**files, MANIFEST: _json(sealed(manifest))}
 
 
 def _on_base(config: Path, base: str) -> bytes:
