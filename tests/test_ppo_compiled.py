@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from ppo_setup import new_trainer
 
 from codexhf.ppo.objective import linear_logprobs
+from ppo_setup import new_trainer
 
 TERMS = {"kl_in": "loss", "kl_estimator": "k3", "entropy_coef": 0.01, "total_episodes": 16}
 
