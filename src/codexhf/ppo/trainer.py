@@ -111,12 +111,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         self._vocabulary = vocabulary_size(processing_class)
         super().__init__(
             model=PolicyAndCritic(
-                parts.policy,
-                parts.critic,
-                args.kept_logits_mb,
-                parts.reference,
-                self._vocabulary,
-                args.torch_compile,
+                parts.policy, parts.critic, args.kept_logits_mb, parts.reference, self._vocabulary
             ),
             args=trainer_args(args, parts.schedule),
             data_collator=data_collator,
@@ -138,6 +133,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         self.ref_model = self._place(parts.reference)
         self._reward_models = [self._place(model) for model in parts.reward_models]
         if self.user_args.torch_compile:
+            self.model.compiled = True
             models = {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}
             for model in models:
                 compile_layers(model)
