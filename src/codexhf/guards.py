@@ -13,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from codexhf.checkpoints import MANIFEST, commit, fault, step_folders
 from codexhf.models import load_weights
+from codexhf.sharding import is_sharded
 
 
 class CommitCheckpoints(TrainerCallback):
@@ -51,6 +52,8 @@ class CommitCheckpoints(TrainerCallback):
             )
 
     def on_save(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            torch.distributed.barrier()  # each process has written its part
         if not state.is_world_process_zero:
             return
         output_dir = Path(args.output_dir)
@@ -89,7 +92,7 @@ class ExactWeights(TrainerCallback):
             self._read(args, model, state.best_model_checkpoint)
 
     def _read(self, args, model, folder: Path | str | None) -> None:
-        sharded = args.deepspeed or args.fsdp
+        sharded = args.deepspeed or is_sharded(model)
         if folder is not None and isinstance(model, PreTrainedModel) and not sharded:
             load_weights(model, Path(folder))
 

@@ -77,6 +77,7 @@ def run_identity(stage: Any, training: Any, data: Mapping[str, Any], parents: di
         "files": {name: file_stats(Path(path))["sha256"] for name, path in files.items()},
         "hub": [name for name in named if hub_name(name)],  # with commit; see arguments.pin
         "machine": {
+            **({"sharding": "fsdp2"} if os.environ.get("ACCELERATE_USE_FSDP") == "true" else {}),
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
             "device": "cpu" if getattr(training, "use_cpu", True) else _accelerator(),

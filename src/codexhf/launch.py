@@ -3,8 +3,10 @@
 Imports nothing heavy, since a recipe imports it before its arguments are read.
 """
 
+import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,12 +20,14 @@ def launch(main: Callable[[], object]) -> None:
     """Run a recipe's main; whatever fails before the work begins is one message and exit code 2.
 
     Set CODEXHF_DEBUG=1 to see the traceback instead. From the beginning of the work on errors keep
-    their traceback.
+    their traceback. One of several processes then leaves at once, and its launcher ends the others.
     """
     try:
         main()
     except Exception as error:
         if begun or os.environ.get("CODEXHF_DEBUG"):
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                _leave(error)
             raise
         told = isinstance(error, ValueError | OSError)  # a sentence written for the user
         text = str(error) if told else f"{type(error).__name__}: {error}"
@@ -37,3 +41,37 @@ def launch(main: Callable[[], object]) -> None:
         torch = sys.modules.get("torch")
         if torch and torch.distributed.is_initialized():  # else its threads abort the process
             torch.distributed.destroy_process_group()
+
+
+def _leave(error: Exception) -> None:
+    """End this process, which others wait for; taking leave of them could take for ever."""
+    rank = os.environ.get("RANK")
+    print(f"process {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)  # torchrun ends with the earliest of these
+    os._exit(1)
+
+
+def launch_errors() -> list[str]:
+    """Return what is wrong with the way in which accelerate was told to shard."""
+    told = {name: value.lower() for name, value in os.environ.items()}
+    errors = []
+    if told.get("ACCELERATE_USE_FSDP") == "true":
+        if told.get("FSDP_VERSION", "1") != "2":
+            errors.append(
+                f"fsdp_version: got {told.get('FSDP_VERSION', '1')}, expected 2. Use "
+                "recipes/accelerate/fsdp2.yaml."
+            )
+        if told.get("FSDP_CPU_RAM_EFFICIENT_LOADING") == "true":
+            errors.append(
+                "fsdp_cpu_ram_efficient_loading: got true, expected false. It gives weights to the "
+                "first process alone, and models that only score are read by each."
+            )
+    zero = told.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    if zero and importlib.util.find_spec("deepspeed") is None:
+        errors.append(
+            "accelerate: got DeepSpeed, but the package is not installed. Install it with `pip "
+            "install deepspeed`, or use recipes/accelerate/fsdp2.yaml."
+        )
+    return errors

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from codexhf import knobs
 from codexhf.arguments import StageArguments, pin
+from codexhf.launch import launch_errors
 from codexhf.refusals import nearest, refuse
 from codexhf.strict_yaml import load_yaml
 
@@ -107,6 +108,7 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
 
         print(help_text(types, recipe, config, values, everything=show == ["all"]))
         raise SystemExit(0)
+    in_yaml = dict(values)
     values |= _from_flags(flags, settings, errors)
     values |= _for_device(settings, values)
     instances = tuple(_construct(owner, values, errors) for owner in types)
@@ -115,7 +117,28 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
         errors += pin(instances[0], instances[-1].output_dir)
     if errors:
         refuse(list(dict.fromkeys(errors)), f"{Path(recipe).name} with {config}")
+    _say_batch(in_yaml, instances[-1])
     return instances
+
+
+def _say_batch(in_yaml: dict[str, Any], config: Any) -> None:
+    """Say where several processes make another batch of the settings than one made of the YAML."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    if processes == 1 or not hasattr(config, names[0]):
+        return
+    rows, micro_batches = (getattr(config, name) for name in names)
+    defaults = {name: type(config).__dataclass_fields__[name].default for name in names}
+    meant = math.prod(in_yaml.get(name, defaults[name]) for name in names)
+    found = rows * micro_batches * processes
+    if found != meant and os.environ.get("RANK", "0") == "0":
+        print(
+            f"warning: a batch is {rows} rows per device x {micro_batches} accumulated x "
+            f"{processes} processes = {found} rows; on one process the YAML makes {meant}. For the "
+            f"same learning curve divide {' or '.join(names)} by {processes} (docs/multi_gpu.md).",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -358,7 +381,13 @@ def _construct(owner: type, values: dict[str, Any], errors: list[str]) -> Any:
         _, *several = str(error).split("\n- ")  # PPOConfig's list
         errors += [" ".join(text.split()) for text in several or [str(error)]]
         return None
-    errors += _missing_packages(config) + _precision_errors(config)
+    errors += _missing_packages(config) + _precision_errors(config) + launch_errors()
+    even = getattr(getattr(config, "accelerator_config", None), "even_batches", True)
+    if not even and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        errors.append(
+            "accelerator_config.even_batches: got false with several processes, expected true. A "
+            "process without rows left would leave the others waiting."
+        )
     return config
 
 

@@ -157,7 +157,9 @@ class Record:
 def _train(trainer: Trainer, training: TrainingArguments, checkpoint: Path | None) -> float:
     """Train to the end and return the seconds of training, earlier starts included."""
     from codexhf.guards import CommitCheckpoints, ExactWeights, StopOnNaN, StopOnSignal
+    from codexhf.sharding import keep_float32
 
+    keep_float32(trainer.accelerator)
     stop = StopOnSignal()
     commits = CommitCheckpoints(training.save_total_limit or 2, checkpoint)
     for callback in (commits, ExactWeights(checkpoint), StopOnNaN(), stop):
@@ -212,6 +214,8 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
         context = shortest_context([trainer.model])
         if context is not None:
             tokenizer.model_max_length = context
+    if getattr(trainer, "is_fsdp_enabled", False):  # checkpoints may be sharded, the result is not
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(output_dir))
     # A pickle of settings that the manifest holds as text; nobody should have to trust it.
     (output_dir / "training_args.bin").unlink(missing_ok=True)

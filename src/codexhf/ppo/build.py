@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from codexhf.chat import end_ids, vocabulary_size
+from codexhf.launch import launch_errors
 from codexhf.models import base_model, disable_dropout, load_policy, shortest_context
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.evaluate import EVALUATION_METRICS
@@ -227,12 +228,7 @@ def early_errors(given: Given) -> list[str]:
 
 def _launch_errors(args: PPOConfig) -> list[str]:
     """Return what is wrong with the processes and packages that were found."""
-    errors = []
-    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        errors.append(
-            "accelerate: got FSDP, expected DDP, ZeRO or one process. Sampling from sharded "
-            "layers is not built yet; use DDP, LoRA or ZeRO."
-        )
+    errors = launch_errors()
     if args.n_gpu > 1:
         errors.append(
             f"got {args.n_gpu} GPUs in one process, expected one process for each: Trainer would "

@@ -95,7 +95,7 @@ class EvaluationMixin:
         self, rows: list[dict], ids: list[list[int]], completions: Completions
     ) -> dict[str, list[float | None]]:
         """Return each metric per row."""
-        scores, parts, _ = self.eval_scorer.score(rows, ids, completions)
+        scores, parts, _ = self._score(self.eval_scorer, rows, ids, completions)
         logprobs = self._logprobs(self.policy_model, completions)
         with self._reference() as reference:
             ref_logprobs = self._logprobs(reference, completions)
@@ -119,9 +119,8 @@ class EvaluationMixin:
                 self.get_eval_dataloader(first), SAMPLE_ROWS if sampling else None
             )
             for batch, ids, completions in found:
-                scores, _, texts = self.eval_scorer.score(
-                    [row for _, row in batch], ids, completions
-                )
+                rows = [row for _, row in batch]
+                scores, _, texts = self._score(self.eval_scorer, rows, ids, completions)
                 prompts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
                 for prompt, text, score in zip(prompts, texts, scores.tolist(), strict=True):
                     self.accelerator.print(f"[{score:+.3f}] {prompt!r} -> {text!r}")

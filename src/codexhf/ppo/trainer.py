@@ -30,6 +30,7 @@ from codexhf.ppo.rollout import MicroBatch, Rollout, Scorer, demonstration_batch
 from codexhf.ppo.sampling import RolloutMixin
 from codexhf.ppo.schedule import Position
 from codexhf.rewards import RewardSum
+from codexhf.sharding import keep_float32, shard
 
 
 class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
@@ -122,6 +123,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False  # Trainer divides by the micro batches
+        keep_float32(self.accelerator)
         self.sft_dataset, self._custom_collator = sft_dataset, data_collator
         self._take(parts)
 
@@ -158,6 +160,8 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
             return None
         if self.is_deepspeed_enabled:
             return self.accelerator.prepare_model(model, evaluation_mode=True)
+        if self.is_fsdp_enabled:
+            return shard(model, self.accelerator)
         return model.to(self.args.device)
 
     def _restart(self, micro_step: int = 0) -> None:
@@ -450,8 +454,8 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         """Return whether this micro batch closes an optimizer step that is logged."""
         if not self.args.log_grad_norms or now.micro_batch != self.schedule.micro_batches - 1:
             return False
-        if self.is_deepspeed_enabled:
-            return False  # it moves gradients in hooks that a second backward pass would trip
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return False  # they move gradients in hooks that a second backward pass would trip
         every = self.state.logging_steps
         return bool(every) and (self.state.global_step + 1) % int(every) == 0
 
