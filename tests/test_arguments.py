@@ -380,12 +380,31 @@ def test_a_missing_package_is_refused_with_its_pip_line(stage, argv, package, li
     assert re.search(rf"pip install (-U )?{package}", text)
 
 
-def test_an_engine_that_is_not_installed_is_refused_before_loading(lineage, capsys):
-    if importlib.util.find_spec("vllm"):
-        pytest.skip("vllm is installed")
-    argv = ["--rollout_engine", "vllm"]
-    text = refusal(capsys, STAGES["ppo"], ROOT / "recipes/ppo.py", argv)
-    assert "rollout_engine: got 'vllm', which is not installed (pip install vllm)" in text
+def test_a_launch_that_cannot_work_is_refused_before_loading(lineage, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    argv = ["--accelerator_config", '{"even_batches": false}']
+    text = refusal(capsys, STAGES["sft"], ROOT / "recipes/sft.py", argv)
+    for said in (
+        "fsdp_version: got 1",
+        "fsdp_cpu_ram_efficient_loading",
+        "even_batches: got false",
+    ):
+        assert said in text
+    assert importlib.util.find_spec("deepspeed") or "pip install deepspeed" in text
+
+
+@pytest.mark.parametrize("rows", ["8", "4"])
+def test_a_batch_that_several_processes_make_larger_is_said(lineage, capsys, monkeypatch, rows):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    argv = ["--per_device_train_batch_size", rows]
+    parse(STAGES["sft"], str(ROOT / "recipes/sft.py"), argv)
+    told = (
+        "8 rows per device x 1 accumulated x 2 processes = 16 rows; on one process the YAML makes 8"
+    )
+    assert (told in capsys.readouterr().err) == (rows == "8")
 
 
 def test_every_error_of_ppo_stands_on_its_own_line(lineage, capsys):

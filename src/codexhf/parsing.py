@@ -6,7 +6,6 @@ dataclass declares, and everything that is wrong is said at once. Imports nothin
 """
 
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -406,11 +405,8 @@ def _library_errors(owner: type, values: dict[str, Any]) -> list[str]:
 
 
 def _missing_packages(config: Any) -> list[str]:
-    """Return what is said of trackers, optimizers and engines whose package is not installed."""
+    """Return what is said of trackers and optimizers whose package is not installed."""
     out = []
-    engine = getattr(config, "rollout_engine", "")
-    if engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        out.append("rollout_engine: got 'vllm', which is not installed (pip install vllm).")
     if not hasattr(config, "report_to"):
         return out  # what trains nothing
     if config.report_to:

@@ -5,7 +5,6 @@ must be looked at for (`model_errors`), and the parts. Each list is raised whole
 """
 
 import copy
-import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -234,11 +233,6 @@ def _launch_errors(args: PPOConfig) -> list[str]:
             f"got {args.n_gpu} GPUs in one process, expected one process for each: Trainer would "
             "split batches that do not belong apart. Use accelerate launch, or set "
             "CUDA_VISIBLE_DEVICES to one of them."
-        )
-    if args.rollout_engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        errors.append(
-            "rollout_engine: got 'vllm', but the package vllm is not installed. Install it with "
-            "`pip install vllm`, or use rollout_engine='native'."
         )
     return errors
 

@@ -17,9 +17,6 @@ from codexhf.ppo.objective import masked_sum, truncated_importance_weights
 from codexhf.ppo.rollout import Completions, Rollout, Scorer, advantages, mark, shape_scores
 from codexhf.sharding import gathered
 
-FAR_ENGINES = ("continuous_batching", "vllm")
-"""Engines whose kernels round differently from the training forward."""
-
 LARGEST_GAP = 0.005
 """Nats per token by which the sampler and the training forward may differ where both run in
 float32. Rounding gives 1e-6 on a CPU; beyond this they are two policies."""
@@ -35,7 +32,7 @@ def rounds_differently(args: PPOConfig, dtype: torch.dtype, mixed_precision: str
         dtype: of the policy.
         mixed_precision: accelerate's word for it; "no" is none.
     """
-    far = args.rollout_engine in FAR_ENGINES
+    far = args.rollout_engine == "continuous_batching"  # its kernels
     return mixed_precision != "no" or dtype != torch.float32 or far
 
 
