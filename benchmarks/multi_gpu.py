@@ -14,6 +14,7 @@ counts even then. Results belong in benchmarks/README.md.
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -81,14 +82,18 @@ def parse() -> argparse.Namespace:
 # ------------------------------------------------------------------------------ processes
 
 
-PORTS = iter(range(29_600, 29_900))
+def free_port() -> str:
+    """Return a port on which nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return str(listener.getsockname()[1])
 
 
 def launched(way: str, command: list[str], log: Path, limit_s: float, options) -> dict:
     """Run a script under one of `WAYS`; return its JSON lines merged, and why it ended."""
     processes = 1 if way == "one" else 2
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    port, environment = str(next(PORTS)), {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    port, environment = free_port(), {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     environment |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "CODEXHF_DEBUG": "1"}
     if options.tiny:
         head = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]

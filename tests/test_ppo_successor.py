@@ -415,9 +415,7 @@ def test_a_launch_that_cannot_work_is_refused_before_a_model_is_loaded(tmp_path,
     models()["model"].save_pretrained(tmp_path / "policy")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
-    with pytest.raises(
-        ValueError, match="(?s)fsdp_version: got 1.*efficient_loading: got true"
-    ):
+    with pytest.raises(ValueError, match="(?s)fsdp_version: got 1.*efficient_loading: got true"):
         new_trainer(tmp_path, model=str(tmp_path / "policy"))
 
 

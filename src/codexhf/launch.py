@@ -6,11 +6,15 @@ Imports nothing heavy, since a recipe imports it before its arguments are read.
 import importlib.util
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from codexhf.refusals import refuse
+
+LAST_S = 5.0
+"""Seconds for which a process that lost another stays, so that the launcher sees that one first."""
 
 begun = False
 """Whether a stage of this process has begun its work; run.py says so."""
@@ -45,11 +49,16 @@ def launch(main: Callable[[], object]) -> None:
 
 def _leave(error: Exception) -> None:
     """End this process, which others wait for; taking leave of them could take for ever."""
-    rank = os.environ.get("RANK")
-    print(f"process {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    get_error_handler().record_exception(error)  # torchrun ends with the earliest of these
+    rank = os.environ.get("RANK")
+    if isinstance(error, DistError) or "gloo" in str(error):
+        print(f"process {rank} lost another one: {error}", file=sys.stderr, flush=True)
+        time.sleep(LAST_S)
+    else:
+        print(f"process {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        get_error_handler().record_exception(error)  # torchrun ends with the earliest of these
     os._exit(1)
 
 
