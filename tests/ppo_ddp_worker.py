@@ -1,6 +1,6 @@
 """One process of tests/test_ppo_ddp.py: `torchrun ... ppo_ddp_worker.py FOLDER HOW CASE...`.
 
-HOW is ddp or fsdp2.
+HOW is ddp, fsdp2, or pieces: fsdp2 with checkpoints in pieces.
 """
 
 import hashlib
@@ -94,7 +94,7 @@ def gradients(case: str, folder: Path) -> None:
 def adaptive(case: str, folder: Path) -> None:
     """Write the KL coefficient after every rollout, then the metrics of an evaluation."""
     config = {"old_logprobs": "recompute", "kl_estimator": "k3"}
-    config |= {"kl_target": KL_TARGET, "kl_horizon": 10}
+    config |= {"kl_target": KL_TARGET, "kl_horizon": 10, "gradient_checkpointing": True}
     trainer = build(case, folder / "out", total_episodes=40, **config)
     trainer.engine = Canned()
     coefs, make_rollout = [], trainer._make_rollout
@@ -155,8 +155,10 @@ def work(name: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[2] == "fsdp2":
+    if sys.argv[2] != "ddp":
         os.environ.update(fsdp_on_cpu.SHARDED)
+        if sys.argv[2] == "pieces":
+            os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT"
         fsdp_on_cpu.allow()
     for name in sys.argv[3:]:
         work(name, Path(sys.argv[1]) / name)

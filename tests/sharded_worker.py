@@ -59,8 +59,8 @@ def build(case: str, folder: Path, watch: Watch):
     shared = {
         "output_dir": str(folder), "max_steps": STEPS, "save_steps": 2, "logging_steps": 1,
         "per_device_train_batch_size": ROWS // world, "learning_rate": 1e-2, "use_cpu": True,
-        "bf16": False, "report_to": "none", "disable_tqdm": True, "gradient_checkpointing": False,
-        "seed": 1,
+        "bf16": False, "report_to": "none", "disable_tqdm": True, "seed": 1,
+        "gradient_checkpointing": stage == "rm",
     }  # fmt: skip
     torch.manual_seed(0)
     rows = [[3 + (i * j) % 300 for j in range(4 + i % 7)] for i in range(1, 41)]

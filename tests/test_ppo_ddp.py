@@ -23,7 +23,10 @@ CASES = [f"{kind}-{what}" for kind in KINDS for what in ("gradients", "resume")]
 CASES.append("full-adaptive")
 
 
-@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+PIECES = pytest.param("pieces", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp2", PIECES])
 def two(request, tmp_path_factory) -> Path:
     """The folder in which two processes have worked on every case; one launch for all."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -3,7 +3,9 @@
 python -m pytest tests/test_sharding.py. PPO's part is in tests/test_ppo_ddp.py.
 """
 
+import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +23,7 @@ from conftest import weights_hash  # noqa: E402
 
 CASES = ["pretrain-full", "sft-full", "sft-lora", "rm-full", "rm-lora"]
 STARTING = 60  # seconds that two processes may take to import everything on a busy machine
+ROOT = Path(__file__).parent.parent
 SLOW = pytest.mark.slow
 HOWS = ["fsdp2", pytest.param("ddp", marks=SLOW), pytest.param("pieces", marks=SLOW)]
 
@@ -73,6 +76,38 @@ def test_two_processes_resume_to_the_same_weights_and_one_loads_them(two, case):
     assert len({weights_hash(folder) for folder in folders}) == 1
     kind = AutoModelForSequenceClassification if case.startswith("rm") else AutoModelForCausalLM
     kind.from_pretrained(folders[0])
+
+
+SRUN = """#!/bin/bash
+shift
+SLURM_NODEID=1 "$@" & SLURM_NODEID=0 "$@" && wait $!
+"""
+
+
+@pytest.mark.slow
+def test_slurm_file_and_yaml_start_two_hosts_of_one_process(tmp_path):
+    """Slurm is made of two lines here; the file, accelerate's launch and the YAML are real."""
+    for name, text in (("srun", SRUN), ("scontrol", "#!/bin/bash\necho 127.0.0.1\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        port = str(listener.getsockname()[1])
+    paths = [str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]]
+    done = subprocess.run(
+        ["bash", str(ROOT / "recipes/accelerate/slurm.sh"), worker.__file__, str(tmp_path / "two"),
+         "pieces", "pretrain-full"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": os.pathsep.join(paths), "PORT": port, "GPUS": "1",
+             "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "here", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    folders = [tmp_path / "two" / "pretrain-full" / name / "out" for name in ("whole", "cut")]
+    assert len({weights_hash(folder) for folder in folders}) == 1
+    assert json.loads((folders[0] / "manifest.json").read_text())["environment"]["processes"] == 2
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@
 #SBATCH --requeue
 set -eu
 export MAIN=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export GPUS=${GPUS:-8}
+export GPUS=${GPUS:-8} PORT=${PORT:-29500}
 # single quotes: each node fills in its own number
 exec srun --kill-on-bad-exit=1 bash -c '
   exec accelerate launch --config_file recipes/accelerate/multi_node.yaml \
     --num_machines "$SLURM_NNODES" --machine_rank "$SLURM_NODEID" \
-    --num_processes $((SLURM_NNODES * GPUS)) --main_process_ip "$MAIN" "$@"' bash "$@"
+    --num_processes $((SLURM_NNODES * GPUS)) --main_process_ip "$MAIN" \
+    --main_process_port "$PORT" "$@"' bash "$@"

@@ -13,7 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from codexhf.checkpoints import MANIFEST, commit, fault, step_folders
 from codexhf.models import load_weights
-from codexhf.sharding import is_sharded
+from codexhf.sharding import is_sharded, whole
 
 
 class CommitCheckpoints(TrainerCallback):
@@ -105,7 +105,7 @@ class StopOnNaN(TrainerCallback):
         # One number for all gradients: asking each in turn would wait for the GPU as often.
         if torch.isfinite(get_total_norm(gradients.values())):
             return
-        names = [name for name, grad in gradients.items() if not torch.isfinite(grad).all()]
+        names = [n for n, grad in gradients.items() if not torch.isfinite(whole(grad)).all()]
         raise FloatingPointError(
             f"step {state.global_step + 1}: the gradient of {names[0] if names else 'all weights'} "
             "is not finite; the weights were left as they are. Lower learning_rate or look at this "

@@ -77,7 +77,7 @@ def run_identity(stage: Any, training: Any, data: Mapping[str, Any], parents: di
         "files": {name: file_stats(Path(path))["sha256"] for name, path in files.items()},
         "hub": [name for name in named if hub_name(name)],  # with commit; see arguments.pin
         "machine": {
-            **({"sharding": "fsdp2"} if os.environ.get("ACCELERATE_USE_FSDP") == "true" else {}),
+            **_sharding(),
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
             "device": "cpu" if getattr(training, "use_cpu", True) else _accelerator(),
@@ -134,6 +134,13 @@ def _default(field: dataclasses.Field) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
+
+
+def _sharding() -> dict[str, str]:
+    """How checkpoints are cut; nothing where they are not."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return {}
+    return {"sharding": os.environ.get("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")}
 
 
 def _accelerator() -> str:

@@ -20,6 +20,11 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return all of a tensor; where it lies spread, every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def keep_float32(accelerator: Any) -> None:
     """Let sharded training reduce gradients and return losses in float32, as DDP does.
 
@@ -28,9 +33,8 @@ def keep_float32(accelerator: Any) -> None:
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     given = plugin and plugin.mixed_precision_policy
     if given:
-        plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            given.param_dtype, torch.float32, torch.float32
-        )
+        # no output dtype: it would hold for every layer, and the head takes what its weights are
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(given.param_dtype, torch.float32)
 
 
 def shard(model: nn.Module, accelerator: Any) -> nn.Module:

@@ -10,6 +10,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from codexhf.ppo.objective import kl_estimate
 from codexhf.ppo.rollout import Completions, shape_scores
+from codexhf.sharding import is_sharded
 
 EVALUATION = 2**40
 """Rollout numbers from here on seed evaluations; no run has that many rollouts."""
@@ -58,6 +59,11 @@ class EvaluationMixin:
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Answer the evaluation prompts and report every reward, the KL and the lengths."""
+        if self.is_fsdp_enabled and not is_sharded(self.model):
+            raise ValueError(
+                "evaluate: FSDP shards the policy when train() begins. Train first, or evaluate "
+                "without FSDP."
+            )
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         with self._rollout_mode():
             for batch, ids, completions in self._evaluated(dataloader):

@@ -7,6 +7,7 @@ sampling.py rollouts, evaluate.py evaluations, checkpoint.py what is saved.
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -124,6 +125,8 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         )
         self.model_accepts_loss_kwargs = False  # Trainer divides by the micro batches
         keep_float32(self.accelerator)
+        if args.log_grad_norms and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            warnings.warn("log_grad_norms: rests, as gradients are sharded.", stacklevel=2)
         self.sft_dataset, self._custom_collator = sft_dataset, data_collator
         self._take(parts)
 
