@@ -180,9 +180,21 @@ def losses(options, runs: Path, found: dict) -> dict:
     with ThreadPoolExecutor(16) as pool:
         run("tokenizer", "one", "tokenizer")
         tokenizer = ["--tokenizer", str(made / "tokenizer")]
-        m0 = ["--max_steps", str(steps["m0"]), "--logging_steps", "25", *few]
+        m0 = [
+            "--max_steps",
+            str(steps["m0"]),
+            "--logging_steps",
+            "25" if not options.tiny else "2",
+            *few,
+        ]
         each(pool, "m0", "pretrain", per_device, 8, *m0, *tokenizer)
-        m1 = ["--max_steps", str(steps["m1"]), "--logging_steps", "50", *few]
+        m1 = [
+            "--max_steps",
+            str(steps["m1"]),
+            "--logging_steps",
+            "50" if not options.tiny else "2",
+            *few,
+        ]
         each(pool, "m1", "sft", per_device, 8, *m1, "--model", str(made / "m0"))
         model = ["--model", str(made / "m1")]
         run("prefs", "one", "preferences", *model)

@@ -373,20 +373,14 @@ def _construct(owner: type, values: dict[str, Any], errors: list[str]) -> Any:
         stage = owner(**mine)
         errors += stage.errors()
         return stage
-    errors += _library_errors(owner, mine)
+    errors += _library_errors(owner, mine) + launch_errors()
     try:
         config = owner(**mine)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         _, *several = str(error).split("\n- ")  # PPOConfig's list
         errors += [" ".join(text.split()) for text in several or [str(error)]]
         return None
-    errors += _missing_packages(config) + _precision_errors(config) + launch_errors()
-    even = getattr(getattr(config, "accelerator_config", None), "even_batches", True)
-    if not even and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        errors.append(
-            "accelerator_config.even_batches: got false with several processes, expected true. A "
-            "process without rows left would leave the others waiting."
-        )
+    errors += _missing_packages(config) + _precision_errors(config) + _process_errors(config)
     return config
 
 
@@ -402,6 +396,17 @@ def _library_errors(owner: type, values: dict[str, Any]) -> list[str]:
     if values.get("max_steps") == 0:
         out.append("max_steps: got 0, expected at least 1, or -1 to count in num_train_epochs.")
     return out
+
+
+def _process_errors(config: Any) -> list[str]:
+    """Return what is wrong where several processes share the work."""
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not shared or getattr(config.accelerator_config, "even_batches", True):
+        return []
+    return [
+        "accelerator_config.even_batches: got false with several processes, expected true. A "
+        "process without rows left would leave the others waiting."
+    ]
 
 
 def _missing_packages(config: Any) -> list[str]:

@@ -387,8 +387,9 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         """Return the unweighted terms that are trained now."""
         batch, frozen = inputs["batch"], self._warming_up(inputs["now"])
         layout = batch.layout
-        # DDP waits for a gradient of every parameter, so there a frozen policy runs all the same
-        skip_policy = frozen and self.args.world_size == 1 and not self.is_deepspeed_enabled
+        # DDP, of one process too, waits for a gradient of every parameter: there a frozen policy
+        # runs all the same
+        skip_policy = frozen and type(model) is PolicyAndCritic
         out = model(
             input_ids=layout.input_ids,
             attention_mask=layout.attention_mask,
