@@ -151,6 +151,7 @@ def losses(options, runs: Path, found: dict) -> dict:
     """Run the recipes; what one GPU makes is what all legs of the next stage start from."""
     made, results, errors = runs / "one", {}, []
     steps = {"m0": 120, "m1": 400} if not options.tiny else {"m0": 4, "m1": 4}
+    every = {"m0": "25", "m1": "50"} if not options.tiny else {"m0": "2", "m1": "2"}
     few = ["--save_strategy", "no", "--eval_strategy", "no"]
     base = "recipes/smoke" if options.tiny else "recipes"
 
@@ -180,21 +181,9 @@ def losses(options, runs: Path, found: dict) -> dict:
     with ThreadPoolExecutor(16) as pool:
         run("tokenizer", "one", "tokenizer")
         tokenizer = ["--tokenizer", str(made / "tokenizer")]
-        m0 = [
-            "--max_steps",
-            str(steps["m0"]),
-            "--logging_steps",
-            "25" if not options.tiny else "2",
-            *few,
-        ]
+        m0 = ["--max_steps", str(steps["m0"]), "--logging_steps", every["m0"], *few]
         each(pool, "m0", "pretrain", per_device, 8, *m0, *tokenizer)
-        m1 = [
-            "--max_steps",
-            str(steps["m1"]),
-            "--logging_steps",
-            "50" if not options.tiny else "2",
-            *few,
-        ]
+        m1 = ["--max_steps", str(steps["m1"]), "--logging_steps", every["m1"], *few]
         each(pool, "m1", "sft", per_device, 8, *m1, "--model", str(made / "m0"))
         model = ["--model", str(made / "m1")]
         run("prefs", "one", "preferences", *model)
