@@ -111,16 +111,7 @@ def run_identity(
         "files": {name: file_stats(Path(path))["sha256"] for name, path in files.items()},
         "rewards": _sources(getattr(stage, "rewards", [])),
         "hub": [name for name in named if hub_name(name)],  # with commit; see arguments.pin
-<<<<<<< HEAD
-        "machine": {
-            **_sharding(),
-            "processes": int(os.environ.get("WORLD_SIZE", "1")),
-            "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
-            "device": "cpu" if getattr(training, "use_cpu", True) else _accelerator(),
-        },
-=======
         "made": _made(training),
->>>>>>> main
     }
 
 
@@ -192,7 +183,8 @@ def versions() -> dict[str, str]:
 
 def _sharding() -> str:
     used = [n for n in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{n}") == "true"]
-    return used[0].lower() if used else "no"
+    pieces = os.environ.get("FSDP_STATE_DICT_TYPE") == "SHARDED_STATE_DICT" and "FSDP" in used
+    return (used[0].lower() if used else "no") + (", checkpoints in pieces" if pieces else "")
 
 
 @functools.cache
@@ -331,18 +323,3 @@ def _default(field: dataclasses.Field) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
-<<<<<<< HEAD
-
-
-def _sharding() -> dict[str, str]:
-    """How checkpoints are cut; nothing where they are not."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return {}
-    return {"sharding": os.environ.get("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")}
-
-
-def _accelerator() -> str:
-    found = torch.accelerator.current_accelerator()
-    return "cpu" if found is None else found.type
-=======
->>>>>>> main

@@ -15,12 +15,9 @@ from pathlib import Path
 from codexhf.checkpoints import DISK_FULL
 from codexhf.refusals import refuse
 
-<<<<<<< HEAD
 LAST_S = 5.0
 """Seconds for which a process that lost another stays, so that the launcher sees that one first."""
-=======
 PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
->>>>>>> main
 
 begun = False
 """Whether a stage of this process has begun its work; run.py says so."""
@@ -30,11 +27,8 @@ def launch(main: Callable[[], object]) -> None:
     """Run a recipe's main; whatever fails before the work begins is one message and exit code 2.
 
     Set CODEXHF_DEBUG=1 to see the traceback instead. From the beginning of the work on errors keep
-<<<<<<< HEAD
     their traceback. One of several processes then leaves at once, and its launcher ends the others.
-=======
-    their traceback. A full disk, SIGTERM and SIGHUP end in 75: nothing is wrong with the command.
->>>>>>> main
+    A full disk, SIGTERM and SIGHUP end in 75: nothing is wrong with the command.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # under nohup one is ignored
@@ -63,7 +57,6 @@ def launch(main: Callable[[], object]) -> None:
             torch.distributed.destroy_process_group()
 
 
-<<<<<<< HEAD
 def _leave(error: Exception) -> None:
     """End this process, which others wait for; taking leave of them could take for ever."""
     from torch.distributed import DistError
@@ -101,9 +94,9 @@ def launch_errors() -> list[str]:
             "install deepspeed`, or use recipes/accelerate/fsdp2.yaml."
         )
     return errors
-=======
+
+
 def _stop(number: int, frame: object) -> None:
     """Where no checkpoint is to be saved, outside training, leave at once."""
     print(f"stopped by {signal.Signals(number).name}; start the same command again", flush=True)
     raise SystemExit(PREEMPTED)
->>>>>>> main

@@ -131,18 +131,13 @@ class RolloutMixin:
             prompt_ids, prompt_mask = left_pad(ids, self.args.device)
         else:
             prompt_ids, prompt_mask = self._collated(ids)
-<<<<<<< HEAD
-        policy = self.policy_model
-        with self._gathered(policy):
-            generation = self.engine.generate(
-                policy, prompt_ids, prompt_mask, seed=seed, temperature=temperature
-=======
-        with torch.compiler.set_stance(
-            "force_eager" if self.user_args.torch_compile else "default"
+        policy, eager = self.policy_model, bool(self.user_args.torch_compile)
+        with (
+            torch.compiler.set_stance("force_eager" if eager else "default"),
+            self._gathered(policy),
         ):
             generation = self.engine.generate(
-                self.policy_model, prompt_ids, prompt_mask, seed=seed, temperature=temperature
->>>>>>> main
+                policy, prompt_ids, prompt_mask, seed=seed, temperature=temperature
             )
         return mark(
             generation, prompt_ids, prompt_mask, self.args, self.processing_class, self.stop_ids
