@@ -6,8 +6,10 @@ torchrun --nproc_per_node 2 tests/fsdp_on_cpu.py recipes/sft.py --use_cpu true .
 import os
 import runpy
 import sys
+import time
 from pathlib import Path
 
+import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
@@ -36,6 +38,18 @@ def _with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
 def allow() -> None:
     """Shard from here on, where `SHARDED` is in the environment."""
     AcceleratorState.__init__ = _with_fsdp
+
+
+def leave() -> None:
+    """End this process, one of several, when all are done.
+
+    What torch does at the end of an interpreter aborted (-6) now and then on a busy machine.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        time.sleep(1)  # a process that leaves first takes its sockets from the other
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

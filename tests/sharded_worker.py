@@ -172,6 +172,4 @@ if __name__ == "__main__":
         fsdp_on_cpu.allow()
     for name in sys.argv[3:]:
         work(name, Path(sys.argv[1]) / name)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    fsdp_on_cpu.leave()
