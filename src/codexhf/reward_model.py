@@ -43,6 +43,7 @@ from codexhf.models import (
     room_for,
     to_device,
 )
+from codexhf.sharding import gathered
 from codexhf.tokenizer import load_tokenizer, spare_token
 
 
@@ -401,9 +402,8 @@ def record_scores(trainer, prompts: Sequence[Prompt], stage: RewardModelArgument
     PPO normalises the reward with them, so that a reward of 0 is what M1 gets on average.
     """
     model, tokenizer = trainer.model, trainer.processing_class
-    policy = to_device(load_policy(stage.model, tokenizer))
     answers = sample(
-        policy,
+        to_device(load_policy(stage.model, tokenizer)),  # gone before R is held whole
         tokenizer,
         prompts,
         n=-(-stage.score_samples // len(prompts)),
@@ -411,7 +411,8 @@ def record_scores(trainer, prompts: Sequence[Prompt], stage: RewardModelArgument
         max_new_tokens=stage.score_max_new_tokens,
     )
     owners = [p for p, group in zip(prompts, answers, strict=True) for _ in group]
-    scores = ModelReward(model.eval(), tokenizer)(owners, [a for g in answers for a in g])
+    with gathered(model):
+        scores = ModelReward(model.eval(), tokenizer)(owners, [a for g in answers for a in g])
     mean, std = float(np.mean(scores)), float(np.std(scores))
     if not std > 0:
         raise ValueError(

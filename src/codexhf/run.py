@@ -178,7 +178,9 @@ def _compared(trainer: Trainer) -> dict[str, str]:
 def _train(trainer: Trainer, training: TrainingArguments, begun: _Begun) -> float:
     """Train to the end and return the seconds of training, earlier starts included."""
     from codexhf import guards
+    from codexhf.sharding import keep_float32
 
+    keep_float32(trainer.accelerator)
     stop, checkpoint = guards.StopOnSignal(), begun.checkpoint
     whole = guards.WholeCheckpoints(trainer, training.save_total_limit, checkpoint, begun.record)
     callbacks = [guards.SameAfterEvaluating(), whole, guards.ExactWeights(checkpoint)]
@@ -247,6 +249,8 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
         context = shortest_context([trainer.model])
         if context is not None:
             tokenizer.model_max_length = context
+    if getattr(trainer, "is_fsdp_enabled", False):  # checkpoints may be sharded, the result is not
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(output_dir))
     # A pickle of settings that the manifest holds as text; nobody should have to trust it.
     (output_dir / "training_args.bin").unlink(missing_ok=True)
