@@ -12,14 +12,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 from transformers import TrainerCallback
 
-from codexhf import checkpoints, guards, identity
+from codexhf import checkpoints, guards, identity, run
 from codexhf.launch import PREEMPTED, launch
 from codexhf.run import load_manifest
 from conftest import weights_hash
@@ -133,14 +131,15 @@ def test_a_stage_that_trains_nothing_leaves_at_once_and_begins_again(
     stage, number, world, tmp_path
 ):
     def work():
-        def strike():
-            while not (tmp_path / "out/run.json").exists():
-                time.sleep(0.001)
-            os.kill(os.getpid(), number)
+        def write_json(path, value, write=run.write_json):
+            write(path, value)
+            if path.name == "run.json":  # the work begins
+                os.kill(os.getpid(), number)
 
+        run.write_json = write_json
         for each in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(each, signal.SIG_DFL)
-        threading.Thread(target=strike, daemon=True).start()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         launch(lambda: world.run(stage, {}, tmp_path / "out"))
 
     code, text = in_a_process(work)
@@ -275,15 +274,18 @@ def test_what_may_not_be_read_is_an_error_and_no_older_checkpoint(crashed, tmp_p
         os.chdir(Path(__file__).parent.parent)
 
 
-BEST = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "eval_steps": 2}
+BEST = {"load_best_model_at_end": True, "eval_steps": 2}
+METRIC = {
+    "pretrain": "eval_text_a_loss", "sft": "eval_loss", "reward_model": "eval_loss",
+    "ppo": "eval_unit_tests",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", [*FILE_FAULTS, "missing", "of another run"])
-@pytest.mark.parametrize("stage", ["pretrain", "ppo"])
-def test_a_damaged_best_checkpoint_is_an_error(stage, damage, world, tmp_path, crashed):
-    changes = {**CHANGES[stage], **BEST}
-    if stage == "ppo":
-        changes |= {"metric_for_best_model": "eval_unit_tests", "greater_is_better": True}
+@pytest.mark.parametrize("stage", TRAINED)
+def test_a_damaged_best_checkpoint_is_an_error(stage, damage, world, tmp_path):
+    changes = {**CHANGES[stage], **BEST, "metric_for_best_model": METRIC[stage]}
+    changes["greater_is_better"] = stage == "ppo"
     known = world.folder / f"best_{stage}"
     if not known.exists():
         with stopped_at(7), pytest.raises(Crash):
