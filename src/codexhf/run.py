@@ -492,12 +492,13 @@ def _finish(output_dir: Path, record: Record) -> dict:
         "isolation": isolation_used(),
         "environment": environment(),
     }
-    write_card(output_dir, manifest)
     manifest["files"] = {
         str(p.relative_to(output_dir)): file_stats(p)
         for p in sorted(output_dir.rglob("*"))
         if p.is_file() and _is_result(p.relative_to(output_dir))
     }
+    write_card(output_dir, manifest)
+    manifest["files"]["README.md"] = file_stats(output_dir / "README.md")
     manifest = sealed(manifest)
     write_json(output_dir / MANIFEST, manifest)
     _drop_checkpoints(output_dir)
