@@ -282,19 +282,19 @@ def _begin(
     """Hold the folder's lock; `agree` tells other processes what the first one decided."""
     lock, begun = None, None
     try:
-        try:
-            if _rank() == 0:
-                output_dir.mkdir(parents=True, exist_ok=True)
-                lock = _lock(output_dir, stage)
-                begun = _decide(output_dir, stage, record.identity)
-        finally:
-            # Also when the first process refuses: the others wait for its word.
-            begun = agree(begun)
-        if begun is None:
-            raise SystemExit(2)
-        launch.begun = begun.finished is None
-        record.allowed = begun.changed
         with naming_a_full_disk(output_dir):
+            try:
+                if _rank() == 0:
+                    output_dir.mkdir(parents=True, exist_ok=True)
+                    lock = _lock(output_dir, stage)
+                    begun = _decide(output_dir, stage, record.identity)
+            finally:
+                # Also when the first process refuses: the others wait for its word.
+                begun = agree(begun)
+            if begun is None:
+                raise SystemExit(2)
+            launch.begun = begun.finished is None
+            record.allowed = begun.changed
             yield begun
     finally:
         if lock is not None:
