@@ -138,7 +138,7 @@ class WholeCheckpoints(TrainerCallback):
 def checkpoint_bytes(trainer: Trainer) -> int:
     """About how many bytes the next checkpoint needs: weights, optimizer, and a little."""
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-    states = optimizer.state.values() if optimizer is not None else ()
+    states = getattr(optimizer, "state", {}).values()
     moments = (x for s in states for x in s.values() if torch.is_tensor(x))
     return int(1.05 * (_bytes(trainer.model.parameters()) + _bytes(moments))) + 2**20
 

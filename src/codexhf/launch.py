@@ -37,7 +37,8 @@ def launch(main: Callable[[], object]) -> None:
         main()
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
-            print(f"stopped: {error.strerror or error}", file=sys.stderr)
+            where = f": {error.filename}" if error.filename else ""
+            print(f"stopped: {error.strerror}{where}", file=sys.stderr)
             raise SystemExit(PREEMPTED) from None
         if begun or os.environ.get("CODEXHF_DEBUG"):
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:

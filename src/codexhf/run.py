@@ -38,6 +38,7 @@ from codexhf.checkpoints import (
     last_good,
     naming_a_full_disk,
     read_sealed,
+    remove,
     sealed,
     step_folders,
     write_json,
@@ -285,19 +286,19 @@ def _begin(
     """Hold the folder's lock; `agree` tells other processes what the first one decided."""
     lock, begun = None, None
     try:
-        try:
-            if _rank() == 0:
-                output_dir.mkdir(parents=True, exist_ok=True)
-                lock = _lock(output_dir, stage)
-                begun = _decide(output_dir, stage, record.identity)
-        finally:
-            # Also when the first process refuses: the others wait for its word.
-            begun = agree(begun)
-        if begun is None:
-            raise SystemExit(2)
-        launch.begun = begun.finished is None
-        record.allowed = begun.changed
         with naming_a_full_disk(output_dir):
+            try:
+                if _rank() == 0:
+                    output_dir.mkdir(parents=True, exist_ok=True)
+                    lock = _lock(output_dir, stage)
+                    begun = _decide(output_dir, stage, record.identity)
+            finally:
+                # Also when the first process refuses: the others wait for its word.
+                begun = agree(begun)
+            if begun is None:
+                raise SystemExit(2)
+            launch.begun = begun.finished is None
+            record.allowed = begun.changed
             yield begun
     finally:
         if lock is not None:
@@ -339,9 +340,8 @@ def _decide(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun:
     record = {"identity": identity, "run": uuid.uuid4().hex, "allowed": []}
     checkpoint = last_good(output_dir)
     if checkpoint is not None:
-        record = _going_on(checkpoint, stage, record)
-        if record is None:
-            checkpoint = None
+        going_on = _going_on(checkpoint, stage, record)
+        record, checkpoint = going_on or record, checkpoint if going_on else None
     elif _left_by_another(output_dir, identity):
         _set_aside(output_dir, ["it was not finished, and another one is begun"])
     write_json(output_dir / IDENTITY, identity)
@@ -373,6 +373,7 @@ def _finished(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun
         _say("  A new run may come out otherwise; --restart true makes one.")
     with contextlib.suppress(OSError):  # a disk that is only read
         os.utime(output_dir / MANIFEST)  # tells make that it is up to date
+        _drop_checkpoints(output_dir)  # a kill may have come between
     return _Begun(finished=manifest)
 
 
@@ -504,10 +505,14 @@ def _finish(output_dir: Path, record: Record) -> dict:
     manifest["files"]["README.md"] = file_stats(output_dir / "README.md")
     manifest = sealed(manifest)
     write_json(output_dir / MANIFEST, manifest)
-    for _, folder in step_folders(output_dir):
-        shutil.rmtree(folder)  # the weights are in the stage's folder now
+    _drop_checkpoints(output_dir)
     _say(f"{stage_name(record.stage)} is finished: {output_dir}/{MANIFEST}")
     return manifest
+
+
+def _drop_checkpoints(output_dir: Path) -> None:
+    for _, folder in step_folders(output_dir):
+        remove(folder)  # the weights are in the stage's folder now
 
 
 def _is_result(path: Path) -> bool:
