@@ -34,6 +34,7 @@ from codexhf.chat import Prompt, answered_ids, end_ids, prompt_ids, right_pad
 from codexhf.generation import sample
 from codexhf.hub import resolve
 from codexhf.models import (
+    adapted,
     backbone_of,
     backbone_states,
     check_finite,
@@ -65,9 +66,10 @@ def load_reward_model(
     """
     set_seed(seed)
     folder = resolve(path)
-    kind = classifier_class(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    base = adapted(folder)
+    kind = classifier_class(AutoConfig.from_pretrained(base or folder, trust_remote_code=False))
     model, info = kind.from_pretrained(
-        folder,
+        base or folder,
         num_labels=1,
         dtype=torch.float32,
         use_safetensors=True,
@@ -81,6 +83,8 @@ def load_reward_model(
             f"{path}: the weights of {', '.join(missing)} are missing, so this is not a trained "
             "reward model. Give the folder that recipes/reward_model.py wrote."
         )
+    if base is not None:  # of a policy: the layers below the head change, and there is no head
+        backbone_of(model).load_state_dict(backbone_of(load_policy(path)).state_dict())
     if missing:
         check_scalar_head(model, path)
         draw_head(model, seed)

@@ -239,27 +239,28 @@ class Walls:
     Args:
         rulesets: descriptors of two Landlock rulesets, for children that may not write and for
             those that may; none without Landlock.
-        threads: let every child start threads, not only those that ask for it in `enclose`.
     """
 
-    def __init__(self, rulesets: list[int], threads: bool):
+    def __init__(self, rulesets: list[int]):
         self.rulesets = [os.dup2(fd, RULESET_FD + i, False) for i, fd in enumerate(rulesets)]
         for fd in rulesets:
             os.close(fd)
         machine = platform.machine()
         self._seccomp_number = ARCHITECTURES[machine][1]
         self._filters, self._code = [], []  # the code is kept alive: the struct points at it
-        for allowed in (threads, True):
-            instructions = make_seccomp_filter(machine, allowed)
+        for threads in (False, True):
+            instructions = make_seccomp_filter(machine, threads)
             code = b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
             self._code.append(ctypes.create_string_buffer(code, len(code)))
             at = ctypes.addressof(self._code[-1])
             self._filters.append(struct.pack("HxxxxxxQ", len(instructions), at))
 
-    def enclose(
-        self, memory_bytes: int, cpu_s: int, file_bytes: int, *, threads: bool, writes: bool
-    ) -> None:
-        """Lock the calling process in, for good: limits, capabilities, Landlock, seccomp."""
+    def enclose(self, memory_bytes: int, cpu_s: int, file_bytes: int, foreign: bool) -> None:
+        """Lock the calling process in, for good: limits, capabilities, Landlock, seccomp.
+
+        Args:
+            foreign: it runs a program, which may write files and start threads; the tests may not.
+        """
         for limit, value in (
             (resource.RLIMIT_AS, memory_bytes),
             (resource.RLIMIT_CPU, cpu_s),
@@ -275,10 +276,10 @@ class Walls:
         drop_capabilities()
         check_call(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
         if self.rulesets:
-            ruleset = self.rulesets[writes]
+            ruleset = self.rulesets[foreign]
             check_call(libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0), "landlock_restrict_self")
             os.closerange(RULESET_FD, RULESET_FD + len(self.rulesets))
-        check_call(libc.syscall(self._seccomp_number, 1, 0, self._filters[threads]), "seccomp")
+        check_call(libc.syscall(self._seccomp_number, 1, 0, self._filters[foreign]), "seccomp")
 
 
 def die_with_parent() -> None:

@@ -36,7 +36,6 @@ from protocol import (
     CALLS,
     DONE,
     HEADER,
-    MAX_OUTPUT_BYTES,
     MAX_WAITING,
     PROGRAM,
     REPLY,
@@ -72,7 +71,7 @@ class Zygote:
                 for writable in ([], [os.path.dirname(SCRATCH)] * self._namespaces):
                     given = readable, config["libraries"], writable
                     rulesets.append(lockdown.make_landlock_ruleset(*given))
-            self._walls = lockdown.Walls(rulesets, config["threads"])
+            self._walls = lockdown.Walls(rulesets)
         self._output = os.dup(OUTPUT)
         null = os.open("/dev/null", os.O_RDWR)
         os.dup2(null, OUTPUT)
@@ -92,11 +91,16 @@ class Zygote:
                 return
 
     def _serve(
-        self, kind: bytes, timeout_s: float, memory: int, max_report: int, max_output: int
+        self,
+        kind: bytes,
+        timeout_s: float,
+        memory: int,
+        max_report: int,
+        max_output: int,
+        max_file: int,
     ) -> bool:
         report, output = os.memfd_create("report"), os.memfd_create("output")
-        largest_file = max(MAX_OUTPUT_BYTES, max_output)
-        limits = (memory + self._slack, int(timeout_s) + 2, largest_file)
+        limits = (memory + self._slack, int(timeout_s) + 2, max_file)
         children, error = [], b""
         near = far = None
         if kind == ASSERTS:
@@ -205,8 +209,7 @@ class Zygote:
         elif self._namespaces and not self._walls.rulesets:  # else Landlock keeps it from SCRATCH
             lockdown.check_call(lockdown.libc.unshare(lockdown.CLONE_NEWNS), "unshare")
         if self._walls is not None:
-            threads = role in (PROGRAM, TOGETHER)
-            self._walls.enclose(*limits, threads=threads, writes=role != _CHECKER)
+            self._walls.enclose(*limits, foreign=role != _CHECKER)
         return job
 
     def _wait(self, children: list[int], timeout_s: float) -> bool:
@@ -248,6 +251,7 @@ def _computed_s(children: list[int]) -> float:
 
 
 def _play(role: bytes, job: dict) -> int:
+    candidate.recursion = job.get("recursion", candidate.recursion)
     if role == CALLS:
         candidate.run_calls(job)
         return 0
