@@ -186,7 +186,7 @@ def check_references(
     """
     packages = packages_used()
     items = zip(tests, entry_points, strict=True)
-    found = [check_tests(test, name, packages) for test, name in items]
+    found = [check_tests(test, name, packages, isolation_used()) for test, name in items]
     for row, reference in enumerate(references):
         missing = missing_import(reference, packages) if reference and not found[row] else None
         if missing:

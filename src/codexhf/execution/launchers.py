@@ -309,6 +309,9 @@ def needed_files(packages: tuple[str, ...] = ()) -> Needs:
     known = (*folders, *paths)
     files = []
     for file in mapped:
+        if file.startswith(tuple(f"{site}/" for site in sites)) and file not in known:
+            if not any(file.startswith(f"{at}/") for at in known):
+                continue  # of a package that these would use too, but do not require
         if file == interpreter or not any(file.startswith(f"{at}/") for at in known):
             files += _names_of(file)
     return Needs(

@@ -25,7 +25,7 @@ MAX_BODY_BYTES = 1024  # a longer body is replaced by its digest
 RECORD_BYTES = 9 + MAX_BODY_BYTES + MAX_TEXT_BYTES
 # A program may take its seconds of processor time, however long it waits for a processor: up to
 # this many times as long on the clock. Time that it sleeps counts as if it had computed.
-MAX_WAITING = 10
+MAX_WAITING = 20
 
 
 def tag_of(error: BaseException) -> bytes:

@@ -13,6 +13,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import random
 import select
 import signal
@@ -224,12 +225,13 @@ class Zygote:
         poll.register(REQUEST, 0)  # only the hang-up, which means that nobody waits any more
         until = time.monotonic() + timeout_s * MAX_WAITING
         events = poll.poll(timeout_s * 1000)
-        used = _computed_s(children)
+        used, idle = _computed_s(children), 0
         while not events and used < timeout_s and time.monotonic() < until:
             slice_s = min(_SLICE_S, timeout_s)
             events = poll.poll(min(slice_s, max(timeout_s - used, 0.01)) * 1000)
             before, used = used, _computed_s(children)
-            if used - before < _PROGRESS_S and timeout_s - before > _PROGRESS_S:
+            idle = idle + 1 if used - before < _PROGRESS_S else 0
+            if idle == 2 and timeout_s - before > _PROGRESS_S:  # once may be a crowded machine
                 break
         os.close(fd)
         if any(ready == REQUEST for ready, _ in events):
@@ -297,10 +299,11 @@ def _read_exactly(fd: int, size: int) -> bytes:
 
 
 def _forget_other_packages(sites: list[str], readable: list[str]) -> None:
-    """Let packages that cannot be read be missing, as ModuleNotFoundError says it."""
+    """Let packages that no program can read be missing: also for those that would use them."""
     for site in sites:
-        finder = sys.path_importer_cache.get(site)
+        finder = pkgutil.get_importer(site)
         if finder is not None:
+            finder.find_spec("nothing")  # it reads its folder when first asked
             finder._path_cache &= {os.path.basename(path) for path in readable}
 
 
@@ -324,9 +327,9 @@ def main() -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     sys.path += config["sites"]
+    _forget_other_packages(config["sites"], config["readable"])
     for name in config["packages"]:
         importlib.import_module(name)
-    _forget_other_packages(config["sites"], config["readable"])
     _warm_up()
     lockdown.drop_bounding_set()
     zygote = Zygote(config)
