@@ -32,7 +32,7 @@ from codexhf.chat import (
     vocabulary_size,
 )
 from codexhf.checkpoints import write_json
-from codexhf.completions import judge
+from codexhf.completions import grade, judge
 from codexhf.data import Data, cards_of
 from codexhf.generation import sample, sample_ids
 from codexhf.hub import short_name
@@ -361,8 +361,11 @@ def evaluate_model(
         **options,
     )
     completions = [decode(group, tokenizer) for group in ids]
-    verdicts = judge(completions, tasks["tests"], tasks["entry_point"], stage.timeout_s)
+    results = grade(completions, tasks["tests"], tasks["entry_point"], stage.timeout_s)
+    verdicts = [[result.verdict for result in group] for group in results]
     metrics |= summarise(verdicts, sorted({1, *stage.k}))
+    if together := np.mean([r.judged == "together" for group in results for r in group]):
+        metrics["judged_together"] = float(together)  # by tests in the program's own process
     greedy = sample(
         model, tokenizer, prompts, temperature=0.0, progress=f"{name}: greedy", **options
     )
