@@ -6,6 +6,8 @@
 #   make pipeline CONFIGS=recipes/smoke RUNS=runs/smoke      the same in a minute or two
 #   make pipeline SEED=43 RUNS=runs/seed-43
 #   make pipeline MODEL=org/name RUNS=runs/name    from a model that exists: no tokenizer, no M0
+#   make pipeline PAIRS=runs/labels       R learns from people's labels (docs/labelling.md)
+#   make pipeline ALLOW=learning_rate     go on with what may differ from what was stopped
 #   make pipeline LAUNCH=".venv/bin/accelerate launch --config_file recipes/accelerate/multi_gpu.yaml"
 
 PYTHON  ?= python3
@@ -17,14 +19,16 @@ LAUNCH  ?= $(BIN)/python
 PAIRS   ?= $(RUNS)/prefs
 SEED    ?=
 MODEL   ?=
-ARGS     = --config $(CONFIGS)/$(1).yaml $(if $(SEED),--seed $(SEED))
+ALLOW   ?=
+ARGS     = --config $(CONFIGS)/$(1).yaml $(if $(SEED),--seed $(SEED)) --redo_changed true \
+           $(if $(ALLOW),--allow_changed $(ALLOW))
 
 DATA := $(wildcard data_cards/*.md data_cards/*/*.jsonl)
 ENV  := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: pipeline smoke report label push env test test-all check format parity clean help
+.PHONY: pipeline smoke report label export-labels push env test test-all check format parity clean help
 .DELETE_ON_ERROR:
 
 pipeline: $(RUNS)/report.html  ## train M0, M1, R, M2, evaluate them, write the report
@@ -65,9 +69,10 @@ $(RUNS)/prefs/manifest.json: $(RUNS)/m1/manifest.json $(CONFIGS)/preferences.yam
 	$(LAUNCH) recipes/preferences.py $(call ARGS,preferences) --output_dir $(RUNS)/prefs \
 	  --model $(RUNS)/m1
 
-$(RUNS)/rm/manifest.json: $(RUNS)/prefs/manifest.json $(CONFIGS)/reward_model.yaml
+$(RUNS)/rm/manifest.json: $(RUNS)/prefs/manifest.json $(CONFIGS)/reward_model.yaml \
+  $(wildcard $(addsuffix /agreement.json,$(PAIRS)))
 	$(LAUNCH) recipes/reward_model.py $(call ARGS,reward_model) --output_dir $(RUNS)/rm \
-	  --model $(RUNS)/m1 --train_cards $(PAIRS) --eval_cards $(PAIRS)/test.md
+	  --model $(RUNS)/m1 --train_cards $(PAIRS) --eval_cards $(addsuffix /test.md,$(PAIRS))
 
 $(RUNS)/m2/manifest.json: $(RUNS)/rm/manifest.json $(CONFIGS)/ppo.yaml $(DATA)
 	$(LAUNCH) recipes/ppo.py $(call ARGS,ppo) --output_dir $(RUNS)/m2 \
@@ -78,14 +83,16 @@ $(RUNS)/evaluation/manifest.json: $(RUNS)/m2/manifest.json $(CONFIGS)/evaluation
 	  --models $(if $(MODEL),,$(RUNS)/m0) $(RUNS)/m1 $(RUNS)/m2 --reference $(RUNS)/m1 \
 	  --reward_model $(RUNS)/rm
 
-$(RUNS)/report.html: $(RUNS)/evaluation/manifest.json
+$(RUNS)/report.html: $(RUNS)/evaluation/manifest.json $(wildcard $(RUNS)/labels/agreement.json)
 	$(BIN)/python -m codexhf.report $(RUNS)
 
 report: $(RUNS)/report.html  ## write the report from the manifests
 
-label: $(ENV)  ## let people compare completions and write demonstrations (then PAIRS=runs/labels)
-	$(BIN)/pip install -q -c constraints.txt -e '.[label]'
+label: $(ENV)  ## let people compare completions and write demonstrations
 	$(BIN)/python -m codexhf.label $(RUNS)/prefs $(LABEL)
+
+export-labels: $(ENV)  ## write what they said as data: make export-labels LICENSE=cc-by-4.0
+	$(BIN)/python -m codexhf.label $(RUNS)/prefs --export --license "$(LICENSE)"
 
 push: $(ENV)  ## push what is finished in RUNS: make push HUB=org/prefix (DRY_RUN=true shows it)
 	$(BIN)/python recipes/push.py --runs $(RUNS) --hub "$(HUB)" $(if $(DRY_RUN),--dry_run true)
@@ -109,7 +116,7 @@ parity: $(ENV)  ## compare our PPOTrainer with TRL 1.12's, step by step, live
 	PYTHONPATH=build/trl-1.12 $(BIN)/python tests/traces/record.py --check
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 clean:  ## remove runs and the environment
 	rm -rf $(RUNS) $(VENV)

@@ -14,7 +14,8 @@ one key of ours, `codexhf`. Nothing else in codexhf reads front matter. Used by 
     language-modeling   text
     prompt-completion   prompt, completion; or messages (ends in the assistant's turn)
     preference          prompt, chosen, rejected; or chosen and rejected that begin in the same
-                        way; or prompt, response_a, response_b, label (a, b, tie); and margin
+                        way; or prompt, response_a, response_b, and label (a, b, tie) or
+                        winner_model_a, winner_model_b (0 or 1 each); and margin
     prompt-only         prompt; and tests, entry_point, completion where answers are run
 
 A prompt or an answer is text or messages (role and content, or ShareGPT's from and value). `system`

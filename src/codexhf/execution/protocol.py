@@ -10,7 +10,7 @@ import struct
 HEADER = struct.Struct("!cdQQQQ")
 # what happened, two exit codes, seconds, sizes of report, output and error, all that was written
 REPLY = struct.Struct("!BiidIIHQ")
-# Where each child of a zygote with namespaces gets an empty file system of its own. The Landlock
+# Where each program in a zygote with namespaces gets an empty file system of its own. The Landlock
 # rule that lets it write is on the folder above, because a rule does not see through a later mount.
 SCRATCH = "/private/tmp"
 CALLS, PROGRAM, ASSERTS, TOGETHER = b"c", b"s", b"a", b"g"  # kinds of request
