@@ -7,6 +7,7 @@
 #   make pipeline SEED=43 RUNS=runs/seed-43
 #   make pipeline MODEL=org/name RUNS=runs/name    from a model that exists: no tokenizer, no M0
 #   make pipeline PAIRS=runs/labels       R learns from people's labels (docs/labelling.md)
+#   make pipeline ALLOW=learning_rate     go on with what may differ from what was stopped
 #   make pipeline LAUNCH=".venv/bin/accelerate launch --config_file recipes/accelerate/multi_gpu.yaml"
 
 PYTHON  ?= python3
@@ -18,7 +19,9 @@ LAUNCH  ?= $(BIN)/python
 PAIRS   ?= $(RUNS)/prefs
 SEED    ?=
 MODEL   ?=
-ARGS     = --config $(CONFIGS)/$(1).yaml $(if $(SEED),--seed $(SEED))
+ALLOW   ?=
+ARGS     = --config $(CONFIGS)/$(1).yaml $(if $(SEED),--seed $(SEED)) --redo_changed true \
+           $(if $(ALLOW),--allow_changed $(ALLOW))
 
 DATA := $(wildcard data_cards/*.md data_cards/*/*.jsonl)
 ENV  := $(VENV)/.installed

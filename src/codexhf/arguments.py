@@ -126,6 +126,19 @@ class StageArguments:
     restart: bool = knob(
         False, "Set the existing output folder aside (never deleted) and start from the beginning."
     )
+    redo_changed: bool = knob(
+        False,
+        "Do that where the output folder holds a run that was asked for something else, instead of "
+        "refusing: what make does.",
+    )
+    allow_changed: list[str] = knob(
+        [],
+        "Differences from the run that goes on which are allowed, by name and comma: "
+        "learning_rate,save_steps.",
+    )
+
+    def __post_init__(self):
+        self.allow_changed = [n for names in self.allow_changed for n in names.split(",") if n]
 
     def errors(self) -> list[str]:
         """What is wrong with these values, one sentence each with its fix; empty if nothing."""
@@ -204,6 +217,7 @@ class PretrainArguments(StageArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         if self.model is not None:
             self.tokenizer = self.model
 
@@ -234,7 +248,9 @@ class SFTArguments(CodeRunningArguments):
     exclude_cards: list[str] = knob(
         [], "Held-out cards; rows that overlap with them are removed.", check=card
     )
-    use_peft: bool = knob(False, "Train LoRA adapters and merge them when saving.")
+    use_peft: bool = knob(
+        False, "Train LoRA adapters; saved merged into the weights, and on their own in adapter/."
+    )
     lora_r: int = knob(16, "LoRA rank.", low=1, needs="use_peft")
     lora_alpha: int = knob(32, "LoRA scale numerator.", low=1, needs="use_peft")
     lora_dropout: float = knob(
@@ -371,7 +387,9 @@ class PPOArguments(CodeRunningArguments):
     eval_tasks: int = knob(
         100, "Tasks of eval_cards in each evaluation while training.", low=1, needs="eval_cards"
     )
-    use_peft: bool = knob(False, "Train LoRA adapters, merged at the end; M1 is the reference.")
+    use_peft: bool = knob(
+        False, "Train LoRA adapters, saved as recipes/sft.py does; M1 is the reference."
+    )
     lora_r: int = knob(16, "LoRA rank.", low=1, needs="use_peft")
     lora_alpha: int = knob(32, "LoRA scale numerator.", low=1, needs="use_peft")
 
@@ -466,6 +484,7 @@ class PushArguments:
     stages: list[str] = knob([], "Folders of `runs` to push; default: all, in order.")
     public: bool = knob(False, "Let everybody see what is pushed.")
     value_model: bool = knob(False, "Push PPO's value model with the policy.")
+    merged: bool = knob(False, "Push LoRA stages as whole models, not as adapters on their base.")
     license: str | None = knob(
         None, "Licence of everything, where its sources agree on none that codexhf knows to fit."
     )

@@ -15,6 +15,7 @@ import datasets
 import evaluate
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
@@ -31,7 +32,7 @@ from codexhf.chat import (
     vocabulary_size,
 )
 from codexhf.checkpoints import write_json
-from codexhf.completions import judge
+from codexhf.completions import grade, judge
 from codexhf.data import Data, cards_of
 from codexhf.generation import sample, sample_ids
 from codexhf.hub import short_name
@@ -45,6 +46,7 @@ from codexhf.models import (
 from codexhf.reward_model import ModelReward, load_model_reward
 from codexhf.rewards import parses_reward, violation_rate
 from codexhf.safety import Rule, load_rules
+from codexhf.sharding import gathered
 from codexhf.tokenizer import load_tokenizer
 from codexhf.tokens import answered_rows, prompt_lengths
 
@@ -262,7 +264,8 @@ class BitsPerByte(TrainerCallback):
 class PassAt1(TrainerCallback):
     """Adds `eval_pass@1` by generating one answer per task and running its tests.
 
-    Only text is kept; no logits. Runs on the main process of a single-model setup.
+    Only text is kept; no logits. The first process answers, with weights that are whole meanwhile,
+    and tells the others, which may choose the best checkpoint by it.
     """
 
     def __init__(self, tasks: Dataset, tokenizer, stage: SFTArguments, seed: int = 42):
@@ -270,8 +273,14 @@ class PassAt1(TrainerCallback):
         self.stage, self.seed = stage, seed
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
-        if not len(self.tasks) or not state.is_world_process_zero:
+        if not len(self.tasks):
             return
+        with gathered(model):
+            passed = self._passed(model) if state.is_world_process_zero else None
+        add_metrics(state, metrics, {"eval_pass@1": broadcast_object_list([passed])[0]})
+
+    def _passed(self, model) -> float:
+        """Share of the tasks whose tests a sampled answer passes."""
         answers = sample(
             model,
             self.tokenizer,
@@ -281,8 +290,7 @@ class PassAt1(TrainerCallback):
         )
         tests, names = self.tasks["tests"], self.tasks["entry_point"]
         verdicts = judge(answers, tests, names, self.stage.timeout_s)
-        passed = np.mean([group[0] == "pass" for group in verdicts])
-        add_metrics(state, metrics, {"eval_pass@1": float(passed)})
+        return float(np.mean([group[0] == "pass" for group in verdicts]))
 
 
 def add_metrics(state, metrics: dict, new: dict) -> None:
@@ -353,8 +361,11 @@ def evaluate_model(
         **options,
     )
     completions = [decode(group, tokenizer) for group in ids]
-    verdicts = judge(completions, tasks["tests"], tasks["entry_point"], stage.timeout_s)
+    results = grade(completions, tasks["tests"], tasks["entry_point"], stage.timeout_s)
+    verdicts = [[result.verdict for result in group] for group in results]
     metrics |= summarise(verdicts, sorted({1, *stage.k}))
+    if together := np.mean([r.judged == "together" for group in results for r in group]):
+        metrics["judged_together"] = float(together)  # by tests in the program's own process
     greedy = sample(
         model, tokenizer, prompts, temperature=0.0, progress=f"{name}: greedy", **options
     )

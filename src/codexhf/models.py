@@ -3,6 +3,7 @@
 The tokenizer is in tokenizer.py, the reward model in reward_model.py.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,7 +26,7 @@ from transformers import (
 from accelerate import PartialState
 from codexhf.arguments import PretrainArguments
 from codexhf.chat import vocabulary_size
-from codexhf.hub import resolve
+from codexhf.hub import ADAPTER, locate, resolve
 from codexhf.refusals import nearest
 
 if TYPE_CHECKING:
@@ -81,16 +84,22 @@ def new_or_loaded_policy(stage: PretrainArguments, tokenizer, seed: int) -> PreT
 def load_policy(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
     """Load a causal language model from safetensors, in float32 for training.
 
+    Of an adapter's folder it is the base with the adapter folded in.
+
     Raises:
         ValueError: weights that hold NaN or infinity; a vocabulary smaller than the tokenizer's.
     """
+    folder = resolve(path)
+    base = adapted(folder)
     model = AutoModelForCausalLM.from_pretrained(
-        resolve(path),
+        base or folder,
         dtype=torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
         use_cache=False,
     )
+    if base is not None:
+        model = _with_adapter(model, folder)
     found = model.get_input_embeddings().num_embeddings
     if tokenizer is not None and vocabulary_size(tokenizer) > found:
         raise ValueError(
@@ -150,15 +159,19 @@ def check_finite(model: PreTrainedModel, path: str) -> PreTrainedModel:
 def nonfinite_parameter(model: nn.Module) -> str | None:
     """Return the name of the first parameter that holds NaN or infinity; None where none does."""
     for name, parameter in model.named_parameters():
-        # sharded loading gives the weights to the first process alone, which looks at them
-        if not parameter.is_meta and not torch.isfinite(parameter).all():
+        # of sharded weights its own part: the other processes need not be here
+        mine = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        if not torch.isfinite(mine).all():
             return name
     return None
 
 
 def context_length(path: str) -> int | None:
     """Longest sequence that the model of a folder or Hub id was built for; None if unbounded."""
-    return context_of(AutoConfig.from_pretrained(resolve(path), trust_remote_code=False))
+    folder = resolve(path)
+    return context_of(
+        AutoConfig.from_pretrained(adapted(folder) or folder, trust_remote_code=False)
+    )
 
 
 def context_of(config: PreTrainedConfig) -> int | None:
@@ -244,6 +257,20 @@ def backbone_states(
     ).last_hidden_state
 
 
+def compile_layers(model: nn.Module, mode: str | None = None) -> None:
+    """Let torch compile the layers of a model, each where it is first called.
+
+    Layers of one class share what is compiled, so it takes seconds where a whole model takes
+    minutes. `torch.compiler.set_stance("force_eager")` switches them back for a while.
+    """
+    # a backward pass may be run twice over one graph: PPO logs the gradient norm of each term
+    torch._functorch.config.donated_buffer = False
+    kinds = set(base_model(model)._no_split_modules or ())
+    for module in model.modules():
+        if type(module).__name__ in kinds:
+            module.compile(dynamic=True, mode=mode)
+
+
 @contextmanager
 def evaluating(*modules: nn.Module | None) -> Iterator[None]:
     """Put models into eval mode and back: activation checkpointing rests and caches work.
@@ -325,15 +352,42 @@ def lora_config(stage, dropout: float = 0.0) -> "LoraConfig | None":
 def merge_adapters(trainer) -> dict:
     """Fold trained LoRA adapters into the weights, so that later stages load a plain model.
 
-    Of PPO's trainer that is the policy, which it holds next to the critic.
+    They are saved on their own as well, in the folder `adapter` of the output, for a hub. Of PPO's
+    trainer it is the policy, which it holds next to the critic.
     """
     from peft import PeftModel
 
-    if isinstance(trainer.model, PeftModel):
-        trainer.model = trainer.model.merge_and_unload()
-    elif isinstance(getattr(trainer.model, "policy", None), PeftModel):
-        trainer.model.policy = trainer.model.policy.merge_and_unload()
-    else:
+    holder, name = trainer, "model"
+    if not isinstance(trainer.model, PeftModel):
+        holder, name = trainer.model, "policy"
+    model = getattr(holder, name, None)
+    if not isinstance(model, PeftModel):
         return {}
+    if trainer.is_world_process_zero():
+        folder = Path(trainer.args.output_dir, ADAPTER)
+        model.save_pretrained(folder)
+        (folder / "README.md").unlink()  # peft's; the stage writes a card of its own
+    setattr(holder, name, model.merge_and_unload())
     trainer.model_wrapped = trainer.model
     return {"adapters_merged": True}
+
+
+def adapted(folder: Path) -> Path | None:
+    """The folder of the model that the adapter in `folder` changes; None of a plain model."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return None
+    config = json.loads(file.read_text(encoding="utf-8"))
+    name, revision = config["base_model_name_or_path"], config.get("revision")
+    return locate(f"{name}@{revision}" if revision else name, folder)
+
+
+def _with_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Fold the adapter of a folder into its base; where a completion ends is said in the folder."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+    model.requires_grad_(True)  # peft froze it
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model

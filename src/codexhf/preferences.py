@@ -302,7 +302,7 @@ def write_mixed(
 def write_card(path: Path, **fields: str) -> None:
     """Write the card of the .jsonl file of the same name next to it."""
     used = ", ".join(packages_used())
-    packages = f"\n  packages: [{used}]" if used else ""
+    packages = f"\n  execution: {{packages: [{used}]}}" if used else ""
     text = CARD.format(file=f"{path.stem}.jsonl", packages=packages, **fields)
     path.write_text(text, encoding="utf-8")
 

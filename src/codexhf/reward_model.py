@@ -34,6 +34,7 @@ from codexhf.chat import Prompt, answered_ids, end_ids, prompt_ids, right_pad
 from codexhf.generation import sample
 from codexhf.hub import resolve
 from codexhf.models import (
+    adapted,
     backbone_of,
     backbone_states,
     check_finite,
@@ -42,6 +43,7 @@ from codexhf.models import (
     room_for,
     to_device,
 )
+from codexhf.sharding import gathered
 from codexhf.tokenizer import load_tokenizer, spare_token
 
 
@@ -65,9 +67,10 @@ def load_reward_model(
     """
     set_seed(seed)
     folder = resolve(path)
-    kind = classifier_class(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    base = adapted(folder)
+    kind = classifier_class(AutoConfig.from_pretrained(base or folder, trust_remote_code=False))
     model, info = kind.from_pretrained(
-        folder,
+        base or folder,
         num_labels=1,
         dtype=torch.float32,
         use_safetensors=True,
@@ -81,6 +84,8 @@ def load_reward_model(
             f"{path}: the weights of {', '.join(missing)} are missing, so this is not a trained "
             "reward model. Give the folder that recipes/reward_model.py wrote."
         )
+    if base is not None:  # of a policy: the layers below the head change, and there is no head
+        backbone_of(model).load_state_dict(backbone_of(load_policy(path)).state_dict())
     if missing:
         check_scalar_head(model, path)
         draw_head(model, seed)
@@ -397,9 +402,8 @@ def record_scores(trainer, prompts: Sequence[Prompt], stage: RewardModelArgument
     PPO normalises the reward with them, so that a reward of 0 is what M1 gets on average.
     """
     model, tokenizer = trainer.model, trainer.processing_class
-    policy = to_device(load_policy(stage.model, tokenizer))
     answers = sample(
-        policy,
+        to_device(load_policy(stage.model, tokenizer)),  # gone before R is held whole
         tokenizer,
         prompts,
         n=-(-stage.score_samples // len(prompts)),
@@ -407,7 +411,8 @@ def record_scores(trainer, prompts: Sequence[Prompt], stage: RewardModelArgument
         max_new_tokens=stage.score_max_new_tokens,
     )
     owners = [p for p, group in zip(prompts, answers, strict=True) for _ in group]
-    scores = ModelReward(model.eval(), tokenizer)(owners, [a for g in answers for a in g])
+    with gathered(model):
+        scores = ModelReward(model.eval(), tokenizer)(owners, [a for g in answers for a in g])
     mean, std = float(np.mean(scores)), float(np.std(scores))
     if not std > 0:
         raise ValueError(

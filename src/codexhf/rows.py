@@ -6,6 +6,7 @@ cannot be understood is counted under its reason, a card that cannot is refused.
 
 import ast
 import builtins
+import dataclasses
 import json
 import math
 import re
@@ -18,11 +19,13 @@ import jinja2.meta
 import pyarrow as pa
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from codexhf.cards import Card, CardError
+from codexhf.cards import Card
 from codexhf.chat import ROLES, content_text, text_of
+from codexhf.execution.items import Settings
+from codexhf.execution.testcode import entry_point_in
 from codexhf.label_words import check_labels, read_label, read_winner
 from codexhf.refusals import nearest
-from codexhf.sources import BATCH_ROWS, concat, values_of
+from codexhf.sources import concat, values_of
 
 COLUMNS = {
     "language-modeling": ("text",),
@@ -51,47 +54,35 @@ class RowError(ValueError):
     """Why a card cannot be used because of one row."""
 
 
-def typed_rows(card: Card, source: pa.Table) -> tuple[pa.Table, list[str | None]]:
-    """Return the columns of the card's type and, for each row of the source, why it is left out.
-
-    The table has one row for each of the source; where a reason is given it holds nothing useful.
+class Reader:
+    """Reads batches of one card's rows as the columns of its type.
 
     Raises:
-        CardError: a column that is missing or unread, a broken template or expression.
+        RowError: a column that is missing or unread, a broken template or expression.
     """
-    tables, faults = [], []
-    try:
-        reader = _Reader(card, source.column_names)
-        if reader.shape is _native_pair and isinstance(label := reader.getters.get("label"), str):
-            check_labels(source.column(label).to_pylist())
-        for start in range(0, source.num_rows, BATCH_ROWS):
-            table, reasons = reader.read(source.slice(start, BATCH_ROWS), start)
-            tables.append(table)
-            faults += reasons
-    except RowError as error:
-        raise CardError(f"{card.path}: {error}") from None
-    return one_form(tables), faults
 
-
-class _Reader:
-    """Reads batches of one card's rows."""
-
-    def __init__(self, card: Card, names: list[str]):
-        self.card, self.names = card, names
+    def __init__(self, card: Card, source: pa.Table):
+        self.card, self.names = card, source.column_names
         self.used = _variables(card)
         self.where = self._compile(card.where) if card.where else None
         mapped = {ours: theirs for ours, theirs in card.columns.items() if theirs}
         # A mapped column takes the place of a source's own one of that name.
-        own = [n for n in names if n not in card.columns and n not in mapped.values()]
+        own = [n for n in self.names if n not in card.columns and n not in mapped.values()]
         self.getters = {name: name for name in own}
         self.getters |= {ours: self._getter(theirs) for ours, theirs in mapped.items()}
         self.needs, self.shape = self._shape()
         if "system" in self.getters and card.type != "language-modeling":
             self.needs = (*self.needs, "system")
         self.kept = [n for n in (*EXTRA, *mapped) if n in self.getters and n not in self.needs]
+        if self.shape is _native_pair and isinstance(label := self.getters.get("label"), str):
+            check_labels(source.column(label).to_pylist())
 
     def read(self, batch: pa.Table, start: int) -> tuple[pa.Table, list[str | None]]:
-        """Return the columns of one batch, which begins at row `start`, and its rows' faults."""
+        """Return the columns of one batch, which begins at row `start`, and its rows' faults.
+
+        The table has one row for each of the batch; where a reason is given, it holds nothing
+        useful.
+        """
         by_row = self.where or any(map(callable, self.getters.values()))
         rows = _rows(batch) if by_row else []
         faults: list[str | None] = [None] * batch.num_rows
@@ -108,7 +99,7 @@ class _Reader:
         self._check_context(batch, faults, start)
         shaped = self._shaped(columns, faults, start)
         for name in self.kept:
-            shaped.setdefault(name, _extra(name, columns[name], faults, self.card.compare))
+            shaped.setdefault(name, _extra(name, columns[name], faults, self.card.execution))
         order = dict.fromkeys((*COLUMNS[self.card.type], *EXTRA, *self.card.columns))
         return pa.table({name: shaped[name] for name in order if name in shaped}), faults
 
@@ -403,15 +394,16 @@ def _is_messages(value: Any) -> bool:
     )
 
 
-def _extra(name: str, column: pa.ChunkedArray | list, faults: list, compare: str | None) -> Any:
+def _extra(name: str, column: pa.ChunkedArray | list, faults: list, settings: Settings) -> Any:
     """Return a column that is not of the type's own, in the form in which later stages read it."""
     if name not in EXTRA:
         return column
     if _is_text(column) and name in ("id", "entry_point", "completion"):
         return column.cast(pa.string())
-    if name == "tests" and isinstance(column, pa.ChunkedArray) and _is_cases(column.type, compare):
-        return column
-    tests = partial(read_tests, compare=compare)
+    if name == "tests" and isinstance(column, pa.ChunkedArray) and _is_cases(column.type):
+        if not _row_settings(settings):
+            return column
+    tests = partial(read_tests, settings=settings)
     read = {"tests": tests, "margin": _margin, "completion": _reference}.get(name, _text)
     out = []
     for number, value in enumerate(_values(column)):
@@ -449,31 +441,54 @@ def _margin(value: Any) -> float:
 # -- tests -------------------------------------------------------------------------------------
 
 
-def _is_cases(type: pa.DataType, compare: str | None) -> bool:
-    if compare or not pa.types.is_list(type) or not pa.types.is_struct(type.value_type):
+def _is_cases(type: pa.DataType) -> bool:
+    if not pa.types.is_list(type) or not pa.types.is_struct(type.value_type):
         return False
     fields = {f.name: f.type for f in type.value_type}
     named = set(fields) in ({"args", "expected"}, {"stdin", "stdout"})
     return named and set(fields.values()) == {pa.string()}
 
 
-def read_tests(value: Any, compare: str | None = None) -> str | list[dict] | None:
+def _row_settings(settings: Settings) -> dict:
+    """Return what a card says of each of its rows' tests; packages are the whole run's."""
+    named = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    return {n: v for n, v in named.items() if v is not None and n != "packages"}
+
+
+NO_SETTINGS = Settings()
+
+
+def read_tests(value: Any, settings: Settings = NO_SETTINGS) -> str | list[dict] | dict | None:
     """Return tests in a form that `execution.run_tests` takes; see the docstring of cards.py.
 
     Args:
-        compare: how outputs are compared in stdin tests that do not say.
+        settings: the card's; what the tests say of themselves comes first.
     Raises:
         RowFault: another form, or assert code that is not Python.
     """
+    own = _row_settings(settings)
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass  # Python, then
+    if isinstance(value, Mapping) and {"code", "cases"} & set(value):
+        said = {k: v for k, v in value.items() if v is not None}
+        value = said.pop("code", None) or said.pop("cases", None)
+        own |= {k: v for k, v in said.items() if k not in ("code", "cases")}
+    compare = own.pop("compare", None)
+    tests = _read_form(value, compare)
+    if not own or tests is None:
+        return tests
+    return {"code" if isinstance(tests, str) else "cases": tests, **own}
+
+
+def _read_form(value: Any, compare: str | None) -> str | list[dict] | None:
+    if isinstance(value, list) and value and all(isinstance(line, str) for line in value):
+        value = "\n".join(value)
     if isinstance(value, str):
         if not value.strip():
             return None
-        if value.lstrip()[:1] in "[{":
-            try:
-                return read_tests(json.loads(value), compare)
-            except ValueError as error:
-                if isinstance(error, RowFault):
-                    raise
         try:
             ast.parse(value)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -481,8 +496,6 @@ def read_tests(value: Any, compare: str | None = None) -> str | list[dict] | Non
         return value
     if value is None or value == []:
         return None
-    if isinstance(value, list) and all(isinstance(line, str) for line in value):
-        return read_tests("\n".join(value), compare)
     if isinstance(value, Mapping):
         return _read_columns(value, compare)
     if isinstance(value, list) and all(isinstance(case, Mapping) for case in value):
@@ -492,14 +505,16 @@ def read_tests(value: Any, compare: str | None = None) -> str | list[dict] | Non
 
 def json_unless_alike(values: list) -> pa.Array:
     """Return tests in Arrow's own types where all have one form, else as JSON."""
-    forms = {tuple(v[0]) if isinstance(v, list) else str for v in values if v is not None}
-    if len(forms) > 1:
+    forms = {tuple(v[0]) if isinstance(v, list) else type(v) for v in values if v is not None}
+    if len(forms) > 1 or dict in forms:
         return pa.array([None if v is None else json.dumps(v) for v in values], pa.json_())
     return pa.array(values)
 
 
 def _read_case(case: Mapping, compare: str | None) -> dict:
     case = {key: cell for key, cell in case.items() if cell is not None}
+    if case.get("testtype") == "functional":
+        return _read_call(str(case.get("input", "")), str(case.get("output", "")))
     for ours, theirs in (
         (("args", "expected"), ("args", "expected")),
         (("stdin", "stdout"), ("stdin", "stdout")),
@@ -512,8 +527,18 @@ def _read_case(case: Mapping, compare: str | None) -> dict:
                 raise RowFault(f"tests: {' or '.join(theirs)} is not text")
             out = dict(zip(ours, (case[name] for name in theirs), strict=True))
             how = str(case.get("compare") or compare or "")
-            return out | ({"compare": how} if how and "stdin" in out else {})
+            return out | ({"compare": how} if how else {})
     raise RowFault("tests are in no known form")
+
+
+def _read_call(arguments: str, result: str) -> dict:
+    """Read LiveCodeBench's form of a call: a line of JSON for each argument, and the result's."""
+    try:
+        args = tuple(json.loads(line) for line in arguments.splitlines() if line.strip())
+        expected = json.loads(result)
+    except ValueError:
+        raise RowFault("tests of a function: not lines of JSON") from None
+    return {"args": repr(args), "expected": repr(expected), "compare": "json"}
 
 
 def _read_columns(value: Mapping, compare: str | None) -> list[dict] | None:
@@ -523,7 +548,13 @@ def _read_columns(value: Mapping, compare: str | None) -> list[dict] | None:
     if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
         raise RowFault("tests are in no known form")
     if value.get("fn_name"):
-        raise RowFault("tests call a function in APPS's form, which leaves open what it returns")
+        if not all(isinstance(args, list) for args in inputs):
+            raise RowFault("tests of a function: inputs are not lists of arguments")
+        cases = [
+            {"args": repr(tuple(args)), "expected": repr(expected), "compare": "json or first"}
+            for args, expected in zip(inputs, outputs, strict=True)
+        ]
+        return cases or None
     cells = [["\n".join(c) if isinstance(c, list) else c for c in x] for x in (inputs, outputs)]
     pairs = zip(*cells, strict=True)
     return [_read_case({"stdin": i, "stdout": o}, compare) for i, o in pairs] or None
@@ -531,6 +562,8 @@ def _read_columns(value: Mapping, compare: str | None) -> list[dict] | None:
 
 def called_name(tests: Any) -> str | None:
     """Return the name of the function that assert code calls, or None."""
+    if isinstance(tests, dict):
+        tests = tests.get("code")
     if not isinstance(tests, str):
         return None
     called = [
@@ -541,7 +574,8 @@ def called_name(tests: Any) -> str | None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     ]
     # MBPP has functions that are called like a builtin: these come last
-    return min(called, key=lambda name: hasattr(builtins, name), default=None)
+    found = min(called, key=lambda name: hasattr(builtins, name), default=None)
+    return found or entry_point_in(tests)
 
 
 # -- tables ------------------------------------------------------------------------------------

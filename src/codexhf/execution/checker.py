@@ -20,10 +20,10 @@ from protocol import (
     BROKEN_TESTS,
     ERROR,
     FAILED,
-    OUT_OF_MEMORY,
     OUT_OF_REACH,
     PASSED,
     pack_record,
+    tag_of,
 )
 
 CHANNEL, REPORT = 4, 3
@@ -40,11 +40,11 @@ def run_checker(job: dict) -> int:
     try:  # before the program has said a word, so that it cannot make its tests look broken
         code = compile(source, "tests", "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        _report(f"the tests are not Python: {error}")
+        _report(ERROR, f"the tests are not Python: {error}")
         return BROKEN_TESTS
     linecache.cache["tests"] = (len(source), None, source.splitlines(True), "tests")
     client = Client(entry_point)
-    verdict, why = PASSED, ""
+    verdict, why, tag = PASSED, "", ERROR
     try:
         client.exchange(None)
         namespace = {"__name__": "tests", entry_point: client.lookup(entry_point)}
@@ -60,19 +60,19 @@ def run_checker(job: dict) -> int:
         if isinstance(check, types.FunctionType) and check.__code__.co_filename == "tests":
             namespace[entry_point] = target  # HumanEval's helpers come with a stub of the same name
             check(target)
-    except MemoryError as error:
-        verdict, why = OUT_OF_MEMORY, where(error)
     except BaseException as error:
-        verdict, why = FAILED, where(error)
+        verdict, why, tag = FAILED, where(error), tag_of(error)
+    if verdict == FAILED and tag == ERROR and client.lost_type:
+        client.refuse("perhaps the type of what the program returned")
     if client.out_of_reach:  # whatever the tests made of the exception
         verdict, why = OUT_OF_REACH, client.out_of_reach
     if why:
-        _report(why)
+        _report(tag, why)
     return verdict
 
 
-def _report(text: str) -> None:
-    os.write(REPORT, pack_record(ERROR, b"", text))
+def _report(tag: bytes, text: str) -> None:
+    os.write(REPORT, pack_record(tag, b"", text))
 
 
 def where(error: BaseException) -> str:
@@ -93,6 +93,7 @@ class Client:
 
     def __init__(self, entry_point: str):
         self.out_of_reach = ""
+        self.lost_type = False  # whether an answer was of a type that the tests do not see here
         self._entry_point = entry_point
         self._functions: list[Callable] = []  # the tests' own, passed to the program as arguments
         self._errors: dict[str, type] = {}  # the program's exception classes, as the tests see them
@@ -193,6 +194,9 @@ class Client:
         return {"f" if callable(value) else "i": len(self._functions) - 1}
 
     def _resolve(self, tag: str, payload: object) -> object:
+        if tag == "sub":
+            self.lost_type = True
+            return None
         if tag == "module" and payload in sys.stdlib_module_names | sys.modules.keys():
             return importlib.import_module(payload)
         if tag == "t" and isinstance(payload, str) and payload in wire.TYPES:
@@ -202,6 +206,7 @@ class Client:
         number, kind, type_name, bases = payload
         if not isinstance(number, int) or not isinstance(type_name, str):
             raise wire.LineError("not a value")
+        self.lost_type = self.lost_type or kind == "object"
         self._exception_base = None
         if kind == "exception" and isinstance(bases, list):
             known = (getattr(builtins, base, None) for base in bases if isinstance(base, str))

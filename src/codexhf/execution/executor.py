@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from codexhf.execution import launchers
-from codexhf.execution.grading import Result, Tests, check_tests
+from codexhf.execution.grading import Result
+from codexhf.execution.items import NOT_SUPPORTED, Tests, check_tests, missing_import
 from codexhf.execution.launchers import Launcher, SandboxUnavailable
 from codexhf.execution.pool import Pool
 from codexhf.execution.selftest import find_leaks
@@ -21,8 +22,6 @@ class Executor(Pool):
         workers: how many programs run at once; default one for each core that this process may use.
         launcher: how zygotes are started; default the strongest isolation that this machine offers.
         unsafe_exec: `UNSAFE_PHRASE`, word for word, to run without isolation where none can be had.
-        threads: let every program start threads (never processes). Off by default: whole programs
-            and tests in the program's process may anyway.
         packages: names that programs and tests may import besides the standard library, such as
             `numpy`: this environment's copies, read-only, with what they require.
     Raises:
@@ -35,16 +34,15 @@ class Executor(Pool):
         *,
         launcher: Launcher | None = None,
         unsafe_exec: str | None = None,
-        threads: bool = False,
         packages: Sequence[str] = (),
     ):
         if launcher is None:
-            launcher = choose_launcher(unsafe_exec=unsafe_exec, threads=threads, packages=packages)
+            launcher = choose_launcher(unsafe_exec=unsafe_exec, packages=packages)
         super().__init__(workers, launcher, packages)
 
 
 def choose_launcher(
-    *, unsafe_exec: str | None = None, threads: bool = False, packages: Sequence[str] = ()
+    *, unsafe_exec: str | None = None, packages: Sequence[str] = ()
 ) -> Launcher:
     """Return the strongest launcher that starts here and passes the self-test.
 
@@ -63,7 +61,7 @@ def choose_launcher(
     causes = []
     for name, make in launchers.LAUNCHERS.items():
         try:
-            launcher = make(threads, packages)
+            launcher = make(packages)
             leaks = find_leaks(launcher)
         except SandboxUnavailable as error:
             causes.append(f"{name}: {error}")
@@ -77,7 +75,7 @@ def choose_launcher(
         causes.append(f"{name}: it starts, but {'; '.join(leaks)}")
     if unsafe_exec == launchers.UNSAFE_PHRASE:
         logger.warning("MODEL CODE RUNS WITHOUT ISOLATION, as this user (%s)", "; ".join(causes))
-        return launchers.make_unsafe(threads, packages)
+        return launchers.make_unsafe(packages)
     raise SandboxUnavailable(
         "no isolation for model-written code on this machine, so nothing was run.\n  "
         + "\n  ".join(causes)
@@ -184,12 +182,20 @@ def check_references(
         limits: as for `run_tests`.
     Returns:
         One text per row ("fail: AssertionError …", "timeout: …", what `check_tests` says), or None.
+        Those that begin with "not supported" are no fault of the row.
     """
+    packages = packages_used()
     items = zip(tests, entry_points, strict=True)
-    found = [check_tests(test, name, packages_used()) for test, name in items]
+    found = [check_tests(test, name, packages, isolation_used()) for test, name in items]
+    for row, reference in enumerate(references):
+        missing = missing_import(reference, packages) if reference and not found[row] else None
+        if missing:
+            found[row] = f"{NOT_SUPPORTED}: the reference imports {missing!r}, name it in the card"
     rows = [i for i, (r, e) in enumerate(zip(references, found, strict=True)) if r and not e]
     chosen = ([column[i] for i in rows] for column in (references, tests, entry_points))
     for row, result in zip(rows, run_tests(*chosen, **limits), strict=True):
-        if result.verdict != "pass":
+        if result.detail.startswith(NOT_SUPPORTED):
+            found[row] = result.detail
+        elif result.verdict != "pass":
             found[row] = f"{result.verdict}: {result.detail}"
     return found

@@ -18,6 +18,7 @@ _NEEDS_PROCESS = frozenset(
     "catch_warnings tempfile shutil pathlib open SystemExit KeyboardInterrupt globals environ "
     "threading multiprocessing gc tracemalloc recursion setrecursionlimit seed".split()
 )
+_NEEDS_FILES = {"tempfile", "shutil", "pathlib"}
 _UNITTEST = ("assert", "fail")
 MAX_VARIANTS = 40
 
@@ -29,14 +30,18 @@ class TestCode:
     Attributes:
         names: what the tests use and neither they nor Python define, sorted.
         needs_process: why the tests must run in the program's process; empty when they need not.
+        needs_files: whether they read or write files.
         uses_program: whether the tests use the entry point, or what they call `check` with, at all.
         imports: the modules that the tests import at the top, first part of the name.
+        defined: the functions and classes that the tests define at the top.
     """
 
     names: tuple[str, ...]
     needs_process: str
+    needs_files: bool
     uses_program: bool
     imports: tuple[str, ...]
+    defined: frozenset[str]
 
 
 @functools.lru_cache(maxsize=1 << 12)
@@ -63,21 +68,28 @@ def read_tests(source: str, entry_point: str) -> TestCode:
             bound.update((a.asname or a.name).split(".")[0] for a in node.names)
         reasons += _reasons(node, modules)
     imports = dict.fromkeys(_imported_roots(tree))
+    modules_used = {name.partition(".")[0] for node in nodes for name in _modules(node)}
     check = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "check"), 0)
     uses = entry_point in used or bool(used - bound - set(dir(builtins)))
     if check and check.args.args:
         inside = {n.id for n in ast.walk(check) if isinstance(n, ast.Name)}
         uses = uses or check.args.args[0].arg in inside
     names = sorted(used - bound - set(dir(builtins)) - {entry_point, "__name__", "__file__"})
-    return TestCode(tuple(names), reasons[0] if reasons else "", uses, tuple(imports))
+    top = (n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)))
+    needs = reasons[0] if reasons else ""
+    files = "open" in used or bool(_NEEDS_FILES & modules_used)
+    return TestCode(tuple(names), needs, files, uses, tuple(imports), frozenset(top))
+
+
+def _modules(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
 
 
 def _imported_roots(tree: ast.Module) -> Iterator[str]:
     for node in tree.body:
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            yield node.module.split(".")[0]
+        yield from (name.partition(".")[0] for name in _modules(node) if name)
 
 
 def _reasons(node: ast.AST, modules: set[str]) -> list[str]:
@@ -89,10 +101,9 @@ def _reasons(node: ast.AST, modules: set[str]) -> list[str]:
         words = [node.attr]
         if not isinstance(node.ctx, ast.Load) and _root(node) in modules | {"builtins", "sys"}:
             return [f"the tests replace {ast.unparse(node)}"]
-    elif isinstance(node, ast.Import):
-        words = [alias.name.split(".")[0] for alias in node.names]
-    elif isinstance(node, ast.ImportFrom):
-        words = [(node.module or "").split(".")[0], *(alias.name for alias in node.names)]
+    elif isinstance(node, (ast.Import, ast.ImportFrom)):
+        words = [name.partition(".")[0] for name in _modules(node)]
+        words += [alias.name for alias in node.names] * isinstance(node, ast.ImportFrom)
     return [f"the tests use {word}" for word in words if word in _NEEDS_PROCESS]
 
 
@@ -109,7 +120,10 @@ def missing_module(imports: Sequence[str], packages: Sequence[str]) -> str | Non
 
 
 def entry_point_in(tests: str) -> str | None:
-    """Return the one name that every assertion calls and that the tests do not define."""
+    """Return the one name that every assertion calls and that the tests do not define.
+
+    Where assertions call none, it is the only name that the tests take from the program.
+    """
     try:
         tree = ast.parse(tests)
         names = set(read_tests(tests, "").names)
@@ -124,6 +138,8 @@ def entry_point_in(tests: str) -> str | None:
     common = set.intersection(*called) if called else set()
     if len(common) > 1:  # a class of the program in every assertion: the function is under test
         common = {name for name in common if not name[0].isupper()} or common
+    if not common and len(names) == 1:
+        common = names
     return sorted(common)[0] if common else None
 
 
@@ -217,6 +233,8 @@ def _certain_assertions(body: list[ast.stmt], program: set[str]) -> Iterator[ast
     for node in body:
         if isinstance(node, ast.Assert) or _is_unittest_call(node):
             yield node
+        elif isinstance(node, ast.If) and not node.orelse and isinstance(node.body[-1], ast.Raise):
+            yield node  # `if f(1) != 2: raise ...`
         elif isinstance(node, (ast.With, ast.AsyncWith)):
             if any(_raises_call(item.context_expr) for item in node.items):
                 yield node
@@ -278,6 +296,8 @@ def _changes(place: ast.stmt, program: _Names) -> list[Change]:
     """Return the ways to make one assertion wrong, each of which must fail."""
     if isinstance(place, ast.Assert):
         return [_set_test(path, make) for path, make in _wrong(place.test, program)]
+    if isinstance(place, ast.If):
+        return [_raise_always(program)] if _mentions(place.test, program) else []
     if isinstance(place, ast.Try):
         return [_expect_other_error]
     if isinstance(place, ast.With):
@@ -297,6 +317,19 @@ def _changes(place: ast.stmt, program: _Names) -> list[Change]:
 def _set_test(path: tuple[int, ...], make: Change) -> Change:
     def change(place: ast.Assert) -> None:
         place.test = _replaced(place.test, path, make)
+
+    return change
+
+
+def _raise_always(program: _Names) -> Change:
+    """Make the condition of `if f(1) != 2: raise` hold for what a right program returns."""
+
+    def change(place: ast.If) -> None:
+        test = place.test
+        if isinstance(test, ast.Compare) and isinstance(test.ops[0], (ast.NotEq, ast.NotIn)):
+            place.test = _other_value(test, program)
+        else:
+            place.test = _negate(test)
 
     return change
 
@@ -380,7 +413,8 @@ def _other_value(node: ast.Compare, program: _Names) -> ast.expr:
     expected = sides[at]
     sides[at] = _other_expression(expected)
     node.left, node.comparators = sides[0], sides[1:]
-    if isinstance(expected, ast.Name) and expected.id in program.local and len(sides) == 2:
+    local = isinstance(expected, ast.Name) and expected.id in program.local
+    if local and len(sides) == 2 and not _mentions(sides[1 - at], {expected.id}):
         # a program that looks the expected value up in a frame finds the wrong one
         sides[at] = ast.Name(expected.id, ast.Load())
         node.left, node.comparators = sides[0], sides[1:]

@@ -40,6 +40,7 @@ class PolicyAndCritic(nn.Module):
     """
 
     main_input_name = "input_ids"
+    compiled = False  # whether log-probabilities come from compiled kernels
 
     def __init__(
         self,
@@ -187,6 +188,7 @@ class PolicyAndCritic(nn.Module):
             block=max(BLOCK_ROWS, BLOCK_BYTES // row),
             keep=torch.is_grad_enabled() and hidden.size(0) * row <= self._kept_bytes,
             dtype=matmul_dtype(hidden),
+            compiled=self.compiled,
         )
 
 

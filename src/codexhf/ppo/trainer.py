@@ -7,6 +7,7 @@ sampling.py rollouts, evaluate.py evaluations, checkpoint.py what is saved.
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from codexhf.chat import vocabulary_size
 from codexhf.generation import Sampling, engine_for
 from codexhf.guards import StopOnNaN
-from codexhf.models import base_model
+from codexhf.models import base_model, compile_layers
 from codexhf.ppo.build import Given, Parts, build, trainer_args
 from codexhf.ppo.checkpoint import CheckpointMixin
 from codexhf.ppo.config import PPOConfig
@@ -30,6 +31,7 @@ from codexhf.ppo.rollout import MicroBatch, Rollout, Scorer, demonstration_batch
 from codexhf.ppo.sampling import RolloutMixin
 from codexhf.ppo.schedule import Position
 from codexhf.rewards import RewardSum
+from codexhf.sharding import keep_float32, shard
 
 
 class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
@@ -122,6 +124,9 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False  # Trainer divides by the micro batches
+        keep_float32(self.accelerator)
+        if args.log_grad_norms and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            warnings.warn("log_grad_norms: rests, as gradients are sharded.", stacklevel=2)
         self.sft_dataset, self._custom_collator = sft_dataset, data_collator
         self._take(parts)
 
@@ -132,6 +137,11 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         args = self.args
         self.ref_model = self._place(parts.reference)
         self._reward_models = [self._place(model) for model in parts.reward_models]
+        if self.user_args.torch_compile:
+            self.model.compiled = True
+            models = {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}
+            for model in models:
+                compile_layers(model)
         self._dropouts, self._sft_limit = parts.dropouts, parts.sft_limit
         self.stop_ids, self.pad_id = parts.stop_ids, self.processing_class.pad_token_id
         chunk = args.local_rollout_forward_batch_size
@@ -158,6 +168,8 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
             return None
         if self.is_deepspeed_enabled:
             return self.accelerator.prepare_model(model, evaluation_mode=True)
+        if self.is_fsdp_enabled:
+            return shard(model, self.accelerator)
         return model.to(self.args.device)
 
     def _restart(self, micro_step: int = 0) -> None:
@@ -380,8 +392,9 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         """Return the unweighted terms that are trained now."""
         batch, frozen = inputs["batch"], self._warming_up(inputs["now"])
         layout = batch.layout
-        # DDP waits for a gradient of every parameter, so there a frozen policy runs all the same
-        skip_policy = frozen and self.args.world_size == 1 and not self.is_deepspeed_enabled
+        # DDP, of one process too, waits for a gradient of every parameter: there a frozen policy
+        # runs all the same
+        skip_policy = frozen and type(model) is PolicyAndCritic
         out = model(
             input_ids=layout.input_ids,
             attention_mask=layout.attention_mask,
@@ -450,8 +463,8 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         """Return whether this micro batch closes an optimizer step that is logged."""
         if not self.args.log_grad_norms or now.micro_batch != self.schedule.micro_batches - 1:
             return False
-        if self.is_deepspeed_enabled:
-            return False  # it moves gradients in hooks that a second backward pass would trip
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return False  # they move gradients in hooks that a second backward pass would trip
         every = self.state.logging_steps
         return bool(every) and (self.state.global_step + 1) % int(every) == 0
 

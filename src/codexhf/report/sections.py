@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codexhf.lineage import BY_FOLDER
+from codexhf.picture import Row, digest_of, picture
 from codexhf.report.charts import CHARTS, Chart, charts_of
 from codexhf.report.comparison import (
     Cell,
@@ -47,6 +48,7 @@ class Section:
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
     samples: Sequence[tuple[str, list]] = ()  # prompt, [(who, verdict, text)]
+    picture: Sequence[Row] = ()  # of the lineage
 
 
 def report_of(runs: Runs) -> dict:
@@ -331,7 +333,7 @@ def lineage(runs: Runs) -> Section:
         rows.append(
             [
                 symbol(name),
-                weights(manifest)[:8],
+                digest_of(manifest["files"]),
                 ", ".join(parents) or "–",
                 str(manifest.get("isolation") or "–"),
                 *(cell(seconds, 1) for seconds in wall),
@@ -341,12 +343,15 @@ def lineage(runs: Runs) -> Section:
         )
     columns = ["Stage", "Weights", "Made from", "Isolation", "Train, s", "Evaluate, s"]
     columns += ["Work, s", "Memory, GiB", "Finished, UTC"]
+    drawn = picture({name: m for name, m in runs.stages.items() if name != "evaluation"})
     note = (
-        "Weights: the sha256 of what the stage made begins so. ✓ the parent is the one in this "
-        "folder. Isolation: what stood between model-written code and the machine. Times count all "
-        "starts of a resumed stage, without what a kill lost; memory is the main process's peak."
+        "Eight digits begin a sha256: of what the stage made, and of the rows that it read. "
+        "✓ the parent is the one in this folder. Isolation: what stood between model-written code "
+        "and the machine. Times count all starts of a resumed stage, without what a kill lost; "
+        "memory is the main process's peak."
     )
-    return Section("Lineage, time and memory", tables=[Table(columns, rows)], notes=[note])
+    tables = [Table(columns, rows)]
+    return Section("Lineage, time and memory", tables=tables, notes=[note], picture=drawn)
 
 
 def environment(runs: Runs) -> Section:
@@ -359,15 +364,6 @@ def environment(runs: Runs) -> Section:
         machines.setdefault(key, []).append(symbol(name))
     rows = [[", ".join(names), *key] for key, names in machines.items()]
     return Section("Environment", tables=[Table(["Stages", "Machine", "Commit", "Versions"], rows)])
-
-
-def weights(manifest: Mapping) -> str:
-    """sha256 of the stage's result: its weights, or else its first data file."""
-    for suffix in (".safetensors", "tokenizer.json", ".jsonl", "answers.json"):
-        for name, record in sorted(manifest["files"].items()):
-            if name.endswith(suffix) and "/" not in name:
-                return record["sha256"]
-    return "–"
 
 
 def when(manifest: Mapping) -> str:
