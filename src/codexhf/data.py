@@ -19,9 +19,9 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from codexhf.cards import Card, CardError, load_card
-from codexhf.chat import text_of
 from codexhf.execution import check_isolation
 from codexhf.overlap import HeldOut, hash_of
+from codexhf.prompts import text_of
 from codexhf.references import wrong_rows
 from codexhf.rows import COLUMNS, EXTRA, called_name, one_form, typed_rows, wrap
 from codexhf.sources import load_source

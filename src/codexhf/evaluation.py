@@ -19,17 +19,6 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from codexhf.arguments import EvaluationArguments, SFTArguments
-from codexhf.chat import (
-    answered_ids,
-    decode,
-    end_ids,
-    in_form,
-    prompt_ids,
-    prompt_ids_batch,
-    right_pad,
-    text_of,
-    vocabulary_size,
-)
 from codexhf.checkpoints import write_json
 from codexhf.completions import judge
 from codexhf.data import Data, cards_of
@@ -41,6 +30,17 @@ from codexhf.models import (
     room_for,
     shortest_context,
     to_device,
+)
+from codexhf.prompts import (
+    answered_ids,
+    decode,
+    end_ids,
+    in_form,
+    prompt_ids,
+    prompt_ids_batch,
+    right_pad,
+    text_of,
+    vocabulary_size,
 )
 from codexhf.reward_model import ModelReward, load_model_reward
 from codexhf.rewards import parses_reward, violation_rate

@@ -22,8 +22,8 @@ from transformers import (
 
 from accelerate import PartialState
 from codexhf.arguments import PretrainArguments
-from codexhf.chat import vocabulary_size
 from codexhf.hub import resolve
+from codexhf.prompts import vocabulary_size
 from codexhf.refusals import nearest
 
 if TYPE_CHECKING:

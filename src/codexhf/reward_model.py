@@ -30,7 +30,6 @@ from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from codexhf.arguments import RewardModelArguments
-from codexhf.chat import Prompt, answered_ids, end_ids, prompt_ids, right_pad
 from codexhf.generation import sample
 from codexhf.hub import resolve
 from codexhf.models import (
@@ -42,6 +41,7 @@ from codexhf.models import (
     room_for,
     to_device,
 )
+from codexhf.prompts import Prompt, answered_ids, end_ids, prompt_ids, right_pad
 from codexhf.tokenizer import load_tokenizer, spare_token
 
 

@@ -19,8 +19,8 @@ import pyarrow as pa
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from codexhf.cards import Card, CardError
-from codexhf.chat import ROLES, content_text, text_of
 from codexhf.label_words import check_labels, read_label
+from codexhf.prompts import ROLES, content_text, text_of
 from codexhf.refusals import nearest
 from codexhf.sources import BATCH_ROWS, concat, values_of
 

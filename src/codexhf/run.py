@@ -199,8 +199,8 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
     """Save model and tokenizer ready for use: with a cache, and knowing their limits."""
     from transformers import PreTrainedModel
 
-    from codexhf.chat import end_ids
     from codexhf.models import shortest_context
+    from codexhf.prompts import end_ids
 
     tokenizer = trainer.processing_class
     for model in {m for m in trainer.model.modules() if isinstance(m, PreTrainedModel)}:

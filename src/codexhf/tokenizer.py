@@ -8,9 +8,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from codexhf.arguments import TokenizerArguments
-from codexhf.chat import end_ids, text_of
 from codexhf.data import Data
 from codexhf.hub import resolve
+from codexhf.prompts import end_ids, text_of
 
 GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Classes of tokenizers that are all in their tokenizer.json."""

@@ -23,7 +23,6 @@ from transformers import (
     set_seed,
 )
 
-from codexhf.chat import end_ids, vocabulary_size
 from codexhf.models import base_model, disable_dropout, load_policy, shortest_context
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.evaluate import EVALUATION_METRICS
@@ -32,6 +31,7 @@ from codexhf.ppo.objective import AdaptiveKL
 from codexhf.ppo.rollout import NOT_REWARD_COLUMNS, PromptEncoder
 from codexhf.ppo.sampling import recomputes
 from codexhf.ppo.schedule import Schedule
+from codexhf.prompts import end_ids, vocabulary_size
 from codexhf.reward_model import IdReward, ModelReward, check_scalar_head, load_reward_model
 from codexhf.rewards import RewardSum, as_list, combine
 

@@ -7,11 +7,11 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 
 from codexhf.arguments import PPOArguments
-from codexhf.chat import prompt_ids
 from codexhf.data import Data
 from codexhf.models import load_policy, lora_config
 from codexhf.ppo.config import TRL_VALUES, UNREAD_FIELDS, PPOConfig
 from codexhf.ppo.trainer import PPOTrainer
+from codexhf.prompts import prompt_ids
 from codexhf.reward_model import load_model_reward, load_reward_model
 from codexhf.rewards import REWARD_MODEL, UnitTestsReward, combine
 from codexhf.tokenizer import reads_ids_of

@@ -1,6 +1,6 @@
 """One rendering and one end, over the kinds of tokenizers that people bring.
 
-python -m pytest tests/test_chat.py
+python -m pytest tests/test_prompts.py
 """
 
 import pytest
@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from codexhf import chat
+from codexhf import prompts
 from codexhf.generation import sample_ids
 from tokenizer_kinds import every_kind
 
@@ -21,7 +21,7 @@ ANSWER = "def add(a, b):\n    return a + b"
 
 
 def prompt_of(tokenizer):
-    return chat.in_form(ASKED, tokenizer)
+    return prompts.in_form(ASKED, tokenizer)
 
 
 def tiny(tokenizer, more=0):
@@ -46,18 +46,18 @@ def tiny(tokenizer, more=0):
 def test_a_model_is_trained_on_the_context_that_it_is_sampled_in(name):
     tokenizer = KINDS[name]
     prompt = prompt_of(tokenizer)
-    start = chat.prompt_ids(prompt, tokenizer)
-    ids, length = chat.answered_ids(prompt, ANSWER, tokenizer)
+    start = prompts.prompt_ids(prompt, tokenizer)
+    ids, length = prompts.answered_ids(prompt, ANSWER, tokenizer)
     assert ids[:length] == start and len(ids) > length
-    assert chat.decode([ids[length:]], tokenizer)[0].strip() == ANSWER
-    assert ids[-1] in chat.end_ids(tokenizer)
-    assert sum(token in chat.end_ids(tokenizer) for token in ids[length:]) == 1
+    assert prompts.decode([ids[length:]], tokenizer)[0].strip() == ANSWER
+    assert ids[-1] in prompts.end_ids(tokenizer)
+    assert sum(token in prompts.end_ids(tokenizer) for token in ids[length:]) == 1
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_prompt_is_marked_once_at_its_beginning_and_never_ended(name):
     tokenizer = KINDS[name]
-    ids = chat.prompt_ids(prompt_of(tokenizer), tokenizer)
+    ids = prompts.prompt_ids(prompt_of(tokenizer), tokenizer)
     assert tokenizer.eos_token_id not in ids[-1:]
     assert ids.count(tokenizer.bos_token_id) == (
         "bos" in name or name in ("sentencepiece", "pad is eos", "no pad", "left padding")
@@ -81,7 +81,7 @@ def test_sft_learns_the_same_tokens_as_trl_would(name, tmp_path):
         processing_class=tokenizer,
     )
     theirs = trainer.train_dataset[0]["input_ids"]
-    ours, _ = chat.answered_ids(prompt, ANSWER, tokenizer)
+    ours, _ = prompts.answered_ids(prompt, ANSWER, tokenizer)
     if name == "think in the generation prompt":  # TRL trains on a context that is never sampled
         assert theirs != ours
         return
@@ -99,7 +99,7 @@ def test_sft_learns_the_same_tokens_as_trl_would(name, tmp_path):
 def test_sampling_stops_where_the_template_closes_the_turn(name):
     tokenizer = KINDS[name]
     model = tiny(tokenizer)
-    closing = chat.end_ids(tokenizer)
+    closing = prompts.end_ids(tokenizer)
     assert len(closing) == 2 and tokenizer.eos_token_id in closing
     end = next(token for token in closing if token != tokenizer.eos_token_id)
     with torch.no_grad():  # a model that always closes the turn
@@ -114,8 +114,8 @@ def test_sampling_stops_where_the_template_closes_the_turn(name):
 def test_every_end_token_of_the_generation_config_ends_an_answer():
     tokenizer = KINDS["plain"]
     config = GenerationConfig(eos_token_id=[9, tokenizer.eos_token_id])
-    assert chat.end_ids(tokenizer, config) == tuple(sorted({9, tokenizer.eos_token_id}))
-    assert chat.end_ids(tokenizer, GenerationConfig(eos_token_id=7)) == tuple(
+    assert prompts.end_ids(tokenizer, config) == tuple(sorted({9, tokenizer.eos_token_id}))
+    assert prompts.end_ids(tokenizer, GenerationConfig(eos_token_id=7)) == tuple(
         sorted({7, tokenizer.eos_token_id})
     )
 
@@ -131,27 +131,27 @@ def test_every_end_token_of_the_generation_config_ends_an_answer():
     ],
 )
 def test_content_text(content, text):
-    assert chat.content_text(content) == text
-    assert chat.text_of([{"role": "user", "content": content}]) == text
+    assert prompts.content_text(content) == text
+    assert prompts.text_of([{"role": "user", "content": content}]) == text
 
 
 @pytest.mark.parametrize("content", [[{"type": "image_url"}], 3, {"type": "text"}])
 def test_other_content_is_refused_by_its_type(content):
     with pytest.raises(ValueError, match="content: got"):
-        chat.content_text(content)
-    assert chat.text_of([{"role": "user", "content": content}]) is None
+        prompts.content_text(content)
+    assert prompts.text_of([{"role": "user", "content": content}]) is None
 
 
 def test_in_form_follows_the_tokenizer():
     messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
-    assert chat.in_form("a", KINDS["plain"]) == "a"
-    assert chat.in_form("a", KINDS["chatml"]) == [{"role": "user", "content": "a"}]
-    assert chat.in_form(messages, KINDS["chatml"]) is messages
-    assert chat.in_form(messages, KINDS["plain"]) == "a\nb"
+    assert prompts.in_form("a", KINDS["plain"]) == "a"
+    assert prompts.in_form("a", KINDS["chatml"]) == [{"role": "user", "content": "a"}]
+    assert prompts.in_form(messages, KINDS["chatml"]) is messages
+    assert prompts.in_form(messages, KINDS["plain"]) == "a\nb"
 
 
 def test_padding():
-    ids, mask = chat.left_pad([[1, 2], [3]], "cpu")
+    ids, mask = prompts.left_pad([[1, 2], [3]], "cpu")
     assert ids.tolist() == [[1, 2], [0, 3]] and mask.tolist() == [[True, True], [False, True]]
-    ids, mask = chat.right_pad([[1, 2], [3]], "cpu")
+    ids, mask = prompts.right_pad([[1, 2], [3]], "cpu")
     assert ids.tolist() == [[1, 2], [3, 0]] and mask.tolist() == [[True, True], [True, False]]
