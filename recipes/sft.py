@@ -19,7 +19,7 @@ def main(argv=None):
     # Late, so that what parse() refuses is refused at once.
     from trl import SFTTrainer
 
-    from codexhf import models
+    from codexhf import adapters, models
     from codexhf.data import load_demonstrations, load_tasks
     from codexhf.evaluation import PassAt1, demonstrations_of
     from codexhf.execution import check_isolation
@@ -43,16 +43,16 @@ def main(argv=None):
         stage.eval_cards, tokenizer, max_rows=stage.eval_tasks, max_prompt_tokens=room, seed=seed
     )
     trainer = SFTTrainer(
-        model=models.load_policy(stage.model, tokenizer),
+        model=models.load_policy(stage.model, tokenizer, **adapters.loading(stage)),
         args=training,
         train_dataset=train.ids,
         eval_dataset=demonstrations_of(tasks, tokenizer),
         processing_class=tokenizer,
-        peft_config=models.lora_config(stage, stage.lora_dropout),
+        peft_config=adapters.lora_config(stage, stage.lora_dropout),
         callbacks=[PassAt1(tasks.dataset, tokenizer, stage, seed)],
     )
     data, parents = {"train": train, "eval": tasks}, {"m0": stage.model}
-    finish = models.merge_adapters
+    finish = adapters.merge_adapters
     return run_stage(trainer, stage, training, data=data, parents=parents, finish=finish)
 
 

@@ -14,10 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).parent))
 
 import ppo_setup as setup  # noqa: E402
-from codexhf.models import (
-    disable_dropout,  # noqa: E402
-    merge_adapters,  # noqa: E402
-)
+from codexhf.adapters import merge_adapters  # noqa: E402
+from codexhf.models import disable_dropout  # noqa: E402
 from codexhf.ppo.checkpoint import last_checkpoint  # noqa: E402
 from codexhf.ppo.objective import AdaptiveKL, linear_logprobs  # noqa: E402
 from codexhf.reward_model import IdReward, ModelReward, load_reward_model  # noqa: E402
@@ -114,11 +112,14 @@ def test_a_critic_keeps_what_its_owner_froze_and_must_have_something_to_train(tm
 
 
 @pytest.mark.parametrize("name", ["reward_model", "value_model"])
-def test_adapters_on_reward_model_and_critic_are_refused_at_construction(tmp_path, name):
+def test_reward_model_and_critic_may_be_adapters_with_a_head(tmp_path, name):
     made = models()
-    adapted = get_peft_model(made[name], lora())
-    with pytest.raises(ValueError, match=f"{name}: got PeftModel.* merge it first"):
-        new_trainer(tmp_path, models=made, **{name: adapted})
+    adapted = get_peft_model(made[name], lora(task_type="SEQ_CLS"))
+    trainer = new_trainer(tmp_path, models=made, **{name: adapted})
+    trainer.train()
+    headless = get_peft_model(models()["model"], lora())
+    with pytest.raises(ValueError, match=f"{name}: got PeftModel.* with no `score` head"):
+        new_trainer(tmp_path, models=models(), **{name: headless})
 
 
 # ------------------------------------------------------------------------------ adapters

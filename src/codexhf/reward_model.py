@@ -29,12 +29,14 @@ from transformers import (
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from codexhf.arguments import RewardModelArguments
+from codexhf.adapters import ADAPTER, read_adapter
+from codexhf.arguments import RewardModelArguments, model_folder
 from codexhf.generation import sample
 from codexhf.hub import resolve
 from codexhf.models import (
     backbone_of,
     backbone_states,
+    base_model,
     check_finite,
     context_of,
     load_policy,
@@ -51,6 +53,7 @@ def load_reward_model(
     *,
     new_head: bool = False,
     seed: int = 42,
+    **loading: Any,
 ) -> PreTrainedModel:
     """Load a sequence classification model with one label.
 
@@ -60,6 +63,7 @@ def load_reward_model(
         new_head: allow a missing score head (a policy that becomes a reward model or a critic),
             which `draw_head` then fills.
         seed: of the new head.
+        loading: dtype and so on, as `adapters.loading` gives them.
     Raises:
         ValueError: the head is missing and `new_head` is False, or weights are not finite.
     """
@@ -69,11 +73,11 @@ def load_reward_model(
     model, info = kind.from_pretrained(
         folder,
         num_labels=1,
-        dtype=torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
         use_cache=False,
         output_loading_info=True,
+        **{"dtype": torch.float32, **loading},
     )
     missing = [name for name in info["missing_keys"] if "score" in name or "classifier" in name]
     if missing and not new_head:
@@ -154,13 +158,13 @@ def draw_head(model: PreTrainedModel, seed: int) -> None:
 
 
 def check_scalar_head(model: nn.Module, what: str) -> None:
-    """Refuse a reward model or critic without a one-output `score` head, or with an adapter."""
-    if not isinstance(model, PreTrainedModel):
+    """Refuse a reward model or critic without a one-output `score` head."""
+    if not isinstance(model, PreTrainedModel) and not hasattr(model, "get_base_model"):
         raise ValueError(
-            f"{what}: got {type(model).__name__}, expected a transformers model. If it has an "
-            "adapter, merge it first: model.merge_and_unload()."
+            f"{what}: got {type(model).__name__}, expected a transformers model, or one in an "
+            "adapter of peft."
         )
-    head = getattr(model, "score", None)
+    head = getattr(base_model(model), "score", None)
     outputs = getattr(head, "out_features", None)
     if outputs != 1:
         found = "no `score` head" if head is None else f"a `score` head with {outputs} outputs"
@@ -340,13 +344,35 @@ class IdReward:
         return self.scores
 
 
-def load_model_reward(path: str, clip: float | None = None) -> ModelReward:
+def adapted_reward_model(path: str, trained: bool = False, **loading: Any) -> nn.Module:
+    """R as adapters on the model that it was trained from, which others may share.
+
+    Where R was saved without adapters, or that model is gone, it is R as a plain model.
+    """
+    adapter = resolve(path) / ADAPTER
+    file = adapter / "adapter_config.json"
+    base = json.loads(file.read_text())["base_model_name_or_path"] if file.is_file() else ""
+    if not base or model_folder(base):
+        return load_reward_model(path, **loading)
+    model = read_adapter(load_reward_model(base, new_head=True, **loading), adapter, trained)
+    saved = AutoConfig.from_pretrained(resolve(path), trust_remote_code=False)
+    for name in ("score_mean", "score_std"):
+        setattr(model.config, name, getattr(saved, name))
+    model.config.get_text_config().pad_token_id = saved.get_text_config().pad_token_id
+    return model
+
+
+def load_model_reward(
+    path: str, clip: float | None = None, *, adapted: bool = False, **loading: Any
+) -> ModelReward:
     """The reward model as a reward function: its own tokenizer, normalised by its saved scores.
 
+    Args:
+        adapted: read it by `adapted_reward_model`.
     Raises:
         ValueError: config.json has no score_mean and score_std, so scores have no known scale.
     """
-    model = to_device(load_reward_model(path))
+    model = to_device((adapted_reward_model if adapted else load_reward_model)(path, **loading))
     for name in ("score_mean", "score_std"):
         if not hasattr(model.config, name):
             raise ValueError(
@@ -397,7 +423,7 @@ def record_scores(trainer, prompts: Sequence[Prompt], stage: RewardModelArgument
     PPO normalises the reward with them, so that a reward of 0 is what M1 gets on average.
     """
     model, tokenizer = trainer.model, trainer.processing_class
-    policy = to_device(load_policy(stage.model, tokenizer))
+    policy = to_device(load_policy(stage.model, tokenizer, dtype=getattr(torch, stage.dtype)))
     answers = sample(
         policy,
         tokenizer,

@@ -23,6 +23,7 @@ from transformers import (
     set_seed,
 )
 
+from codexhf.adapters import share_base
 from codexhf.models import base_model, disable_dropout, load_policy, shortest_context
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.evaluate import EVALUATION_METRICS
@@ -153,6 +154,9 @@ def build(given: Given) -> Parts:
         dropouts=dropouts,
     )
     _refuse(_length_errors(given, parts))
+    whole = not args.deepspeed and os.environ.get("ACCELERATE_USE_FSDP", "false") == "false"
+    if whole and not isinstance(parts.policy, PreTrainedModel):
+        share_base(parts.policy, parts.critic, parts.reference, *parts.reward_models)
     return parts
 
 
