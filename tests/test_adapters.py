@@ -56,17 +56,19 @@ def test_a_lineage_of_adapters(model_folder, write_card, problems, tmp_path):
     demos = write_card(rows, "prompt-completion", "demos")
     rows = [{"prompt": p["prompt"], "chosen": ADD, "rejected": "no"} for p in problems]
     pairs = write_card(rows, "preference", "pairs")
+    rows = [{"prompt": f"Name colour {i}", "chosen": "red", "rejected": "12"} for i in range(4)]
+    others = write_card(rows, "preference", "others")
 
     m0 = run("pretrain", tmp_path / "m0", model=base, train_cards=[text], max_length=64)
     m1 = run("sft", tmp_path / "m1", model=str(m0), train_cards=[demos], max_length=64)
     rm = run(
-        "reward_model", tmp_path / "rm", model=str(m1), train_cards=[pairs], eval_cards=[pairs],
+        "reward_model", tmp_path / "rm", model=str(m1), train_cards=[pairs], eval_cards=[others],
         score_samples=8, score_max_new_tokens=8, max_length=64,
     )  # fmt: skip
     m2 = run(
         "ppo", tmp_path / "m2", model=str(m1), reward_model=str(rm), prompt_cards=[tasks],
         total_episodes=16, gradient_accumulation_steps=2, response_length=8, stop_token="eos",
-        step_unit="update", num_ppo_epochs=1, gradient_checkpointing=False,
+        num_ppo_epochs=1, gradient_checkpointing=False,
     )  # fmt: skip
     run(
         "evaluation", tmp_path / "evaluation", models=[base, str(m1), str(m2)], reference=str(m1),

@@ -272,6 +272,7 @@ CHANGES = {
         "eval_cards": lambda w: [w.other_tasks],
         "exclude_cards": lambda w: [w.heldout],
         **TRAINED,
+        "chat_template": ("plain", lambda w: {"model": f"{w.folder}/m0"}),
         "lora_dropout": (0.5, LORA),
         "eval_tasks": 2,
         "eval_max_new_tokens": (2, lambda w: {"model": f"{w.folder}/m1", "learning_rate": 1e-9}),

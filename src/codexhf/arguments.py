@@ -288,6 +288,11 @@ class SFTArguments(LoraArguments, CodeRunningArguments):
     exclude_cards: list[str] = knob(
         [], "Held-out cards; rows that overlap with them are removed.", check=card
     )
+    chat_template: Literal["chatml", "plain"] | None = knob(
+        None,
+        "Of a base model without a chat template, by name: chatml where its vocabulary has "
+        "<|im_start|> and <|im_end|>, plain for any. chat_template_path names a file instead.",
+    )
     lora_dropout: float = knob(
         0.0, "Dropout on the LoRA branch.", low=0, high=0.99, needs="use_peft"
     )
@@ -470,7 +475,7 @@ class EvaluationArguments(ModelArguments, CodeRunningArguments):
     )
     benchmark_cards: list[str] = knob(
         [],
-        "Cards of public benchmarks; each is reported by itself, greedy and sampled.",
+        "Cards of public benchmarks; each is reported by itself.",
         check=card,
     )
     benchmark_forms: list[Literal["completion", "chat"]] = knob(

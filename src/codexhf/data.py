@@ -562,8 +562,8 @@ def _check_separated(data: Data) -> None:
         raise CardError(
             f"{cards_of(data)}: nothing separates prompt and answer in {len(glued)} of {len(ends)} "
             f"rows ({(row['prompt'][-20:] + row['completion'][:20])!r}): the tokenizer has no chat "
-            "template, and there is no white space where they meet. Give sft a template "
-            "(--chat_template_path recipes/chat_template.jinja), or end the prompts of every card "
+            "template, and there is no white space where they meet. Give sft one (--chat_template "
+            "plain, or --chat_template_path with a file), or end the prompts of every card "
             'in a line break (codexhf.columns: {prompt: "{{ prompt }}\\n"}).'
         )
 

