@@ -67,7 +67,7 @@ def test_a_lineage_of_adapters(model_folder, write_card, problems, tmp_path):
     )  # fmt: skip
     m2 = run(
         "ppo", tmp_path / "m2", model=str(m1), reward_model=str(rm), prompt_cards=[tasks],
-        total_episodes=16, gradient_accumulation_steps=2, response_length=8, stop_token="eos",
+        total_episodes=8, response_length=8, stop_token="eos",
         num_ppo_epochs=1, gradient_checkpointing=False,
     )  # fmt: skip
     run(
