@@ -22,6 +22,7 @@ import huggingface_hub
 import pytest
 import torch
 from datasets import Dataset
+from peft import get_peft_model
 from transformers import (
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -43,11 +44,11 @@ from codexhf.cards import load_card
 from codexhf.data import load_split
 from codexhf.identity import load_manifest
 from codexhf.model_card import strictest
-from codexhf.models import load_policy
+from codexhf.models import context_length, load_policy, lora_config, merge_adapters
 from codexhf.parsing import parse
 from codexhf.preferences import write_card as write_pairs_card
 from codexhf.push import push
-from codexhf.reward_model import load_model_reward
+from codexhf.reward_model import load_model_reward, load_reward_model
 from codexhf.tokenizer import load_tokenizer
 from conftest import tiny_config, weights_hash
 from hub_server import TOKEN, HubServer, Repo
@@ -61,7 +62,7 @@ ANSWER = "def add(a, b):\n    return a + b"
 # -- a finished run and a hub ------------------------------------------------------------------
 
 
-def finish(folder, model, tokenizer, stage, parents, data):
+def finish(folder, model, tokenizer, stage, parents, data, end=None):
     """One step of training of `model`, ended by run_stage."""
     rows = tokenizer(["x = 1", "y = 2"])["input_ids"]
     row = {"input_ids": [ids[:3] for ids in rows]}
@@ -74,7 +75,7 @@ def finish(folder, model, tokenizer, stage, parents, data):
     trainer = Trainer(
         model=model, args=training, train_dataset=Dataset.from_dict(row), processing_class=tokenizer
     )
-    run.run_stage(trainer, stage, training, data=data, parents=parents)
+    run.run_stage(trainer, stage, training, data=data, parents=parents, finish=end)
 
 
 @pytest.fixture(scope="module")
@@ -405,6 +406,152 @@ def test_a_local_folder_of_the_same_shape(here, tmp_path, capsys):
     assert len(hub.verify("moved/x-m2")) == 11
 
 
+# -- LoRA --------------------------------------------------------------------------------------
+
+
+def with_adapter(folder, base, tokenizer, stage, seed):
+    """A stage's folder as recipes/sft.py and ppo.py leave it with --use_peft."""
+    torch.manual_seed(seed)
+    model = get_peft_model(load_policy(base), lora_config(stage))
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+    parents = {("m0" if isinstance(stage, SFTArguments) else "m1"): base}
+    data = {"train": load_split(["cards/chats.md"], "prompt-completion")}
+    finish(folder, model, tokenizer, stage, parents, data, merge_adapters)
+
+
+@pytest.fixture(scope="module")
+def lora(finished, tokenizer, tmp_path_factory):
+    """A run whose M1 is a LoRA stage, and R was made from it."""
+    root = tmp_path_factory.mktemp("lora") / "work"
+    shutil.copytree(finished, root)
+    with contextlib.chdir(root):
+        for name in ("m1", "prefs", "rm", "m2"):
+            shutil.rmtree(f"runs/{name}")
+        stage = SFTArguments(model="runs/m0", use_peft=True, lora_r=4)
+        with_adapter("runs/m1", "runs/m0", tokenizer, stage, 1)
+        reward = load_reward_model("runs/m1", new_head=True)
+        data = {"train": load_split(["cards/chats.md"], "prompt-completion")}
+        finish("runs/rm", reward, tokenizer, RewardModelArguments(), {"m1": "runs/m1"}, data)
+    return root
+
+
+@pytest.fixture
+def adapters(lora, tmp_path, monkeypatch):
+    shutil.copytree(lora, tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def test_a_lora_stage_goes_out_as_an_adapter_and_comes_back(
+    adapters, server, tokenizer, tmp_path, capsys
+):
+    names = pushed()
+    assert "org/x-m1  (model, adapter, private, 9 files" in capsys.readouterr().out
+    files = server.files("org/x-m1")
+    assert set(files) == {
+        "README.md", "manifest.json", "adapter_model.safetensors", "adapter_config.json",
+        "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja",
+    }  # fmt: skip
+    config = json.loads(files["adapter_config.json"])
+    base, _, commit = names["runs/m0"].partition("@")
+    assert (config["base_model_name_or_path"], config["revision"]) == (base, commit)
+    card = huggingface_hub.ModelCard(files["README.md"].decode())
+    card.validate()
+    assert (card.data.base_model, card.data.base_model_relation) == ("org/x-m0", "adapter")
+    assert card.data.library_name == "peft"
+    weights = LlamaForCausalLM.from_pretrained("runs/m1").state_dict()
+    score = load_reward_model("runs/m1", new_head=True).state_dict()
+    shutil.rmtree("runs")
+    for name in ("org/x-m1", names["runs/m1"]):
+        loaded = load_policy(name, load_tokenizer(name))
+        assert all(torch.equal(weights[key], w) for key, w in loaded.state_dict().items())
+    assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert context_length("org/x-m1") == 128
+    again = load_reward_model("org/x-m1", new_head=True).state_dict()
+    assert all(torch.equal(score[key], again[key]) for key in score)
+    code = snippet(files["README.md"].decode())
+    code += "print(type(model).__name__, model.base_model.model.name_or_path)"
+    env = environment(server, HF_HOME=str(tmp_path / "home"))
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "PeftModelForCausalLM org/x-m0" in done.stdout
+    links = [link.partition(" ")[0] for link in hub.verify("org/x-rm")]
+    assert links[:3] == ["org/x-rm", names["runs/m1"], names["runs/m0"]]
+
+
+def test_a_stage_goes_on_from_a_pulled_adapter(adapters, server, tokenizer):
+    expected = LlamaForCausalLM.from_pretrained("runs/m1").state_dict()
+    pushed()
+    shutil.rmtree("runs")
+    hub.pull("org/x", Path("again"))
+    loaded = load_policy("again/m1").state_dict()
+    assert all(torch.equal(expected[key], loaded[key]) for key in expected)
+    stage = PPOArguments(model="again/m1", reward_model="again/rm")
+    parents = {"m1": "again/m1", "rm": "again/rm"}
+    finish("again/m2", load_policy("again/m1"), tokenizer, stage, parents, {})
+    assert [link.partition(" ")[0] for link in hub.verify("again/m2")][:2] == [
+        "again/m2", "again/m1",
+    ]  # fmt: skip
+    front = huggingface_hub.ModelCard.load("again/m2/README.md").data
+    assert (front.base_model, front.base_model_relation) == ("org/x-m1", "finetune")
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "adapter_config.json"])
+def test_a_byte_flipped_in_an_adapter_is_seen(adapters, server, file):
+    pushed()
+    repo = server.repos["model", "org/x-m1"]
+    data = bytearray(repo.commits[-1][1][file])
+    data[len(data) // 2] ^= 1
+    repo.commits[-1][1][file] = bytes(data)
+    with pytest.raises(ValueError, match=f"{file} is not the one that was recorded"):
+        hub.verify("org/x-rm")
+
+
+def test_a_lora_stage_goes_out_merged_on_request(adapters, server, capsys):
+    pushed(merged=True)
+    assert "org/x-m1  (model, merged, private" in capsys.readouterr().out
+    files = server.files("org/x-m1")
+    assert files["model.safetensors"] == Path("runs/m1/model.safetensors").read_bytes()
+    assert not [name for name in files if "adapter" in name]
+    front = huggingface_hub.ModelCard(files["README.md"].decode()).data
+    assert (front.base_model_relation, front.library_name) == ("finetune", "transformers")
+    assert len(hub.verify("org/x-rm")) == 8
+    pushed()  # now as an adapter: whole models are gone
+    assert "model.safetensors" not in server.files("org/x-m1")
+
+
+def test_an_adapter_on_an_adapter_stands_on_merged_weights(adapters, server, tokenizer, capsys):
+    stage = PPOArguments(model="runs/m1", use_peft=True, lora_r=4)
+    with_adapter("runs/m2", "runs/m1", tokenizer, stage, 2)
+    expected = LlamaForCausalLM.from_pretrained("runs/m2").state_dict()
+    pushed()
+    out = capsys.readouterr().out
+    assert "org/x-m1  (model, merged, since the adapter of m2 stands on it, private" in out
+    assert "org/x-m2  (model, adapter, private" in out
+    shutil.rmtree("runs")
+    found = load_policy("org/x-m2").state_dict()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_an_adapter_needs_a_base_that_others_can_find(adapters, server, tokenizer, capsys):
+    LlamaForCausalLM.from_pretrained("runs/m0").save_pretrained("mine")
+    tokenizer.save_pretrained("mine")
+    shutil.rmtree("runs")
+    stage = SFTArguments(model="mine", use_peft=True, lora_r=4)
+    with_adapter("runs/m1", "mine", tokenizer, stage, 1)
+    with pytest.raises(SystemExit):
+        pushed(license="mit")
+    said = "runs/m1: its adapter stands on mine, which has no hub name. Push it"
+    assert said in capsys.readouterr().err and not server.requests
+    pushed(license="mit", merged=True)
+    hub.publish(Path("mine"), "org/base@main")
+    pushed(license="mit")
+    config = json.loads(server.files("org/x-m1")["adapter_config.json"])
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", "main")
+
+
 # -- pull --------------------------------------------------------------------------------------
 
 
@@ -629,7 +776,7 @@ def test_results_of_the_evaluation_become_the_model_index(here, server, tokenize
         return {"m1/pass@1": 0.25, "m2/pass@1": 0.5, "m2/verdicts": {"pass": 1}}
 
     run.run_task(EvaluationArguments(output_dir="runs/evaluation"), work, data={}, parents={})
-    pushed(license="mit")
+    pushed()
     front = huggingface_hub.ModelCard(server.files("org/x-m2")["README.md"].decode()).data
     assert [(r.metric_type, r.metric_value) for r in front.eval_results] == [("pass@1", 0.5)]
 

@@ -6,6 +6,7 @@ base between them.
 """
 
 import copy
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,13 +17,11 @@ from transformers import PreTrainedModel
 
 from accelerate import PartialState
 from codexhf.arguments import PretrainArguments
+from codexhf.hub import ADAPTER
 from codexhf.models import backbone_of, base_model, load_policy, new_policy
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-ADAPTER = "adapter"
-"""Folder of a stage's adapter in the stage's."""
 
 
 def loading(stage) -> dict:
@@ -95,6 +94,12 @@ def wide_head(model: nn.Module) -> None:
 
 def _in_own_dtype(head: nn.Module, inputs: tuple) -> tuple:
     return (inputs[0].float(), *inputs[1:])
+
+
+def adapts_classifier(folder: Path) -> bool:
+    """Whether the adapter in a folder is of a classifier, and brings its head."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return config["task_type"] == "SEQ_CLS"
 
 
 def read_adapter(model: PreTrainedModel, folder: Path, trained: bool = False) -> nn.Module:

@@ -542,6 +542,7 @@ class PushArguments:
     stages: list[str] = knob([], "Folders of `runs` to push; default: all, in order.")
     public: bool = knob(False, "Let everybody see what is pushed.")
     value_model: bool = knob(False, "Push PPO's value model with the policy.")
+    merged: bool = knob(False, "Push LoRA stages as whole models, not as adapters on their base.")
     license: str | None = knob(
         None, "Licence of everything, where its sources agree on none that codexhf knows to fit."
     )

@@ -20,6 +20,8 @@ from codexhf.lineage import STAGES
 from codexhf.refusals import refuse
 
 MANIFEST = "manifest.json"
+ADAPTER = "adapter"  # folder of a LoRA stage's adapter, in the stage's
+PUBLISHED = ".hub"  # in a stage's folder: its name on the hub, commit included
 NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+)(?:/(.+))?)?")
 # Nothing that runs when it is loaded: no pickles, no Python.
 READ = ["*.safetensors", "*.json", "*.jsonl", "*.parquet", "*.jinja", "*.txt", "*.md", "*.model"]
@@ -55,6 +57,23 @@ def resolve(name: str | Path, kind: str = "model") -> Path:
     """
     match = hub_name(name)
     return Path(name) if match is None else _fetch(match[1], match[2], kind) / (match[3] or "")
+
+
+def locate(name: str, child: Path, kind: str = "model") -> Path:
+    """A recorded path or hub name; `../name` is next to the child, wherever that has moved to."""
+    return child / name if name.startswith("../") else resolve(name, kind)
+
+
+def publish(folder: Path, name: str) -> None:
+    """Note in a stage's folder under which name the hub has it."""
+    if folder.is_dir():
+        (folder / PUBLISHED).write_text(f"{name}\n", encoding="utf-8")
+
+
+def published(path: str | Path) -> str | None:
+    """The hub name of a stage's folder that was pushed or pulled; None where it was neither."""
+    file = Path(path, PUBLISHED)
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
 
 
 def short_name(name: str) -> str:
@@ -172,12 +191,12 @@ def _walk(name: str, folder: Path, why: str, recorded: dict, lines: list[str], s
     lines.append(f"{name} ({why}): {'as recorded' if whole else 'from outside, nothing recorded'}")
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) if whole else {}
     for role, parent in manifest.get("parents", {}).items():
-        path = _locate(parent["path"], folder, kind_of(parent.get("stage")))
+        path = locate(parent["path"], folder, kind_of(parent.get("stage")))
         digests = parent.get("sha256", {})
         _walk(parent["path"], path, f"{role} of {name}", digests, lines, seen)
     for use, part in manifest.get("data", {}).items():
         for stats in part["cards"].values():
-            path, digests = _locate(stats["card"], folder, "dataset"), stats.get("sha256", {})
+            path, digests = locate(stats["card"], folder, "dataset"), stats.get("sha256", {})
             beside, why = path if path.is_dir() else path.parent, f"{use} data of {name}"
             if (beside / MANIFEST).is_file():
                 _walk(stats["card"], beside, why, digests, lines, seen)
@@ -185,11 +204,6 @@ def _walk(name: str, folder: Path, why: str, recorded: dict, lines: list[str], s
                 raise ValueError(f"{stats['card']} ({why}): {broken[0]}.")
             else:
                 lines.append(f"{stats['card']} ({why}): {len(digests)} files as recorded")
-
-
-def _locate(name: str, child: Path, kind: str) -> Path:
-    """A recorded path or hub name; `../name` is next to the child, wherever that has moved to."""
-    return child / name if name.startswith("../") else resolve(name, kind)
 
 
 def pull(hub: str, runs: Path) -> list[str]:
@@ -216,6 +230,7 @@ def pull(hub: str, runs: Path) -> list[str]:
             source = resolve(repo, kind)
             # copies, not the cache's links: what is changed here must not change there
             shutil.copytree(source, partial / stage.folder, copy_function=shutil.copyfile)
+            publish(partial / stage.folder, f"{repo}@{source.name}")
             (partial / stage.folder / MANIFEST).touch()  # newer than its parents', for make
             lines.append(f"{runs / stage.folder} from {repo}@{source.name}")
     if not lines:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData, RepoCard
 
-from codexhf.hub import hub_name, resolve
+from codexhf.hub import hub_name, published, resolve
 from codexhf.lineage import BY_NAME
 
 TEMPLATE = Path(__file__).with_name("model_card.jinja")
@@ -59,6 +59,7 @@ def card_text(
     stage, own = BY_NAME[manifest["stage"]], f"{manifest['name']}/"
     results = numbers({k.removeprefix(own): v for k, v in (results or {}).items() if own in k})
     fields = {**manifest, "title": stage.title, "task": stage.task, "where": where, "run": run}
+    fields["adapter"] = "adapter_config.json" in manifest.get("files", {})
     fields["cards"] = cards_of(manifest)
     fields["metrics"] = numbers({**manifest["metrics"], **results})
     fields["config"] = json.dumps(manifest["config"], indent=1, sort_keys=True)
@@ -89,7 +90,8 @@ def _front(manifest: dict, license: str, results: Mapping) -> dict:
     if stage.task is not None:
         adapter = "adapter_config.json" in manifest.get("files", {})
         front |= {"pipeline_tag": stage.task, "library_name": "peft" if adapter else "transformers"}
-        base = hub_name(manifest["parents"].get(BASE[stage.name], {}).get("path", ""))
+        path = manifest["parents"].get(BASE[stage.name], {}).get("path", "")
+        base = hub_name(published(path) or path)
         if base:
             relation = "adapter" if adapter else "finetune"
             front |= {"base_model": base[1], "base_model_relation": relation}

@@ -3,6 +3,7 @@
 The tokenizer is in tokenizer.py, the reward model in reward_model.py.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from accelerate import PartialState
-from codexhf.hub import resolve
+from codexhf.hub import locate, resolve
 from codexhf.prompts import vocabulary_size
 from codexhf.refusals import nearest
 
@@ -72,18 +74,24 @@ def load_policy(
 ) -> PreTrainedModel:
     """Load a causal language model from safetensors, in float32 unless `loading` says otherwise.
 
+    Of an adapter's folder it is the base with the adapter folded in.
+
     Args:
         loading: dtype and so on, as `adapters.loading` gives them.
     Raises:
         ValueError: weights that hold NaN or infinity; a vocabulary smaller than the tokenizer's.
     """
+    folder = resolve(path)
+    base = adapted(folder)
     model = AutoModelForCausalLM.from_pretrained(
-        resolve(path),
+        base or folder,
         use_safetensors=True,
         trust_remote_code=False,
         use_cache=False,
         **{"dtype": torch.float32, **loading},
     )
+    if base is not None:
+        model = _with_adapter(model, folder)
     found = model.get_input_embeddings().num_embeddings
     if tokenizer is not None and vocabulary_size(tokenizer) > found:
         raise ValueError(
@@ -151,7 +159,10 @@ def nonfinite_parameter(model: nn.Module) -> str | None:
 
 def context_length(path: str) -> int | None:
     """Longest sequence that the model of a folder or Hub id was built for; None if unbounded."""
-    return context_of(AutoConfig.from_pretrained(resolve(path), trust_remote_code=False))
+    folder = resolve(path)
+    return context_of(
+        AutoConfig.from_pretrained(adapted(folder) or folder, trust_remote_code=False)
+    )
 
 
 def context_of(config: PreTrainedConfig) -> int | None:
@@ -295,3 +306,24 @@ def shortest_context(models: Iterable[Any]) -> int | None:
 def to_device(model: PreTrainedModel) -> PreTrainedModel:
     """Move a model to the accelerator of this process, if there is one, and to evaluation mode."""
     return model.to(PartialState().device).eval()
+
+
+def adapted(folder: Path) -> Path | None:
+    """The folder of the model that the adapter in `folder` changes; None of a plain model."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return None
+    config = json.loads(file.read_text(encoding="utf-8"))
+    name, revision = config["base_model_name_or_path"], config.get("revision")
+    return locate(f"{name}@{revision}" if revision else name, folder)
+
+
+def _with_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Fold the adapter of a folder into its base; where a completion ends is said in the folder."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(base, str(folder)).merge_and_unload()
+    model.requires_grad_(True)  # peft froze it
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model

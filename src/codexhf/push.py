@@ -25,9 +25,19 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError
 
 from codexhf.arguments import PushArguments
-from codexhf.hub import MANIFEST, hub_name, kind_of, said, sha256, verify
+from codexhf.hub import (
+    ADAPTER,
+    MANIFEST,
+    hub_name,
+    kind_of,
+    publish,
+    published,
+    said,
+    sha256,
+    verify,
+)
 from codexhf.lineage import STAGES
-from codexhf.model_card import card_text, cards_of, license_in
+from codexhf.model_card import BASE, card_text, cards_of, license_in
 from codexhf.refusals import nearest, refuse
 
 SENT = (
@@ -54,6 +64,7 @@ class Parcel:
     files: dict[str, Path | bytes]  # path in the repository -> local file, or content
     manifest: dict | None = None
     sent: bool = True  # else it must be there already, as it is here
+    form: str = ""  # of a LoRA stage: "adapter", or why its weights are merged
 
 
 def push(stage: PushArguments) -> dict[str, str]:
@@ -69,12 +80,15 @@ def push(stage: PushArguments) -> dict[str, str]:
         errors.append(f"hub: got {stage.hub!r}, expected org/prefix, or a folder as ./name/prefix.")
     prefix = f"../{Path(stage.hub).name}" if local else stage.hub
     names = {p.source: f"{prefix}-{p.suffix}{'' if local else UNKNOWN}" for p in parcels}
+    names |= {path: name for path in _outside(parcels) if (name := published(path))}
+    errors += _choose_forms(parcels, names, stage.merged)
     seen = "local" if local else "public" if stage.public else "private"
     for parcel in (p for p in parcels if p.sent):
         files = _contents(parcel, names, stage, parcels)
         sizes = {name: _size(file) for name, file in files.items()}
-        total = f"{len(files)} files, {sum(sizes.values()):,} bytes"
-        print(f"{stage.hub}-{parcel.suffix}  ({parcel.kind}, {seen}, {total})")
+        facts = [parcel.kind, parcel.form, seen, f"{len(files)} files"]
+        facts.append(f"{sum(sizes.values()):,} bytes")
+        print(f"{stage.hub}-{parcel.suffix}  ({', '.join(filter(None, facts))})")
         print("\n".join(f"  {size:>15,}  {name}" for name, size in sizes.items()))
         errors += [f"{parcel.source}: {error}" for error in _secrets(files)]
     if errors:
@@ -89,8 +103,9 @@ def push(stage: PushArguments) -> dict[str, str]:
         else:
             commit, changed = _to_hub(name, parcel, files, stage.public)
             names[parcel.source] = name = f"{name}@{commit}"
+            publish(parcel.source, name)
         print(f"{name}: {'pushed' if changed else 'nothing to change'}", flush=True)
-    return {str(source): name for source, name in names.items()}
+    return {str(parcel.source): names[parcel.source] for parcel in parcels}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -139,6 +154,53 @@ def _pack(stage: PushArguments) -> tuple[list[Parcel], list[str]]:
     return [*cards.values(), *stages], errors
 
 
+def _outside(parcels: list[Parcel]) -> list[Path]:
+    """Local folders that stages were made from and that are none of these."""
+    inside = {os.path.abspath(p.source) for p in parcels}
+    paths = {
+        parent["path"] for p in parcels if p.manifest for parent in p.manifest["parents"].values()
+    }
+    return [
+        Path(path)
+        for path in sorted(paths)
+        if hub_name(path) is None and os.path.abspath(path) not in inside
+    ]
+
+
+def _choose_forms(parcels: list[Parcel], names: dict, merged: bool) -> list[str]:
+    """Let LoRA stages go out as adapters, in place; return what is wrong.
+
+    Merged on request, and where another adapter stands on them: peft loads one on a plain base.
+    """
+    errors, bases = [], {}
+    for parcel in reversed(parcels):
+        config, inside = f"{ADAPTER}/adapter_config.json", f"{ADAPTER}/"
+        if config in parcel.files:
+            base = parcel.manifest["parents"][BASE[parcel.manifest["stage"]]]["path"]
+            upon = bases.get(os.path.abspath(parcel.source))
+            if merged or upon:
+                parcel.form = (
+                    f"merged, since the adapter of {upon} stands on it" if upon else "merged"
+                )
+            else:
+                parcel.form = "adapter"
+                bases[os.path.abspath(base)] = parcel.suffix
+                if _renamed(base, names) == base and hub_name(base) is None:
+                    errors.append(
+                        f"{parcel.source}: its adapter stands on {base}, which has no hub name. "
+                        "Push it with its base in it: --merged true."
+                    )
+        weights = ("*.safetensors", "*.safetensors.index.json")
+        parcel.files = {
+            name.removeprefix(inside): file
+            for name, file in parcel.files.items()
+            if name.startswith(inside) == (parcel.form == "adapter")
+            or parcel.form == "adapter"
+            and not any(fnmatchcase(name, w) for w in weights)
+        }
+    return errors
+
+
 def _contents(parcel: Parcel, names: dict, stage: PushArguments, parcels: list[Parcel]) -> dict:
     """The files of a parcel, with manifest and card as they read under these names."""
     if parcel.manifest is None:
@@ -146,16 +208,53 @@ def _contents(parcel: Parcel, names: dict, stage: PushArguments, parcels: list[P
     manifest = dict(parcel.manifest)
     for part in ("config", "parents", "data"):
         manifest[part] = _renamed(manifest[part], names)
-    manifest["files"] = {n: f for n, f in manifest["files"].items() if n in parcel.files}
+    for parent in manifest["parents"].values():
+        for made in parcels:
+            if made.manifest and names[made.source] == parent["path"]:
+                parent["sha256"] = _as_sent(made, parent["sha256"])
+    files = dict(parcel.files)
+    stats = {n: manifest["files"][_within(parcel, f)] for n, f in files.items()}
     results = [p.manifest["metrics"] for p in parcels if p.suffix == "evaluation"]
     license = stage.license or license_in(parcel.source / "README.md")
     where, at, _ = names[parcel.source].partition("@")
     models_own = results[0] if results and parcel.kind == "model" else {}
     run = [names[p.source] for p in parcels[: parcels.index(parcel)] if p.manifest]
-    card = card_text(manifest, where if at else ".", license, models_own, run).encode()
-    manifest["files"]["README.md"] = {"size": len(card), "sha256": hashlib.sha256(card).hexdigest()}
-    text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-    return {**parcel.files, "README.md": card, MANIFEST: text.encode()}
+    manifest["files"] = stats
+    written = {}
+    if parcel.form == "adapter":
+        base = manifest["parents"][BASE[manifest["stage"]]]["path"]
+        written["adapter_config.json"] = _on_base(files["adapter_config.json"], base)
+    written["README.md"] = card_text(
+        manifest, where if at else ".", license, models_own, run
+    ).encode()
+    for name, text in written.items():
+        stats[name] = {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    return {**files, **written, MANIFEST: _json(manifest)}
+
+
+def _within(parcel: Parcel, file: Path) -> str:
+    """What the stage's manifest calls one of its files."""
+    return file.relative_to(parcel.source).as_posix()
+
+
+def _as_sent(made: Parcel, recorded: dict[str, str]) -> dict[str, str]:
+    """What a child recorded of a parent's files that go out; of an adapter its own weights."""
+    sent = {name: recorded[name] for name in made.files if name in recorded}
+    if made.form == "adapter":
+        name = "adapter_model.safetensors"
+        sent[name] = made.manifest["files"][f"{ADAPTER}/{name}"]["sha256"]
+    return sent
+
+
+def _on_base(config: Path, base: str) -> bytes:
+    """The adapter's configuration with the name and commit of its base as it was pushed."""
+    name, _, revision = base.partition("@")
+    changed = {"base_model_name_or_path": name, "revision": revision or None}
+    return _json({**json.loads(config.read_text(encoding="utf-8")), **changed})
+
+
+def _json(value: dict) -> bytes:
+    return f"{json.dumps(value, indent=1, sort_keys=True)}\n".encode()
 
 
 def _renamed(value, names: dict[Path, str]):
@@ -164,7 +263,7 @@ def _renamed(value, names: dict[Path, str]):
         return {_renamed(k, names): _renamed(v, names) for k, v in value.items()}
     if isinstance(value, list):
         return [_renamed(v, names) for v in value]
-    if not isinstance(value, str) or "/" not in value:
+    if not isinstance(value, str) or ("/" not in value and Path(value) not in names):
         return value
     path = Path(os.path.abspath(value))
     for source, name in names.items():

@@ -10,6 +10,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,12 @@ from transformers import (
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from codexhf.adapters import ADAPTER, read_adapter
+from codexhf.adapters import adapts_classifier, read_adapter
 from codexhf.arguments import RewardModelArguments, model_folder
 from codexhf.generation import sample
-from codexhf.hub import resolve
+from codexhf.hub import ADAPTER, resolve
 from codexhf.models import (
+    adapted,
     backbone_of,
     backbone_states,
     base_model,
@@ -69,9 +71,10 @@ def load_reward_model(
     """
     set_seed(seed)
     folder = resolve(path)
-    kind = classifier_class(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    base = adapted(folder)
+    kind = classifier_class(AutoConfig.from_pretrained(base or folder, trust_remote_code=False))
     model, info = kind.from_pretrained(
-        folder,
+        base or folder,
         num_labels=1,
         use_safetensors=True,
         trust_remote_code=False,
@@ -80,11 +83,17 @@ def load_reward_model(
         **{"dtype": torch.float32, **loading},
     )
     missing = [name for name in info["missing_keys"] if "score" in name or "classifier" in name]
+    if base is not None and adapts_classifier(folder):
+        model, missing = _with_scale(read_adapter(model, folder), folder).merge_and_unload(), []
+        model.requires_grad_(True)  # peft froze it
+        base = None
     if missing and not new_head:
         raise ValueError(
             f"{path}: the weights of {', '.join(missing)} are missing, so this is not a trained "
             "reward model. Give the folder that recipes/reward_model.py wrote."
         )
+    if base is not None:  # of a policy: the layers below the head change, and there is no head
+        backbone_of(model).load_state_dict(backbone_of(load_policy(path)).state_dict())
     if missing:
         check_scalar_head(model, path)
         draw_head(model, seed)
@@ -350,14 +359,19 @@ def adapted_reward_model(path: str, trained: bool = False, **loading: Any) -> nn
     Where R was saved without adapters, or that model is gone, it is R as a plain model.
     """
     adapter = resolve(path) / ADAPTER
-    file = adapter / "adapter_config.json"
-    base = json.loads(file.read_text())["base_model_name_or_path"] if file.is_file() else ""
-    if not base or model_folder(base):
+    base = adapted(adapter)
+    if base is None or model_folder(str(base)):
         return load_reward_model(path, **loading)
-    model = read_adapter(load_reward_model(base, new_head=True, **loading), adapter, trained)
-    saved = AutoConfig.from_pretrained(resolve(path), trust_remote_code=False)
+    model = read_adapter(load_reward_model(str(base), new_head=True, **loading), adapter, trained)
+    return _with_scale(model, resolve(path))
+
+
+def _with_scale(model: nn.Module, folder: Path) -> nn.Module:
+    """Take over what R's folder says of its scores and its padding, and its base does not."""
+    saved = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     for name in ("score_mean", "score_std"):
-        setattr(model.config, name, getattr(saved, name))
+        if hasattr(saved, name):
+            setattr(model.config, name, getattr(saved, name))
     model.config.get_text_config().pad_token_id = saved.get_text_config().pad_token_id
     return model
 
