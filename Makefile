@@ -21,6 +21,7 @@ SEED    ?=
 # the model that sft.yaml names, where that is not the lineage's own M0
 MODEL   ?= $(filter-out %/m0,$(shell sed -n 's/^model: *\([^ \#]*\).*/\1/p' $(CONFIGS)/sft.yaml))
 CORPUS  ?=
+BENCHMARKS ?=
 ARGS     = --config $(CONFIGS)/$(1).yaml $(if $(SEED),--seed $(SEED))
 
 # what M1 is made from: M0, unless a model is given and no corpus to pretrain it further on
@@ -88,7 +89,7 @@ $(RUNS)/m2/manifest.json: $(RUNS)/rm/manifest.json $(CONFIGS)/ppo.yaml $(DATA)
 $(RUNS)/evaluation/manifest.json: $(RUNS)/m2/manifest.json $(CONFIGS)/evaluation.yaml $(DATA)
 	$(LAUNCH) recipes/evaluation.py $(call ARGS,evaluation) --output_dir $(RUNS)/evaluation \
 	  --models $(if $(CORPUS),$(MODEL)) $(START) $(RUNS)/m1 $(RUNS)/m2 --reference $(RUNS)/m1 \
-	  --reward_model $(RUNS)/rm
+	  --reward_model $(RUNS)/rm $(if $(BENCHMARKS),--benchmark_cards $(BENCHMARKS))
 
 $(RUNS)/report.html: $(RUNS)/evaluation/manifest.json
 	$(BIN)/python -m codexhf.report $(RUNS)

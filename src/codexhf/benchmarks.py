@@ -11,6 +11,7 @@ Source of prompts and stop words: bigcode-evaluation-harness, tasks/humaneval.py
 import ast
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
@@ -34,9 +35,11 @@ STOPS = {
 
 def load_benchmarks(stage: EvaluationArguments, tokenizer) -> dict[str, Data]:
     """Load each card of `benchmark_cards` by itself, named as its file."""
+    if not stage.benchmark_cards:
+        return {}
     room = room_for([stage.reference, *stage.models], stage.benchmark_max_new_tokens)
     return {
-        short_name(card).rpartition("/")[2].removesuffix(".md"): load_tasks(
+        Path(short_name(card).partition("#")[0]).stem: load_tasks(
             [card],
             tokenizer,
             max_rows=stage.benchmark_tasks,
