@@ -129,7 +129,7 @@ parity: $(ENV)  ## compare our PPOTrainer with TRL 1.12's, step by step, live
 	PYTHONPATH=build/trl-1.12 $(BIN)/python tests/traces/record.py --check
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 clean:  ## remove runs and the environment
 	rm -rf $(RUNS) $(VENV)

@@ -46,7 +46,7 @@ def main(argv=None):
         eval_dataset={name: part.dataset for name, part in heldout.items()},
         data_collator=packed_collator,
         processing_class=tokenizer,
-        callbacks=[BitsPerByte(heldout)],
+        callbacks=[BitsPerByte(heldout, tokenizer)],
     )
     parents = {"tokenizer": stage.tokenizer, "base": stage.model}
     return run_stage(

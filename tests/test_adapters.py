@@ -13,12 +13,13 @@ from codexhf.arguments import PPOArguments
 from codexhf.models import load_policy
 from codexhf.reward_model import adapted_reward_model, load_reward_model
 from codexhf.run import load_manifest
+from codexhf.tokenizer import load_tokenizer
 from conftest import ADD
 
 ROOT = Path(__file__).parent.parent
 LORA = PPOArguments(use_peft=True, lora_r=4)
 COMMON = {
-    "max_steps": 2, "per_device_train_batch_size": 4, "report_to": "none", "disable_tqdm": True,
+    "max_steps": 2, "per_device_train_batch_size": 4, "disable_tqdm": True, "project": "tests",
     "use_cpu": True, "save_strategy": "steps", "save_steps": 1, "logging_steps": 1,
     "use_peft": True, "lora_r": 4, "learning_rate": 1e-2,
 }  # fmt: skip
@@ -48,7 +49,35 @@ def adapted(kind, base, folder):
     return PeftModel.from_pretrained(kind(base), str(folder / ADAPTER))
 
 
-def test_a_lineage_of_adapters(model_folder, write_card, problems, tmp_path):
+def settings_of(tracker, tmp_path, monkeypatch):
+    """Turn a tracker on, without a network."""
+    if tracker != "tensorboard":
+        pytest.importorskip(tracker)
+    for name in ("WANDB_DIR", "TRACKIO_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setitem(COMMON, "report_to", tracker)
+
+
+def check_tracked(tracker, folder, tmp_path):
+    """Each stage sent metrics and samples, and what a tracker writes does not spoil its folder."""
+    if tracker == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        found = EventAccumulator(str(folder / "runs/samples")).Reload().Tags()
+        assert "samples/text_summary" in found["tensors"], folder
+        assert len(list((folder / "runs").glob("*/events*"))) > 1
+    elif tracker == "wandb":
+        assert list(tmp_path.glob("wandb/offline-run-*/files/media/table/samples*"))
+    else:
+        assert list(tmp_path.glob("tests*.db"))
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])
+def test_a_lineage_of_adapters(
+    model_folder, write_card, problems, tmp_path, monkeypatch, capsys, tracker
+):
+    settings_of(tracker, tmp_path, monkeypatch)
     base = str(model_folder)
     text = write_card([{"text": f"x{i} = {i}\n" * 30} for i in range(20)], "language-modeling", "t")
     tasks = write_card(problems, "prompt-only", "tasks")
@@ -59,8 +88,13 @@ def test_a_lineage_of_adapters(model_folder, write_card, problems, tmp_path):
     rows = [{"prompt": f"Name colour {i}", "chosen": "red", "rejected": "12"} for i in range(4)]
     others = write_card(rows, "preference", "others")
 
-    m0 = run("pretrain", tmp_path / "m0", model=base, train_cards=[text], max_length=64)
-    m1 = run("sft", tmp_path / "m1", model=str(m0), train_cards=[demos], max_length=64)
+    m0 = run(
+        "pretrain", tmp_path / "m0", model=base, train_cards=[text], max_length=64,
+        eval_strategy="steps", eval_steps=1,
+    )  # fmt: skip
+    to_m1 = {"model": str(m0), "train_cards": [demos], "eval_cards": [tasks], "max_length": 64}
+    to_m1 |= {"eval_strategy": "steps", "eval_steps": 1, "eval_max_new_tokens": 8}
+    m1 = run("sft", tmp_path / "m1", **to_m1)
     rm = run(
         "reward_model", tmp_path / "rm", model=str(m1), train_cards=[pairs], eval_cards=[others],
         score_samples=8, score_max_new_tokens=8, max_length=64,
@@ -68,13 +102,18 @@ def test_a_lineage_of_adapters(model_folder, write_card, problems, tmp_path):
     m2 = run(
         "ppo", tmp_path / "m2", model=str(m1), reward_model=str(rm), prompt_cards=[tasks],
         total_episodes=8, response_length=8, stop_token="eos",
-        num_ppo_epochs=1, gradient_checkpointing=False,
+        num_ppo_epochs=1, gradient_checkpointing=False, eval_cards=[tasks],
+        num_sample_generations=1,
     )  # fmt: skip
     run(
         "evaluation", tmp_path / "evaluation", models=[base, str(m1), str(m2)], reference=str(m1),
         reward_model=str(rm), heldout_cards=[tasks], num_samples=1, k=[1], max_new_tokens=8,
     )  # fmt: skip
 
+    for folder in (m0, m1, rm, m2):
+        check_tracked(tracker, folder, tmp_path)
+    run("sft", m1, **to_m1)
+    assert "is finished and nothing changed" in capsys.readouterr().out
     for folder, parent in ((m0, base), (m1, m0), (m2, m1)):
         plain = AutoModelForCausalLM.from_pretrained(folder)
         found = logits(plain)
@@ -83,7 +122,9 @@ def test_a_lineage_of_adapters(model_folder, write_card, problems, tmp_path):
         assert not torch.allclose(found, logits(load_policy(str(parent))), atol=1e-5)
         size = load_manifest(folder)["model"]
         assert size["trained_parameters"] < size["parameters"] / 2
-        assert plain.config.use_cache and not (folder / "adapter_config.json").exists()
+        assert plain.config.use_cache and plain.generation_config.use_cache
+        assert load_tokenizer(str(folder)).model_max_length == 128
+        assert not (folder / "adapter_config.json").exists()
     score = AutoModelForSequenceClassification.from_pretrained(rm).score
     kept = adapted_reward_model(str(rm))
     assert torch.equal(kept.score.weight, score.weight) and kept.config.score_std > 0

@@ -10,6 +10,7 @@ Source of prompts and stop words: bigcode-evaluation-harness, tasks/humaneval.py
 
 import ast
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def program(problem: str, entry_point: str, form: str, completion: str) -> str:
     code = code_of(completion)
     tree = parse_python(code)
     if begun and (tree is None or entry_point not in _functions(tree)):
-        return problem.rstrip() + "\n" + code  # the body alone
+        body = textwrap.indent(textwrap.dedent(code), "    ")  # without its first line
+        return f"{problem.rstrip()}\n{body}"
     return f"{problem.rstrip()}\n\n{code}" if begun else code
 
 

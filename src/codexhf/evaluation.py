@@ -47,6 +47,7 @@ from codexhf.rewards import parses_reward, violation_rate
 from codexhf.safety import Rule, load_rules
 from codexhf.tokenizer import load_tokenizer
 from codexhf.tokens import answered_rows, prompt_lengths
+from codexhf.trackers import log_samples, tracked
 
 # ---------------------------------------------------------------------------------------------
 # Likelihoods
@@ -153,20 +154,36 @@ def bits_per_byte(
 
 
 class BitsPerByte(TrainerCallback):
-    """Adds `eval_<card>_bits_per_byte` to evaluations of packed corpora."""
+    """Adds `eval_<card>_bits_per_byte` to evaluations of packed corpora.
 
-    def __init__(self, heldout: dict[str, Data]):
+    Trackers get greedy continuations of what is held out as well.
+    """
+
+    def __init__(self, heldout: dict[str, Data], tokenizer: PreTrainedTokenizerBase):
+        self.heldout, self.tokenizer = heldout, tokenizer
         self.bytes_per_token = {
             name: data.cards[name]["bytes_per_token"] for name, data in heldout.items()
         }
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+    def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
+        if state.is_world_process_zero and tracked(args):
+            log_samples(args, state.global_step, self._continuations(model))
         for name, size in self.bytes_per_token.items():
             loss = (metrics or {}).get(f"eval_{name}_loss")
             if loss is not None:
                 add_metrics(
                     state, metrics, {f"eval_{name}_bits_per_byte": loss / math.log(2) / size}
                 )
+
+    def _continuations(self, model) -> list[dict]:
+        """Continue the beginning of the first held-out sequences of each card."""
+        starts = [
+            decode([row["input_ids"][:32]], self.tokenizer)[0]
+            for data in self.heldout.values()
+            for row in data.dataset.select(range(min(2, len(data.dataset))))
+        ]
+        found = sample(model, self.tokenizer, starts, temperature=0.0, max_new_tokens=64)
+        return [{"text": s, "continuation": f[0]} for s, f in zip(starts, found, strict=True)]
 
 
 class PassAt1(TrainerCallback):
@@ -192,6 +209,9 @@ class PassAt1(TrainerCallback):
         tests, names = self.tasks["tests"], self.tasks["entry_point"]
         verdicts = judge(answers, tests, names, self.stage.timeout_s)
         passed = np.mean([group[0] == "pass" for group in verdicts])
+        shown = zip(self.tasks["prompt"], answers, verdicts, strict=True)
+        rows = [{"prompt": text_of(p), "completion": a[0], "verdict": v[0]} for p, a, v in shown]
+        log_samples(args, state.global_step, rows)
         add_metrics(state, metrics, {"eval_pass@1": float(passed)})
 
 

@@ -45,8 +45,9 @@ from codexhf.models import (
     room_for,
     to_device,
 )
-from codexhf.prompts import Prompt, answered_ids, end_ids, prompt_ids, right_pad
+from codexhf.prompts import Prompt, answered_ids, end_ids, prompt_ids, right_pad, text_of
 from codexhf.tokenizer import load_tokenizer, spare_token
+from codexhf.trackers import log_samples
 
 
 def load_reward_model(
@@ -449,6 +450,9 @@ def record_scores(trainer, prompts: Sequence[Prompt], stage: RewardModelArgument
     owners = [p for p, group in zip(prompts, answers, strict=True) for _ in group]
     scores = ModelReward(model.eval(), tokenizer)(owners, [a for g in answers for a in g])
     mean, std = float(np.mean(scores)), float(np.std(scores))
+    shown = zip(owners, (a for g in answers for a in g), scores, strict=True)
+    rows = [{"prompt": text_of(p), "completion": a, "score": f"{s:.3f}"} for p, a, s in shown]
+    log_samples(trainer.args, trainer.state.global_step, rows)
     if not std > 0:
         raise ValueError(
             f"R gives every answer the score {mean}: it has learned nothing. Train it longer or "

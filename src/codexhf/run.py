@@ -208,6 +208,7 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
         if tokenizer is not None and model.can_generate():
             ends = list(end_ids(tokenizer, model.generation_config))
             model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
+            model.generation_config.use_cache = True  # generate asks here, not the config
     if tokenizer is not None:
         context = shortest_context([trainer.model])
         if context is not None:
