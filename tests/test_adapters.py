@@ -1,5 +1,6 @@
 """LoRA through every stage that trains, on a tiny model: `pytest tests/test_adapters.py`."""
 
+import builtins
 import importlib.util
 import json
 from pathlib import Path
@@ -79,7 +80,12 @@ def test_a_lineage_of_adapters(
 ):
     settings_of(tracker, tmp_path, monkeypatch)
     base = str(model_folder)
-    text = write_card([{"text": f"x{i} = {i}\n" * 30} for i in range(20)], "language-modeling", "t")
+    words = dir(builtins)
+    rows = [
+        {"text": "\n".join(f"{words[i * step % len(words)]} = {i}" for step in range(1, 40))}
+        for i in range(1, 30)
+    ]
+    text = write_card(rows, "language-modeling", "text", codexhf={"heldout": 0.3})
     tasks = write_card(problems, "prompt-only", "tasks")
     rows = [{"prompt": p["prompt"], "completion": ADD} for p in problems]
     demos = write_card(rows, "prompt-completion", "demos")

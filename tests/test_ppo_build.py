@@ -17,6 +17,7 @@ import ppo_setup as setup  # noqa: E402
 from codexhf.adapters import merge_adapters  # noqa: E402
 from codexhf.models import disable_dropout  # noqa: E402
 from codexhf.ppo.checkpoint import last_checkpoint  # noqa: E402
+from codexhf.ppo.model import critic_from_policy  # noqa: E402
 from codexhf.ppo.objective import AdaptiveKL, linear_logprobs  # noqa: E402
 from codexhf.reward_model import IdReward, ModelReward, load_reward_model  # noqa: E402
 from ppo_setup import new_trainer  # noqa: E402
@@ -120,6 +121,33 @@ def test_reward_model_and_critic_may_be_adapters_with_a_head(tmp_path, name):
     headless = get_peft_model(models()["model"], lora())
     with pytest.raises(ValueError, match=f"{name}: got PeftModel.* with no `score` head"):
         new_trainer(tmp_path, models=models(), **{name: headless})
+
+
+def test_a_critic_of_adapters_on_the_policys_base_resumes_to_the_same_weights(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        policy = models()["model"]
+        critic = critic_from_policy(policy)
+        many = lora(task_type="SEQ_CLS")
+        trainer = new_trainer(
+            tmp_path, model=policy, peft_config=lora(), value_model=get_peft_model(critic, many),
+            config={"save_strategy": "steps", "save_steps": 2, "step_unit": "optimizer"},
+        )  # fmt: skip
+        bases = [trainer.policy_model.get_base_model(), trainer.value_model.get_base_model()]
+        first, second = (base.model.layers[0].mlp.up_proj.weight for base in bases)
+        assert first is second
+        return trainer
+
+    trainer = build()
+    before = setup.state(trainer)
+    trainer.train()
+    after = setup.state(trainer)
+    moved = {n for n in after if not torch.equal(before[n], after[n])}
+    assert {n.split(".")[0] for n in moved} == {"policy", "value_model"}
+    assert all("lora" in n or "score" in n for n in moved)
+    again = build()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert setup.same(setup.state(again), after)
 
 
 # ------------------------------------------------------------------------------ adapters
