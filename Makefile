@@ -8,6 +8,8 @@
 #   make pipeline MODEL=org/name RUNS=runs/name    from a model that exists: no tokenizer, no M0
 #   make pipeline MODEL=org/name RUNS=runs/name CORPUS=my_card.md    pretrained further on a corpus
 #   make pipeline CONFIGS=recipes/pretrained/cpu RUNS=runs/smollm2   `model:` of its sft.yaml
+#   make pipeline PAIRS=runs/labels       R learns from people's labels (docs/labelling.md)
+#   make pipeline ALLOW=learning_rate     go on with what may differ from what was stopped
 #   make pipeline LAUNCH=".venv/bin/accelerate launch --config_file recipes/accelerate/multi_gpu.yaml"
 
 PYTHON  ?= python3
@@ -22,7 +24,9 @@ SEED    ?=
 MODEL   ?= $(filter-out %/m0,$(shell sed -n 's/^model: *\([^ \#]*\).*/\1/p' $(CONFIGS)/sft.yaml))
 CORPUS  ?=
 BENCHMARKS ?=
-ARGS     = --config $(CONFIGS)/$(1).yaml $(if $(SEED),--seed $(SEED))
+ALLOW   ?=
+ARGS     = --config $(CONFIGS)/$(1).yaml $(if $(SEED),--seed $(SEED)) --redo_changed true \
+           $(if $(ALLOW),--allow_changed $(ALLOW))
 
 # what M1 is made from: M0, unless a model is given and no corpus to pretrain it further on
 START    = $(if $(MODEL),$(if $(CORPUS),$(RUNS)/m0,$(MODEL)),$(RUNS)/m0)
@@ -32,7 +36,7 @@ ENV  := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: pipeline smoke report label push chat model-smollm2 env test test-all check format parity clean help
+.PHONY: pipeline smoke report label export-labels push chat model-smollm2 env test test-all check format parity clean help
 .DELETE_ON_ERROR:
 
 pipeline: $(RUNS)/report.html  ## train M0, M1, R, M2, evaluate them, write the report
@@ -78,9 +82,10 @@ $(RUNS)/prefs/manifest.json: $(RUNS)/m1/manifest.json $(CONFIGS)/preferences.yam
 	$(LAUNCH) recipes/preferences.py $(call ARGS,preferences) --output_dir $(RUNS)/prefs \
 	  --model $(RUNS)/m1
 
-$(RUNS)/rm/manifest.json: $(RUNS)/prefs/manifest.json $(CONFIGS)/reward_model.yaml
+$(RUNS)/rm/manifest.json: $(RUNS)/prefs/manifest.json $(CONFIGS)/reward_model.yaml \
+  $(wildcard $(addsuffix /agreement.json,$(PAIRS)))
 	$(LAUNCH) recipes/reward_model.py $(call ARGS,reward_model) --output_dir $(RUNS)/rm \
-	  --model $(RUNS)/m1 --train_cards $(PAIRS) --eval_cards $(PAIRS)/test.md
+	  --model $(RUNS)/m1 --train_cards $(PAIRS) --eval_cards $(addsuffix /test.md,$(PAIRS))
 
 $(RUNS)/m2/manifest.json: $(RUNS)/rm/manifest.json $(CONFIGS)/ppo.yaml $(DATA)
 	$(LAUNCH) recipes/ppo.py $(call ARGS,ppo) --output_dir $(RUNS)/m2 \
@@ -91,14 +96,16 @@ $(RUNS)/evaluation/manifest.json: $(RUNS)/m2/manifest.json $(CONFIGS)/evaluation
 	  --models $(if $(CORPUS),$(MODEL)) $(START) $(RUNS)/m1 $(RUNS)/m2 --reference $(RUNS)/m1 \
 	  --reward_model $(RUNS)/rm $(if $(BENCHMARKS),--benchmark_cards $(BENCHMARKS))
 
-$(RUNS)/report.html: $(RUNS)/evaluation/manifest.json
+$(RUNS)/report.html: $(RUNS)/evaluation/manifest.json $(wildcard $(RUNS)/labels/agreement.json)
 	$(BIN)/python -m codexhf.report $(RUNS)
 
 report: $(RUNS)/report.html  ## write the report from the manifests
 
-label: $(ENV)  ## let people compare completions and write demonstrations (then PAIRS=runs/labels)
-	$(BIN)/pip install -q -c constraints.txt -e '.[label]'
+label: $(ENV)  ## let people compare completions and write demonstrations
 	$(BIN)/python -m codexhf.label $(RUNS)/prefs $(LABEL)
+
+export-labels: $(ENV)  ## write what they said as data: make export-labels LICENSE=cc-by-4.0
+	$(BIN)/python -m codexhf.label $(RUNS)/prefs --export --license "$(LICENSE)"
 
 push: $(ENV)  ## push what is finished in RUNS: make push HUB=org/prefix (DRY_RUN=true shows it)
 	$(BIN)/python recipes/push.py --runs $(RUNS) --hub "$(HUB)" $(if $(DRY_RUN),--dry_run true)

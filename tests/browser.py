@@ -4,6 +4,7 @@ Needs `chromium` on the PATH (apt install chromium) and the package websocket-cl
 """
 
 import base64
+import contextlib
 import itertools
 import json
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import time
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -65,7 +67,10 @@ class Browser:
 
 
 class Tab:
-    """One tab. `requests` lists every address it asked for, `dialogs` every alert it opened."""
+    """One tab. `requests` lists every address it asked for, `dialogs` every alert it opened.
+
+    `answered` lists the JSON bodies it posted that were answered with 200, by path.
+    """
 
     def __init__(self, address: str):
         import websocket
@@ -76,6 +81,8 @@ class Tab:
         self.dialogs: list[str] = []
         self.errors: list[str] = []
         self.loads = 0
+        self.posted: dict[str, tuple[str, str]] = {}
+        self.answered: list[tuple[str, dict]] = []
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
 
@@ -92,7 +99,14 @@ class Tab:
     def _event(self, message):
         method, params = message.get("method"), message.get("params", {})
         if method == "Network.requestWillBeSent":
-            self.requests.append(params["request"]["url"])
+            sent = params["request"]
+            self.requests.append(sent["url"])
+            if sent["method"] == "POST":
+                self.posted[params["requestId"]] = urlsplit(sent["url"]).path, sent["postData"]
+        elif method == "Network.responseReceived" and params["response"]["status"] == 200:
+            if params["requestId"] in self.posted:
+                path, body = self.posted[params["requestId"]]
+                self.answered.append((path, json.loads(body)))
         elif method == "Page.javascriptDialogOpening":
             self.dialogs.append(params["message"])
             self.socket.send(
@@ -105,6 +119,15 @@ class Tab:
             self.errors.append(json.dumps(params)[:500])
         elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
             self.errors.append(params["entry"]["text"])
+
+    def drain(self):
+        """Read what a browser still said before it was killed."""
+        import websocket
+
+        self.socket.settimeout(1)
+        with contextlib.suppress(OSError, websocket.WebSocketException):
+            while True:
+                self._event(json.loads(self.socket.recv()))
 
     def run(self, script: str):
         """The value of a JavaScript expression, promises awaited."""
@@ -145,6 +168,16 @@ class Tab:
             text = {}
         self.call("Input.dispatchKeyEvent", type="keyDown", **event, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **event)
+
+    def click(self, selector: str):
+        """Press and release the left mouse button in the middle of an element."""
+        at = self.run(
+            f"((b) => [b.x + b.width / 2, b.y + b.height / 2])"
+            f"(document.querySelector({selector!r}).getBoundingClientRect())"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=at[0], y=at[1], button="left",
+                      clickCount=1)  # fmt: skip
 
     def write(self, text: str):
         self.call("Input.insertText", text=text)

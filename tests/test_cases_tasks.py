@@ -91,13 +91,19 @@ def test_a_card_names_the_packages_of_its_programs(write_card, tokenizer, cache)
             "completion": "import numpy as np\n\ndef f(a):\n    return int(np.sum(a))",
         }
     ]
-    named = write_card(rows, "prompt-only", name="named", codexhf={"packages": ["numpy"]})
+    named = write_card(
+        rows, "prompt-only", name="named", codexhf={"execution": {"packages": ["numpy"]}}
+    )
     with pytest.raises(CardError, match="'numpy', which does not exist in the sandbox"):
         load_tasks([write_card(rows, "prompt-only", name="unnamed")], tokenizer)
-    assert load_card(named).packages == ("numpy",)
+    assert load_card(named).execution.packages == ["numpy"]
     assert len(load_tasks([named], tokenizer).dataset) == 1
-    other = write_card(rows, "prompt-only", name="other", codexhf={"packages": "numpy"})
-    with pytest.raises(CardError, match=r"codexhf.packages: got 'numpy', expected a list"):
+    other = write_card(
+        rows, "prompt-only", name="other", codexhf={"execution": {"packages": "numpy"}}
+    )
+    with pytest.raises(
+        CardError, match=r"codexhf.execution.packages: got 'numpy', expected a list"
+    ):
         load_card(other)
 
 
@@ -106,7 +112,7 @@ def test_a_card_chooses_a_tolerance_for_floats(write_card, tokenizer, cache, whe
     case = {"stdin": "3\n", "stdout": "0.3333333\n"}
     rows = [{"prompt": "Print 1 / n.", "completion": "print(1 / int(input()))"}]
     rows[0]["tests"] = [case | ({"compare": "floats:1e-6"} if where == "row" else {})]
-    own = {"compare": "floats:1e-6"} if where == "card" else {}
+    own = {"execution": {"compare": "floats:1e-6"}} if where == "card" else {}
     data = load_tasks([write_card(rows, "prompt-only", codexhf=own)], tokenizer)
     assert data.dataset[0]["tests"] == [case | {"compare": "floats:1e-6"}]
 
@@ -114,6 +120,11 @@ def test_a_card_chooses_a_tolerance_for_floats(write_card, tokenizer, cache, whe
 def test_a_comparison_that_does_not_exist_is_refused(write_card, tokenizer, cache):
     rows = [{"prompt": "p", "tests": [{"stdin": "1", "stdout": "1"}]}]
     with pytest.raises(CardError, match="compare: got 'roughly', expected one of lines, exact"):
-        load_tasks([write_card(rows, "prompt-only", codexhf={"compare": "roughly"})], tokenizer)
-    with pytest.raises(CardError, match="codexhf.compare: got 1, expected a name"):
-        load_tasks([write_card(rows, "prompt-only", codexhf={"compare": 1})], tokenizer)
+        load_tasks(
+            [write_card(rows, "prompt-only", codexhf={"execution": {"compare": "roughly"}})],
+            tokenizer,
+        )
+    with pytest.raises(CardError, match="codexhf.execution.compare: got 1, expected text"):
+        load_tasks(
+            [write_card(rows, "prompt-only", codexhf={"execution": {"compare": 1}})], tokenizer
+        )

@@ -355,8 +355,12 @@ CHANGES = {
         **LOADED,
     },
 }
-ELSEWHERE = {"dry_run", "restart", "output_dir", "unsafe_exec", "samples_in_report"}
-"""Fields whose effect is not on what a run makes; each has a test below, or in test_report."""
+ELSEWHERE = {
+    "dry_run", "restart", "redo_changed", "allow_changed", "output_dir", "unsafe_exec",
+    "samples_in_report",
+}  # fmt: skip
+"""Fields whose effect is not on what a run makes; each has a test below, in test_resume or
+test_report."""
 
 REFUSED = {("ppo", "trainer")} | {
     (stage, "load_in_4bit") for stage in ("pretrain", "sft", "reward_model", "ppo")

@@ -776,7 +776,7 @@ def test_results_of_the_evaluation_become_the_model_index(here, server, tokenize
         return {"m1/pass@1": 0.25, "m2/pass@1": 0.5, "m2/verdicts": {"pass": 1}}
 
     run.run_task(EvaluationArguments(output_dir="runs/evaluation"), work, data={}, parents={})
-    pushed()
+    pushed(license="mit")
     front = huggingface_hub.ModelCard(server.files("org/x-m2")["README.md"].decode()).data
     assert [(r.metric_type, r.metric_value) for r in front.eval_results] == [("pass@1", 0.5)]
 

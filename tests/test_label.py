@@ -5,7 +5,6 @@ python -m pytest tests/test_label.py
 
 import csv
 import json
-import math
 import multiprocessing
 import os
 import signal
@@ -23,7 +22,7 @@ from codexhf.label import agreement as a
 from codexhf.label.export import export, settle
 from codexhf.label.show import code, markdown, messages, visible
 from codexhf.label.store import Conflict, Store, pair_id
-from codexhf.label_words import check_labels, read_label
+from codexhf.label_words import check_labels, read_label, read_winner
 
 
 def pair(i, **fields):
@@ -34,6 +33,8 @@ def pair(i, **fields):
         "response_b": f"def f():\n    return {i} + 1",
         "model_a": "runs/m1",
         "model_b": "runs/m1",
+        "revision_a": "sha256:abc",
+        "revision_b": None,
         "tests_label": "a",
         "tests_a": "pass, 2 of 2 tests",
         "tests_b": "fail, 1 of 2 tests",
@@ -229,8 +230,11 @@ def test_kappa_gives_the_published_numbers():
     cells = {("p", "p"): 75, ("p", "n"): 1, ("p", "o"): 4, ("n", "p"): 5, ("n", "n"): 4,
              ("n", "o"): 1, ("o", "o"): 10}  # fmt: skip
     x, y = zip(*(cell for cell, n in cells.items() for _ in range(n)), strict=True)
-    assert a.kappa(x, y) == pytest.approx(0.676, abs=1e-3)
-    assert math.isnan(a.kappa("aa", "aa"))
+    found = a.compared([[both] for both in zip(x, y, strict=True)])
+    assert found["kappa"][0] == pytest.approx(0.676, abs=1e-3)
+    # their standard error is 0.0877, so 95% lie within 0.172; a bootstrap is a little narrower
+    assert found["kappa"][1:] == pytest.approx([0.676 - 0.172, 0.676 + 0.172], abs=0.04)
+    assert a.compared([[("a", "a")]] * 2)["kappa"] is None
 
 
 def test_agreement_without_two_labels_says_so():
@@ -283,6 +287,28 @@ def test_noise_and_a_labeller_without_signal_are_named():
     assert found["dice"]["no_signal"]
     few = a.summarise(pairs, said(list(pairs)[:5], "new", ["a"] * 5))["labellers"]["new"]
     assert few["no_signal"] is None
+
+
+def test_who_agrees_with_one_of_two_colleagues_has_signal():
+    """With dice as the third, the majority of the others speaks too seldom to compare with."""
+    generator = np.random.default_rng(0)
+    pairs = {f"x{i}": {} for i in range(40)}
+    truth = ["ab"[generator.integers(2)] for _ in pairs]
+    rows = []
+    for who, share in (("ann", 0.1), ("ben", 0.2), ("dice", 0.5)):
+        wrong = generator.random(40) < share
+        other = [{"a": "b", "b": "a"}[t] if w else t for t, w in zip(truth, wrong, strict=True)]
+        rows += said(pairs, who, other)
+    found = a.summarise(pairs, rows)["labellers"]
+    assert [n for n, r in found.items() if r["no_signal"]] == ["dice"]
+    assert found["ben"]["compared_with"] == "ann"
+
+
+def test_several_labels_of_one_pair_do_not_narrow_the_interval():
+    generator = np.random.default_rng(0)
+    once = [[("a", "ab"[int(generator.random() < 0.3)])] for _ in range(50)]
+    found, alone = a.compared([both * 5 for both in once]), a.compared(once)
+    assert found == alone and found["percent"][1] < found["percent"][0] - 5
 
 
 def test_chance_p_is_uniform_for_a_labeller_who_guesses():
@@ -354,7 +380,7 @@ def test_markdown_and_messages():
 
 # -- export ------------------------------------------------------------------------------------
 
-SOURCE = {"from": "runs/prefs", "revision": None, "seed": "42"}
+SOURCE = {"from": "runs/prefs", "seed": "42"}
 
 
 def test_settle_takes_the_adjudication_then_the_majority():
@@ -387,6 +413,9 @@ def test_export_is_read_as_any_other_card(store, tmp_path):
     (given,) = rows[0]["labels"]
     assert given["labeller"] == "ann" and given["seconds"] == 2.0 and given["shown_left"] in "ab"
     assert rows[0]["model_a"] == "runs/m1" and rows[0]["labeler"] == "ann"
+    assert rows[0]["revision_a"] == "sha256:abc" and rows[0]["revision_b"] is None
+    card = (out / "README.md").read_text()
+    assert "`runs/m1` (weights not recorded), `runs/m1` (weights sha256:abc)" in card
     assert "no pair has two labels" in (out / "README.md").read_text()
     assert json.loads((out / "agreement.json").read_text())["labels"] == 5
     assert not list(out.glob(".*.new"))
@@ -456,6 +485,41 @@ def test_labels_made_elsewhere_come_in_through_the_column_map(tmp_path, labels, 
     data = read_card(load_card(tmp_path / "votes.md"))
     assert data.dataset["chosen"] == ["first, 0", 'second "1"']
     assert data.stats["dropped"] == {"tie": 1}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_winner_columns_of_an_arena_come_in(tmp_path, write_card, kind):
+    wins = [(1, 0), (0, 1), (0, 0), (0, 0)]
+    rows = [
+        {"ask": f"q{i}", "one": f"A{i}", "two": f"B{i}", "winner_model_a": a, "winner_model_b": b,
+         "winner_tie": 1 - a - b} for i, (a, b) in enumerate(wins)
+    ]  # fmt: skip
+    columns = {"prompt": "ask", "response_a": "one", "response_b": "two"}
+    with open(tmp_path / "wins.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    load = {"path": "csv", "data_files": "wins.csv"} if kind == "csv" else None
+    own = {"columns": columns} | ({"load": load} if load else {})
+    data = read_card(load_card(write_card(rows, "preference", "wins", codexhf=own)))
+    assert data.dataset["chosen"] == ["A0", "B1"] and data.stats["dropped"] == {"tie": 2}
+    for one, two in ((1, 1), ("", 0), ("model_a", 0), (None, 1)):
+        with pytest.raises(ValueError, match="winner_model_a, winner_model_b: got"):
+            read_winner(one, two)
+
+
+def test_chats_of_an_arena_come_in_by_path(write_card):
+    def chat(i, who):
+        turns = [("user", f"q{i}"), ("assistant", f"{who}{i}")]
+        return [{"role": role, "content": text} for role, text in turns]
+
+    votes = ["model_a", "model_b", "tie (bothbad)"]
+    rows = [{"conversation_a": chat(i, "A"), "conversation_b": chat(i, "B"), "winner": vote}
+            for i, vote in enumerate(votes)]  # fmt: skip
+    columns = {"prompt": "conversation_a.0.content", "response_a": "conversation_a.-1.content",
+               "response_b": "conversation_b.-1.content", "label": "winner"}  # fmt: skip
+    data = read_card(load_card(write_card(rows, "preference", codexhf={"columns": columns})))
+    assert data.dataset["prompt"] == ["q0", "q1"] and data.dataset["chosen"] == ["A0", "B1"]
 
 
 def test_labels_that_could_mean_two_things_are_refused():

@@ -202,6 +202,16 @@ def test_undo_then_label_again_is_marked_as_informed(server):
     assert (first["informed"], again["informed"]) == (0, 1)
 
 
+def test_who_ran_the_tests_while_writing_labels_as_informed(server):
+    page = server.shown(tab="w")
+    sent = {"pair": page["pair"], "completion": "def f():\n    return 1"}
+    assert server.request("POST", "/api/check", sent)[0] == 200
+    server.choose("left", tab="w")
+    server.choose("left", tab="w")
+    checked, other = stored(server)[-2:]
+    assert (checked["pair"], checked["informed"]) == (page["pair"], 1) and not other["informed"]
+
+
 def test_demonstrations_run_in_the_sandbox_and_are_kept(server):
     target = server.shown()["pair"]
     good = "```python\ndef f():\n    return 1\n```"
@@ -276,6 +286,7 @@ def test_kill_9_of_the_server_loses_no_acknowledged_label(tmp_path):
         (["--host", "0.0.0.0"], "caddy reverse-proxy"),
         (["--public_url", "http://label.example.org"], "expected https"),
         (["--labellers", "owner", "a b"], "labellers: got 'a b'"),
+        (["--labellers", "tests"], "labellers: got 'tests'"),
         (["--overlap", "0"], "overlap: got 0"),
         (["--export"], "license: missing"),
         (["--instructions", "nowhere.md"], "does not exist"),
@@ -300,6 +311,20 @@ def test_behind_tls_only_its_own_name_is_answered_and_the_cookie_is_secure(tmp_p
         assert status == 200 and "secure" in headers["set-cookie"].lower()
         elsewhere = {"Host": f"10.0.0.1:{server.port}"}
         assert server.request("GET", path, headers=elsewhere, drop=("Cookie",))[0] == 421
+
+
+def test_each_answer_says_which_weights_wrote_it(tmp_path):
+    rows = [pair(0, model_a="runs/m1", model_b="the card's reference")]
+    server = Server(tmp_path, rows)
+    files = {"config.json": "00", "model.safetensors": "12ab"}
+    manifest = {"parents": {"m1": {"path": "runs/m1", "sha256": files}}}
+    (server.prefs / "manifest.json").write_text(json.dumps(manifest))
+    with server:
+        assert server.choose("left")[0] == 200
+    export = [sys.executable, "-m", "codexhf.label", str(server.prefs), "--export", "--license"]
+    assert subprocess.run([*export, "mit"]).returncode == 0
+    (row,) = map(json.loads, (server.labels / "test.jsonl").read_text().splitlines())
+    assert (row["revision_a"], row["revision_b"]) == ("sha256:12ab", None)
 
 
 def test_half_a_character_and_other_forms_of_text_are_shown(tmp_path):

@@ -6,8 +6,10 @@ python -m pytest tests/test_label_lineage.py
 import json
 import os
 import random
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ pytest.importorskip("websocket", reason="needs websocket-client")
 from browser import CHROMIUM, Browser
 from codexhf.generation import sample
 from codexhf.models import load_policy, to_device
+from codexhf.report.__main__ import render
 from codexhf.tokenizer import load_tokenizer
 from conftest import tiny_config
 from label_server import Server
@@ -51,6 +54,37 @@ def lengths(path, prompts):
     return np.mean([len(answer) for group in answers for answer in group])
 
 
+def made(folder):
+    """A new folder in a folder, for a browser's profile."""
+    return Path(tempfile.mkdtemp(dir=folder))
+
+
+def like_short(tab, flipped=0.0, seed=0):
+    """Choose the shorter answer of every pair, or with this share another; returns how many."""
+    draw, count = random.Random(seed), 0
+    while tab.run(PAIR):
+        left, right = tab.run(
+            "[...document.querySelectorAll('pre')].map((pre) => pre.textContent.length)"
+        )
+        key = "t" if left == right else "ArrowLeft" if left < right else "ArrowRight"
+        if draw.random() < flipped:
+            key = "ArrowRight" if key == "ArrowLeft" else "ArrowLeft"
+        press(tab, key)
+        count += 1
+    return count
+
+
+def said_of_flipped_labels(rows, folder):
+    """What /agreement says when two people like short answers and 20% of their labels are wrong."""
+    with Server(folder, rows, "--labellers", "ann", "ben", "--overlap", "2",
+                "--reveal", "never") as server, Browser(made(folder)) as browser:  # fmt: skip
+        for seed, who in enumerate(("ann", "ben"), 1):
+            assert like_short(enter(browser, server, who), 0.2, seed) == len(rows)
+        tab = enter(browser, server)
+        tab.open(f"{server.origin}/agreement")
+        return tab.run("document.querySelector('main').innerText")
+
+
 def test_a_labeller_who_likes_short_answers_gets_them(tokenizer, tmp_path, write_card):
     generator = random.Random(0)
     base = LlamaForCausalLM(tiny_config(tokenizer, max_position_embeddings=512))
@@ -64,10 +98,6 @@ def test_a_labeller_who_likes_short_answers_gets_them(tokenizer, tmp_path, write
     prompts = write_card(
         [{"id": f"p{i}", "prompt": f"Write {400 + i}."} for i in range(250)], "prompt-only", "asks"
     )
-    # recipes/ppo.py takes tasks with tests; no reward here runs them.
-    rows = [{"id": f"p{i}", "prompt": f"Write {400 + i}."} for i in range(250)]
-    rows = [{**row, "tests": "assert True", "entry_point": "f"} for row in rows]
-    tasks = write_card(rows, "prompt-only", "tasks")
     m1, prefs, labels = (tmp_path / name for name in ("m1", "prefs", "labels"))
     # An empty list of cards cannot be written on the command line, so the smoke YAML's stay out.
     recipe("sft", model=tmp_path / "m0", train_cards=[sft], max_steps=250, learning_rate=5e-3,
@@ -76,15 +106,8 @@ def test_a_labeller_who_likes_short_answers_gets_them(tokenizer, tmp_path, write
            include_reference="false", max_new_tokens=32, temperatures=[1.0],
            output_dir=prefs)  # fmt: skip
     rows = [json.loads(line) for line in (prefs / "unlabelled.jsonl").open()]
-    folder = tmp_path / "profile"
-    folder.mkdir()
-    with Server(tmp_path, rows, "--reveal", "never") as server, Browser(folder) as browser:
-        tab = enter(browser, server)
-        while tab.run(PAIR):
-            left, right = tab.run(
-                "[...document.querySelectorAll('pre')].map((pre) => pre.textContent.length)"
-            )
-            press(tab, "t" if left == right else "ArrowLeft" if left < right else "ArrowRight")
+    with Server(tmp_path, rows, "--reveal", "never") as server, Browser(made(tmp_path)) as browser:
+        labelled = like_short(enter(browser, server))
     done = subprocess.run(
         [sys.executable, "-m", "codexhf.label", str(prefs), "--export", "--license", "mit"],
         capture_output=True, text=True,
@@ -94,13 +117,20 @@ def test_a_labeller_who_likes_short_answers_gets_them(tokenizer, tmp_path, write
                 num_train_epochs=4, learning_rate=2e-3, score_samples=128,
                 output_dir=tmp_path / "rm")  # fmt: skip
     assert rm["metrics"]["eval_accuracy"] >= 0.85, rm["metrics"]
-    recipe("ppo", model=m1, reward_model=tmp_path / "rm", prompt_cards=[tasks],
+    recipe("ppo", model=m1, reward_model=tmp_path / "rm", prompt_cards=[prefs / "prompts.md"],
            sft_cards=[sft], rewards=["reward_model"], reward_weights=[1.0], response_length=32,
            total_episodes=1024, per_device_train_batch_size=16, gradient_accumulation_steps=4,
            eval_strategy="no", load_best_model_at_end="false", save_strategy="no", kl_coef=0.02,
            learning_rate=1e-3, output_dir=tmp_path / "m2")  # fmt: skip
     asked = [[{"role": "user", "content": f"Write {700 + i}."}] for i in range(60)]
     before, after = lengths(m1, asked), lengths(tmp_path / "m2", asked)
-    print(f"held-out agreement {rm['metrics']['eval_accuracy']:.3f}, "
-          f"characters {before:.1f} -> {after:.1f}")  # fmt: skip
+    page = said_of_flipped_labels(rows[:150], made(tmp_path))
+    print(f"{labelled} labels, held-out agreement {rm['metrics']['eval_accuracy']:.3f}, "
+          f"characters {before:.1f} -> {after:.1f}\n{page}")  # fmt: skip
     assert after < 0.8 * before, (before, after)
+    assert "too low to rely on" in page
+    wrong = int(re.search(r"about (\d+)% of their left and right labels are wrong", page)[1])
+    assert 12 <= wrong <= 28
+    report = render(tmp_path)["report.md"]
+    assert "## Labels by people" in report and "no pair has two labels" in report
+    assert "R was not trained on these labels" not in report

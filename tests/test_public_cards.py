@@ -11,7 +11,7 @@ import pytest
 
 from codexhf.cards import load_card
 from codexhf.data import Data, read_card
-from codexhf.execution import run_tests
+from codexhf.execution import check_isolation, run_tests
 from codexhf.rows import called_name
 
 FOLDER = Path(__file__).parent.parent / "data_cards" / "public"
@@ -51,6 +51,54 @@ LIVE = {"question_id": "1_A", "question_title": "t", "question_content": "Add.",
         "public_test_cases": json.dumps(
             [{"input": "1 2\n", "output": "3", "testtype": "stdin"}])}  # fmt: skip
 STDIN = "Add.\nWrite a program that reads standard input and prints the answer."
+PAIR = "class Solution:\n    def pair(self, a, b):\n        "
+APPS_CALL = APPS | {
+    "question": "Pair.", "starter_code": PAIR, "solutions": json.dumps([PAIR + "return a, b"]),
+    "input_output": json.dumps({"fn_name": "pair", "inputs": [[1, "x"]], "outputs": [[[1, "x"]]]}),
+}  # fmt: skip
+LIVE_CALL = LIVE | {
+    "question_content": "Pair.", "starter_code": PAIR, "metadata": '{"func_name": "pair"}',
+    "public_test_cases": json.dumps(
+        [{"input": '1\n"x"', "output": '[1, "x"]', "testtype": "functional"}]),
+}  # fmt: skip
+BIGCODE = {"task_id": "BigCodeBench/0", "complete_prompt": "import random\ndef task_func(n):\n",
+           "instruct_prompt": "…", "canonical_solution": "    return random.randint(1, n)\n",
+           "code_prompt": "import random\ndef task_func(n):\n", "entry_point": "task_func",
+           "doc_struct": "{}", "libs": "['random']",
+           "test": "import unittest\nfrom unittest.mock import patch\n"
+                   "class TestCases(unittest.TestCase):\n"
+                   "    @patch('random.randint', return_value=4)\n"
+                   "    def test_case_1(self, drawn):\n"
+                   "        self.assertEqual(task_func(6), 4)\n"
+                   "        drawn.assert_called_once_with(1, 6)\n"}  # fmt: skip
+ASSERTION = """import numpy as np
+from math import inf
+
+def is_floats(x) -> bool:
+    if isinstance(x, float):
+        return True
+    if isinstance(x, (list, tuple)) and x:
+        return all(isinstance(i, float) for i in x)
+    return isinstance(x, np.ndarray) and x.dtype in (np.float64, np.float32)
+
+def assertion(out, exp, atol):
+    if atol == 0 and is_floats(exp):
+        atol = 1e-6
+    if out != exp and atol != 0:
+        assert np.allclose(out, exp, rtol=1e-07, atol=atol)
+    else:
+        assert out == exp, f"out: {out}, exp: {exp}"
+
+"""
+LOOP = "for i, (inp, exp) in enumerate(zip(inputs, results)):\n"
+HUMANEVAL_PLUS = HUMANEVAL | {
+    "test": ASSERTION + "def check(candidate):\n    inputs = [[1, 2], [0.1, 0.2]]\n"
+    f"    results = [3, 0.3]\n    {LOOP}        assertion(candidate(*inp), exp, 0)\n"
+}
+MBPP_PLUS = SANITIZED | {
+    "test": f"{ASSERTION}inputs = [[1, 2], [0.1, 0.2]]\nresults = [3, 0.3]\n"
+    f"{LOOP}    assertion(add(*inp), exp, 0)\n"
+}
 
 ROWS = {
     "the_stack_python": (
@@ -117,16 +165,45 @@ ROWS = {
         {},
     ),
     "apps": (
-        [APPS, APPS | {"question": "f", "input_output": json.dumps({"fn_name": "f", "inputs": []})},
-         APPS | {"question": "no tests", "input_output": ""}],
-        {"prompt": STDIN, "id": "3", "completion": SUM,
-         "tests": [{"stdin": "1 2\n", "stdout": "3\n"}]},
-        {"where is false": 2},
+        [APPS, APPS_CALL, APPS | {"question": "no tests", "input_output": ""}],
+        [{"prompt": STDIN, "id": "3", "completion": SUM, "entry_point": None,
+          "tests": {"cases": [{"stdin": "1 2\n", "stdout": "3\n"}], "timeout_s": 10}},
+         {"prompt": f"Pair.\n{PAIR}", "id": "3", "completion": PAIR + "return a, b",
+          "tests": {"cases": [{"args": "(1, 'x')", "expected": "[[1, 'x']]",
+                               "compare": "json or first"}], "timeout_s": 10},
+          "entry_point": "pair"}],
+        {"where is false": 1},
     ),
     "live_code_bench": (
-        [LIVE, LIVE | {"question_content": "f", "starter_code": "class Solution:"}],
-        {"prompt": STDIN, "id": "1_A", "tests": [{"stdin": "1 2\n", "stdout": "3"}]},
-        {"where is false": 1},
+        [LIVE, LIVE_CALL],
+        [{"prompt": STDIN, "id": "1_A", "entry_point": None,
+          "tests": {"cases": [{"stdin": "1 2\n", "stdout": "3"}], "timeout_s": 6}},
+         {"prompt": f"Pair.\n{PAIR}", "id": "1_A", "entry_point": "pair",
+          "tests": {"cases": [{"args": "(1, 'x')", "expected": "[1, 'x']", "compare": "json"}],
+                    "timeout_s": 6}}],
+        {},
+    ),
+    "bigcodebench": (
+        [BIGCODE],
+        {"prompt": BIGCODE["complete_prompt"], "id": "BigCodeBench/0", "entry_point": "task_func",
+         "completion": BIGCODE["complete_prompt"] + BIGCODE["canonical_solution"],
+         "tests": {"code": BIGCODE["test"], "timeout_s": 20, "memory_mb": 2048}},
+        {},
+    ),
+    "humaneval_plus": (
+        [HUMANEVAL_PLUS],
+        {"prompt": HUMANEVAL["prompt"], "id": "HumanEval/x", "entry_point": "add",
+         "completion": HUMANEVAL["prompt"] + HUMANEVAL["canonical_solution"],
+         "tests": {"code": f"{HUMANEVAL['prompt']}    pass\n{HUMANEVAL_PLUS['test']}",
+                   "timeout_s": 10}},
+        {},
+    ),
+    "mbpp_plus": (
+        [MBPP_PLUS],
+        {"prompt": "Add.\nYour code should pass this test: assert math.isclose(add(1, 2), 3)",
+         "id": "7", "completion": SANITIZED["code"],
+         "tests": {"code": MBPP_PLUS["test"], "timeout_s": 10}},
+        {},
     ),
 }  # fmt: skip
 
@@ -147,13 +224,27 @@ def read(name, tmp_path) -> Data:
 def test_a_public_card_reads_rows_as_they_are_published(name, tmp_path):
     _, expected, dropped = ROWS[name]
     out = read(name, tmp_path)
-    assert out.dataset.to_list() == [expected]
+    assert out.dataset.to_list() == (expected if isinstance(expected, list) else [expected])
     assert out.stats["dropped"] == dropped
 
 
-@pytest.mark.parametrize("name", ["humaneval", "mbpp", "mbpp_sanitized", "apps"])
-def test_the_reference_of_a_public_task_passes_its_tests(name, tmp_path):
-    row = read(name, tmp_path).dataset[0]
-    entry_point = row.get("entry_point") or called_name(row["tests"]) or ""
-    (result,) = run_tests([row["completion"]], [row["tests"]], [entry_point])
-    assert result.verdict == "pass", result
+SOLUTIONS = {"live_code_bench": [SUM, PAIR + "return [a, b]"]}
+TASKS = [n for n, (rows, _, _) in ROWS.items() if {"test", "test_list", "public_test_cases",
+                                                   "input_output"} & set(rows[0])]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_reference_of_a_public_task_passes_its_tests_and_no_stub_does(name, tmp_path):
+    rows = read(name, tmp_path).dataset.to_list()
+    packages = load_card(FOLDER / f"{name}.md").execution.packages
+    for package in packages:
+        pytest.importorskip(package)
+    check_isolation(packages=packages)
+    for row, solution in zip(rows, SOLUTIONS.get(name, [None] * len(rows)), strict=True):
+        entry_point = row.get("entry_point") or called_name(row["tests"]) or ""
+        method = f"def {entry_point or 'f'}(*a, **k): return None"
+        stubs = ["", method, f"class Solution:\n    {method}"]
+        programs = [solution or row["completion"], *stubs]
+        results = run_tests(programs, [row["tests"]] * 4, [entry_point] * 4)
+        assert [r.verdict for r in results] == ["pass", "fail", "fail", "fail"], results
+        assert results[0].judged == ("together" if name == "bigcodebench" else "apart")

@@ -38,7 +38,17 @@ class StopAt(TrainerCallback):
 
 
 def train(
-    tokenizer, folder, callback=None, lr=1e-2, restart=False, seed=1, save_steps=2, best=False
+    tokenizer,
+    folder,
+    callback=None,
+    lr=1e-2,
+    seed=1,
+    save_steps=2,
+    best=False,
+    own=None,
+    dropout=0.0,
+    eval_rows=0,
+    **changed,
 ):
     """One small stage of 8 steps with a checkpoint every 2."""
     texts = Dataset.from_dict({"text": [f"x{i} = {i} + {i * 3}" for i in range(60)]})
@@ -46,7 +56,6 @@ def train(
     torch.manual_seed(seed)
     training = TrainingArguments(
         output_dir=str(folder),
-        max_steps=8,
         save_steps=save_steps,
         per_device_train_batch_size=4,
         learning_rate=lr,
@@ -60,18 +69,20 @@ def train(
             if best
             else {}
         ),
+        **{"max_steps": 8, **changed},
     )
-    model = LlamaForCausalLM(tiny_config(tokenizer, hidden_size=16, intermediate_size=16))
+    small = tiny_config(tokenizer, hidden_size=16, intermediate_size=16, attention_dropout=dropout)
+    model = LlamaForCausalLM(small)
     trainer = Trainer(
         model=model,
         args=training,
         train_dataset=data.dataset,
-        eval_dataset=data.dataset.select(range(4)) if best else None,
+        eval_dataset=data.dataset.select(range(4)) if best or eval_rows else None,
         data_collator=packed_collator,
         processing_class=tokenizer,
         callbacks=[callback] if callback else None,
     )
-    stage = PretrainArguments(architecture={"model_type": "llama"}, restart=restart)
+    stage = PretrainArguments(architecture={"model_type": "llama"}, **(own or {}))
     return run.run_stage(trainer, stage, training, data={"train": data}, parents={})
 
 
@@ -117,7 +128,7 @@ def test_seconds_of_training_add_up_over_starts(tokenizer, tmp_path):
     manifest = tmp_path / "m/checkpoint-4/manifest.json"
     written = json.loads(manifest.read_text())
     assert 0 < written["train_s"] < 100
-    manifest.write_text(json.dumps({**written, "train_s": 1000.0}))
+    manifest.write_text(json.dumps(checkpoints.sealed({**written, "train_s": 1000.0})))
     with pytest.raises(RuntimeError, match="crash"):
         train(tokenizer, tmp_path / "m", StopAt(7))
     assert 1000 < train(tokenizer, tmp_path / "m")["wall_s"]["train_s"] < 1100
@@ -150,7 +161,7 @@ def test_another_config_sets_the_old_run_aside_and_names_the_change(tokenizer, t
     train(tokenizer, tmp_path / "m")
     old = weights_hash(tmp_path / "m")
     capsys.readouterr()
-    train(tokenizer, tmp_path / "m", lr=2e-2)
+    train(tokenizer, tmp_path / "m", lr=2e-2, own={"redo_changed": True})
     assert "config.learning_rate: 0.01 -> 0.02" in capsys.readouterr().out
     assert weights_hash(tmp_path / "m/_previous-1") == old
     assert weights_hash(tmp_path / "m") != old
@@ -161,7 +172,7 @@ def test_every_earlier_result_stays_and_a_link_stays_a_link(tokenizer, tmp_path)
     (tmp_path / "m").symlink_to(tmp_path / "disk")
     hashes = []
     for rate in (1e-2, 2e-2, 3e-2):
-        train(tokenizer, tmp_path / "m", lr=rate)
+        train(tokenizer, tmp_path / "m", lr=rate, own={"redo_changed": True})
         hashes.append(weights_hash(tmp_path / "m"))
     assert (tmp_path / "m").is_symlink() and len(set(hashes)) == 3
     assert [weights_hash(tmp_path / f"disk/_previous-{n}") for n in (1, 2)] == hashes[:2]
@@ -222,7 +233,7 @@ def test_the_best_checkpoint_is_checked_before_it_becomes_the_result(tokenizer, 
 def test_restart_begins_again(tokenizer, tmp_path, capsys):
     train(tokenizer, tmp_path / "m")
     first = weights_hash(tmp_path / "m")
-    train(tokenizer, tmp_path / "m", restart=True)
+    train(tokenizer, tmp_path / "m", own={"restart": True})
     assert "--restart was given" in capsys.readouterr().out
     assert weights_hash(tmp_path / "m") == first  # same seed, same weights
 

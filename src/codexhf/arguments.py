@@ -12,6 +12,7 @@ from typing import Literal
 from codexhf import hub
 from codexhf.execution import UNSAFE_PHRASE
 from codexhf.knobs import given, knob, knob_errors, unused
+from codexhf.label_words import next_step, waits_for_people
 from codexhf.refusals import nearest
 
 # ---------------------------------------------------------------------------------------------
@@ -21,6 +22,10 @@ from codexhf.refusals import nearest
 
 def card(path: str) -> str:
     """A data card, a finished stage's folder, which is its own card, or a hub name of either."""
+    prefs = Path(path).parent if Path(path).name in ("README.md", "test.md") else Path(path)
+    if path and waits_for_people(prefs):
+        held_out = Path(path).name == "test.md"
+        return f"whose pairs wait for people. {'' if held_out else next_step(prefs)}".strip()
     if path and (Path(path).is_file() or (Path(path) / "README.md").is_file()):
         return ""
     if hub.hub_name(path.partition("#")[0]):
@@ -124,6 +129,19 @@ class StageArguments:
     restart: bool = knob(
         False, "Set the existing output folder aside (never deleted) and start from the beginning."
     )
+    redo_changed: bool = knob(
+        False,
+        "Do that where the output folder holds a run that was asked for something else, instead of "
+        "refusing: what make does.",
+    )
+    allow_changed: list[str] = knob(
+        [],
+        "Differences from the run that goes on which are allowed, by name and comma: "
+        "learning_rate,save_steps.",
+    )
+
+    def __post_init__(self):
+        self.allow_changed = [n for names in self.allow_changed for n in names.split(",") if n]
 
     def errors(self) -> list[str]:
         """What is wrong with these values, one sentence each with its fix; empty if nothing."""
@@ -253,6 +271,7 @@ class PretrainArguments(LoraArguments):
     )
 
     def __post_init__(self):
+        super().__post_init__()
         if self.model is not None:
             self.tokenizer = self.model
 

@@ -14,7 +14,8 @@ one key of ours, `codexhf`. Nothing else in codexhf reads front matter. Used by 
     language-modeling   text
     prompt-completion   prompt, completion; or messages (ends in the assistant's turn)
     preference          prompt, chosen, rejected; or chosen and rejected that begin in the same
-                        way; or prompt, response_a, response_b, label (a, b, tie); and margin
+                        way; or prompt, response_a, response_b, and label (a, b, tie) or
+                        winner_model_a, winner_model_b (0 or 1 each); and margin
     prompt-only         prompt; and tests, entry_point, completion where answers are run
 
 A prompt or an answer is text or messages (role and content, or ShareGPT's from and value). `system`
@@ -25,8 +26,9 @@ json, csv, tsv, parquet, arrow, feather, also compressed), or a builder of ours.
 `columns` maps our name to the source's column, to a path into it (`messages.-1.content`), or to a
 template over the row (jinja2, sandboxed); null says that a column is not needed.
 `where` keeps the rows for which it is true; the others are counted.
-`packages: [numpy]` names what tests and programs import besides the standard library, and
-`compare: "floats:1e-6"` how outputs of stdin tests are compared (docs/execution.md).
+`execution: {packages: [numpy], timeout_s: 10, compare: tokens}` says what programs get and how
+they are judged, where it is not as everywhere (`Settings` in execution/items.py); `checker:` names
+a file next to the card.
 `heldout: 0.05` keeps that share of the documents out of training, chosen by a hash of their text.
 `my.md#test` means the card with the source's split `test`.
 `tests` is assert code (text, or a list of asserts as in MBPP), a list of `{"args", "expected"}`
@@ -37,15 +39,18 @@ Python literals, or stdin tests: a list of `{"stdin", "stdout"}` or `{"input", "
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from codexhf.execution.items import Settings
 from codexhf.hub import hub_name, resolve, sha256
+from codexhf.knobs import read_mapping
 from codexhf.refusals import nearest
 from codexhf.strict_yaml import load_yaml_text
 
 TYPES = ("language-modeling", "prompt-completion", "preference", "prompt-only")
-KEYS = ("type", "load", "columns", "where", "heldout", "packages", "compare")
+KEYS = ("type", "load", "columns", "where", "heldout", "execution")
 SECTIONS = ("Provenance", "Known problems")
 
 
@@ -66,8 +71,7 @@ class Card:
         columns: our column name -> column, path or template of the source; None: not needed.
         where: jinja2 expression over a row of the source; rows for which it is false are left out.
         heldout: share of the documents that training never sees, chosen by a hash of the text.
-        packages: what tests and programs may import besides the standard library.
-        compare: how outputs of stdin tests are compared, unless a test says so itself.
+        execution: what programs get and how they are judged, unless a row says so itself.
         license: as in the front matter.
     """
 
@@ -79,8 +83,7 @@ class Card:
     columns: dict[str, str | None] = field(default_factory=dict)
     where: str | None = None
     heldout: float = 0.0
-    packages: tuple[str, ...] = ()
-    compare: str | None = None
+    execution: Settings = Settings()
     license: str = ""
 
     def digests(self) -> dict[str, str]:
@@ -126,7 +129,8 @@ def load_card(path: str | Path) -> Card:
             f"{file}: got no `codexhf:` mapping in the front matter, expected {', '.join(KEYS)}. "
             "CONTRIBUTING.md shows a whole card."
         )
-    errors = _errors(front, own, body)
+    settings, errors = _execution(own.get("execution"), file.parent)
+    errors = _errors(front, own, body) + errors
     if errors:
         raise CardError("\n  - ".join([f"{file}: {len(errors)} error(s)", *errors]))
     source = str(path).partition("#")[0]
@@ -142,8 +146,7 @@ def load_card(path: str | Path) -> Card:
         columns=dict(own.get("columns") or {}),
         where=own.get("where"),
         heldout=float(own.get("heldout", 0.0)),
-        packages=tuple(own.get("packages") or ()),
-        compare=own.get("compare"),
+        execution=settings,
         license=str(front.get("license_name") or front["license"]),
     )
 
@@ -168,22 +171,29 @@ def _errors(front: dict, own: dict, body: str) -> list[str]:
         isinstance(v, str | None) for v in columns.values()
     ):
         errors.append("codexhf.columns: expected `ours: theirs` lines, each a text or null.")
-    for key, what in (("where", "an expression"), ("compare", "a name of docs/execution.md")):
-        if not isinstance(own.get(key), str | None):
-            errors.append(f"codexhf.{key}: got {own[key]!r}, expected {what} as text.")
+    if not isinstance(own.get("where"), str | None):
+        errors.append(f"codexhf.where: got {own['where']!r}, expected an expression as text.")
     heldout = own.get("heldout", 0.0)
     if isinstance(heldout, bool) or not isinstance(heldout, int | float) or not 0 <= heldout < 1:
         errors.append(f"codexhf.heldout: got {heldout!r}, expected a share in [0, 1).")
-    packages = own.get("packages") or []
-    if not isinstance(packages, list) or not all(
-        isinstance(name, str) and name.isidentifier() for name in packages
-    ):
-        errors.append(f"codexhf.packages: got {packages!r}, expected a list of names of modules.")
     for section in SECTIONS:
         match = re.search(rf"^##+ {section}\s*\n(.*?)(?=^##? |\Z)", body, re.M | re.S)
         if match is None or not match.group(1).strip():
             errors.append(f"body: expected a section `## {section}` with text in it.")
     return errors
+
+
+def _execution(own: Any, folder: Path) -> tuple[Settings, list[str]]:
+    """Return the settings of an `execution:` block, a checker's source in the place of its name."""
+    if not isinstance(own, dict | None):
+        return Settings(), [f"codexhf.execution: got {own!r}, expected a mapping."]
+    own = {key: value for key, value in (own or {}).items() if value is not None}
+    if isinstance(name := own.get("checker"), str):
+        if not (folder / name).is_file():
+            return Settings(), [f"codexhf.execution.checker: {folder / name} does not exist."]
+        own["checker"] = (folder / name).read_text(encoding="utf-8")
+    settings, errors = read_mapping(Settings, own)
+    return settings, [f"codexhf.execution.{error}" for error in errors]
 
 
 def _split(file: Path) -> tuple[dict, str]:

@@ -1,20 +1,25 @@
-"""Checkpoints that are whole or do not count.
+"""Checkpoints and records that are whole or do not count.
 
 transformers writes a checkpoint file by file into its final folder and resumes from the highest
-number, whole or not. Here a checkpoint counts only once a manifest with the sha256 of each of its
-files lies in it, written last; rotation happens after that, so the old one goes when the new one
-is safe.
+number, whole or not. Here a checkpoint counts only once a manifest lies in it, written last, with
+the sha256 of each of its files and the identity of its run; rotation happens after that, so the
+old one goes when the new one is safe.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+SEAL = "sealed"
 CHECKPOINT = "checkpoint"  # of transformers' folder names
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def file_stats(path: Path) -> dict:
@@ -38,6 +43,28 @@ def write_json(path: Path, value: dict) -> None:
     _fsync(path.parent)
 
 
+def sealed(value: Mapping) -> dict:
+    """Return a record with the sha256 of all that it says."""
+    value = json.loads(json.dumps({k: v for k, v in value.items() if k != SEAL}))
+    text = json.dumps(value, sort_keys=True)
+    return {**value, SEAL: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def read_sealed(path: Path) -> dict:
+    """Read a record that `sealed` made; one that an older version wrote without seal is taken.
+
+    Raises:
+        ValueError: it is not as it was written; the sentence lacks what to do.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict) or (SEAL in value and sealed(value) != value):
+            raise ValueError
+    except ValueError:  # of JSON and of UTF-8 as well
+        raise ValueError(f"{path} is not as it was written") from None
+    return value
+
+
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -46,25 +73,40 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def commit(folder: Path, train_s: float) -> None:
-    """Make a checkpoint count: flush every file, then write its manifest.
-
-    `train_s` is how long training took to get here, earlier starts included.
-    """
+def commit(folder: Path, record: Mapping) -> None:
+    """Make a checkpoint count: flush every file, then write its manifest: the record, and files."""
     files = {}
-    for file in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+    for name, file in _files(folder):
         _fsync(file)
-        files[str(file.relative_to(folder))] = file_stats(file)
-    write_json(folder / MANIFEST, {"files": files, "train_s": round(train_s, 2)})
+        files[name] = file_stats(file)
+    write_json(folder / MANIFEST, sealed({**record, "files": files}))
     _fsync(folder.parent)
 
 
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    found = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    return [(str(file.relative_to(folder)), file) for file in found]
+
+
 def fault(folder: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None."""
+    """Why a checkpoint cannot be used, or None.
+
+    Raises:
+        OSError: something of it may not be read; that is no reason to pass it over.
+    """
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError):
+        manifest = read_sealed(folder / MANIFEST)
+        files = manifest["files"]
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, KeyError):
         return "it was not written to its end"
+    except ValueError:
+        return f"{MANIFEST} has changed"
+    step = _step(folder.name)
+    if manifest.get("step", step) != step:
+        return f"it was written as step {manifest['step']}"
+    added = {name for name, _ in _files(folder)} - {*files}
+    if added:
+        return f"{min(added)} was added"
     return wrong_file(folder, files)
 
 
@@ -81,12 +123,13 @@ def wrong_file(folder: Path, files: Mapping[str, dict]) -> str | None:
 
 def step_folders(output_dir: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every checkpoint, newest first."""
-    found = []
-    for path in output_dir.glob(f"{CHECKPOINT}-*"):
-        match = re.fullmatch(rf"{CHECKPOINT}-(\d+)", path.name)
-        if match:
-            found.append((int(match.group(1)), path))
-    return sorted(found, reverse=True)
+    found = [(_step(path.name), path) for path in output_dir.glob(f"{CHECKPOINT}-*")]
+    return sorted(((step, path) for step, path in found if step is not None), reverse=True)
+
+
+def _step(name: str) -> int | None:
+    match = re.fullmatch(rf"{CHECKPOINT}-(\d+)", name)
+    return int(match[1]) if match else None
 
 
 def last_good(output_dir: Path) -> Path | None:
@@ -98,4 +141,65 @@ def last_good(output_dir: Path) -> Path | None:
         aside = output_dir / f"_broken-{step}-{os.getpid()}"
         folder.rename(aside)
         print(f"checkpoint {folder} is set aside as {aside.name}: {why}", flush=True)
+    return None
+
+
+def remove(path: Path) -> None:
+    """Delete a folder; of a link the link alone."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+
+
+def check_room(folder: Path, need: int, spare: list[Path]) -> None:
+    """Make sure that `need` bytes can be written in `folder`.
+
+    Args:
+        spare: what may be deleted for it, first things first.
+    Raises:
+        OSError: ENOSPC, with what is there and what is needed.
+    """
+    for path in [*spare, None]:
+        free = shutil.disk_usage(folder).free
+        if free >= need:
+            return
+        if path is not None:
+            print(f"{path} is deleted: {folder} has no room for the next checkpoint", flush=True)
+            remove(path)
+    raise OSError(errno.ENOSPC, _full(folder, free, need))
+
+
+@contextlib.contextmanager
+def naming_a_full_disk(folder: Path, need: int | None = None) -> Iterator[None]:
+    """Turn what libraries raise when a disk is full into an OSError, ENOSPC, with path and need."""
+    try:
+        yield
+    except Exception as error:
+        where = _where_it_was_full(error, folder)
+        if where is None or str(getattr(error, "strerror", "")).startswith("disk full"):
+            raise
+        free = shutil.disk_usage(where).free
+        raise OSError(errno.ENOSPC, _full(where, free, need)) from error
+
+
+def _full(folder: Path, free: int, need: int | None) -> str:
+    wanted = f"{need / 2**20:,.1f} MiB are needed" if need else "more is needed"
+    return (
+        f"disk full: {folder} has {free / 2**20:,.1f} MiB free, {wanted}. Make room and start the "
+        "same command again; it goes on from its last whole checkpoint."
+    )
+
+
+def _where_it_was_full(error: BaseException | None, folder: Path) -> Path | None:
+    """The folder whose disk is full, if that is what an error of any library means."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            named = Path(os.fsdecode(error.filename)).parent if error.filename else folder
+            return named if named.is_dir() else folder
+        # safetensors and torch say it in words
+        words = ("No space left", "quota exceeded", "File too large", "file write failed")
+        if any(word in str(error) for word in (*words, "unexpected pos", "iostream error")):
+            return folder
+        error = error.__cause__ or error.__context__
     return None

@@ -19,7 +19,7 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from codexhf.cards import Card, CardError, load_card
-from codexhf.execution import check_isolation
+from codexhf.execution import NOT_SUPPORTED, check_isolation
 from codexhf.overlap import HeldOut, hash_of
 from codexhf.prompts import text_of
 from codexhf.references import wrong_rows
@@ -467,13 +467,18 @@ def load_tasks(
     parts = [_task_rows(p, runs_tests) for p in read_cards(cards, "prompt-only", exclude=exclude)]
     data = _capped(mix(parts, None, None, seed), max_rows, seed)
     if runs_tests:
-        packages = [name for path in _listed(cards) for name in load_card(path).packages]
+        packages = [name for path in _listed(cards) for name in load_card(path).execution.packages]
         if packages:
             check_isolation(packages=packages)
         data = drop_wrong(data, wrong_rows(data.dataset))
     data = _spoken(data, tokenizer, ("prompt",))
     lengths = prompt_lengths(data.dataset, tokenizer, cards_of(data))
     return data if max_prompt_tokens is None else drop_long(data, lengths, max_prompt_tokens)
+
+
+def _first_case(tests: str | list | dict | None) -> dict:
+    cases = tests.get("cases") if isinstance(tests, dict) else tests
+    return {k: v for k, v in cases[0].items() if v is not None} if isinstance(cases, list) else {}
 
 
 def _task_rows(part: Data, runs_tests: bool) -> Data:
@@ -494,7 +499,7 @@ def _task_rows(part: Data, runs_tests: bool) -> Data:
     has_references = any(columns.get("completion", ()))
     keep, dropped = [], Counter(about["dropped"])
     for i, test in enumerate(tests):
-        calls = isinstance(test, str) or bool(test and test[0].get("args") is not None)
+        calls = isinstance(test, str) or "stdin" not in _first_case(test)
         reason = None
         if runs_tests and not test:
             reason = "no tests"
@@ -597,21 +602,26 @@ def drop_wrong(data: Data, errors: Sequence[str | None]) -> Data:
     """Remove tasks whose tests cannot be run or fail their own reference; counted in the stats.
 
     Raises:
-        CardError: more than 5% of the rows would go.
+        CardError: more than 5% of the rows are wrong, or none is left.
     """
-    wrong = [i for i, error in enumerate(errors) if error]
-    if not wrong:
+    left_out = [i for i, error in enumerate(errors) if error]
+    if not left_out:
         return data
+    wrong = [i for i in left_out if not errors[i].startswith(NOT_SUPPORTED)]
     ids = data.dataset["id"]
-    first = "\n".join(f"  {ids[i]}: {errors[i][:200]}" for i in wrong[:3])
+    shown = "\n".join(f"  {ids[i]}: {errors[i][:200]}" for i in (wrong + left_out)[:3])
     text = f"{cards_of(data)}: tests or references of {len(wrong)} of {len(errors)} tasks are wrong"
-    if len(wrong) > WRONG_SHARE * len(errors):
+    unsupported = len(left_out) - len(wrong)
+    if unsupported:
+        text += f", those of {unsupported} are not supported by the sandbox"
+    if len(wrong) > WRONG_SHARE * len(errors) or len(left_out) == len(errors):
         raise CardError(
-            f"{text}:\n{first}\nA reference is a whole program that passes its own tests. Correct "
+            f"{text}:\n{shown}\nA reference is a whole program that passes its own tests. Correct "
             "the rows, join what belongs together under codexhf.columns, or leave them out with "
             "`where`."
         )
-    print(f"{text}; they are left out:\n{first}", flush=True)
+    print(f"{text}; they are left out:\n{shown}", flush=True)
     kept = data.select([i for i, error in enumerate(errors) if not error])
-    kept.stats = {**data.stats, "dropped_as_wrong": len(wrong)}
+    counts = {"dropped_as_wrong": len(wrong), "dropped_as_not_supported": unsupported}
+    kept.stats = data.stats | {name: count for name, count in counts.items() if count}
     return kept

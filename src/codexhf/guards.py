@@ -1,39 +1,118 @@
-"""Callbacks that stop a run before it is spoilt, and commit its checkpoints."""
+"""What stands between a Trainer and a spoilt run: whole checkpoints, NaN, signals, full disks."""
 
 import json
-import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.nn.utils import get_total_norm
-from transformers import PreTrainedModel, TrainerCallback
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from codexhf.checkpoints import MANIFEST, commit, fault, step_folders
+from codexhf.checkpoints import (
+    MANIFEST,
+    check_room,
+    commit,
+    fault,
+    naming_a_full_disk,
+    read_sealed,
+    remove,
+    step_folders,
+)
 from codexhf.models import load_weights
 
+LARGE = 10 * 2**30
+"""Bytes of a checkpoint of which one is kept, not two, unless save_total_limit says otherwise."""
 
-class CommitCheckpoints(TrainerCallback):
-    """Commit each checkpoint after it is written, then rotate; refuse to start one without room."""
+PROGRESS = "progress_{rank}.json"
 
-    def __init__(self, keep: int, resumed_from: Path | None = None):
-        self.keep = max(keep, 1)
-        self.last_size = 0
+
+class WholeCheckpoints(TrainerCallback):
+    """Saves with room on the disk, commits after writing, rotates after that, and resumes exactly.
+
+    Trainer keeps what it counts between two logs, and over the run, in itself alone: a resumed run
+    would log other losses than one that was never stopped. Here it is saved with the checkpoint.
+
+    Args:
+        trainer: its `_save_checkpoint` and `_load_optimizer_and_scheduler` are wrapped.
+        keep: checkpoints to keep; None: two, one of large models.
+        resumed_from: the checkpoint that training goes on from.
+        record: of the run, for each checkpoint's manifest.
+    """
+
+    def __init__(self, trainer: Trainer, keep: int | None, resumed_from: Path | None, record: dict):
+        self.trainer, self.keep, self.resumed_from, self.record = (
+            trainer,
+            keep,
+            resumed_from,
+            record,
+        )
         self.before_s = 0.0  # of training, in earlier starts
         if resumed_from is not None:
-            text = (resumed_from / MANIFEST).read_text(encoding="utf-8")
-            self.before_s = json.loads(text).get("train_s", 0.0)
+            self.before_s = read_sealed(resumed_from / MANIFEST).get("train_s", 0.0)
         self.start = time.monotonic()
+        self._save, trainer._save_checkpoint = trainer._save_checkpoint, self._save_whole
+        trainer.args.save_total_limit = None  # rotation comes after the commit
 
     @property
     def train_s(self) -> float:
         """Seconds of training, without what was lost between a checkpoint and a kill."""
         return self.before_s + time.monotonic() - self.start
 
+    # -- saving ----------------------------------------------------------------------------------
+
+    def _save_whole(self, model: Any, trial: Any) -> None:
+        trainer, output_dir = self.trainer, Path(self.trainer.args.output_dir)
+        folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+        need = checkpoint_bytes(trainer)
+        older = [f for _, f in step_folders(output_dir) if not self._is_best(f)]
+        spare = [*output_dir.glob("_broken-*"), *reversed(older[1:])]
+        _on_first(trainer, lambda: check_room(output_dir, need, spare))
+        try:
+            with naming_a_full_disk(output_dir, need):
+                self._save(model, trial)
+                file = folder / PROGRESS.format(rank=trainer.args.process_index)
+                file.write_text(json.dumps(progress(trainer)), encoding="utf-8")
+                trainer.accelerator.wait_for_everyone()  # every process has written its files
+                if trainer.is_world_process_zero():
+                    commit(folder, {**self.record, **self._counts()})
+        except OSError:
+            if trainer.is_world_process_zero() and folder.exists():
+                remove(folder)  # it would fill the disk, and does not count
+            raise
+        if trainer.is_world_process_zero():
+            keep = self.keep or (1 if need > LARGE else 2)
+            for _, old in step_folders(output_dir)[max(keep, 1) :]:
+                if not self._is_best(old):
+                    remove(old)
+
+    def _counts(self) -> dict:
+        return {"step": self.trainer.state.global_step, "train_s": round(self.train_s, 2)}
+
+    def _is_best(self, folder: Path) -> bool:
+        best = self.trainer.state.best_model_checkpoint
+        return best is not None and Path(best).name == folder.name
+
+    # -- going on --------------------------------------------------------------------------------
+
     def on_train_begin(self, args, state, control, **kwargs):
+        if self.resumed_from is None:
+            return
+        best = json.loads((self.resumed_from / TRAINER_STATE_NAME).read_text("utf-8"))
+        best = best["best_model_checkpoint"]
+        if best is not None and args.load_best_model_at_end:
+            # Trainer forgets one that it does not find under the path of that time
+            state.best_model_checkpoint = str(Path(args.output_dir) / Path(best).name)
         self._check_best(args, state)
+        state.compute_steps(args, state.max_steps)  # Trainer takes the checkpoint's, not ours
+        file = self.resumed_from / PROGRESS.format(rank=args.process_index)
+        if file.is_file():
+            restore_progress(self.trainer, json.loads(file.read_text(encoding="utf-8")))
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if control.should_training_stop or state.global_step >= state.max_steps:
@@ -43,31 +122,104 @@ class CommitCheckpoints(TrainerCallback):
         """Refuse a best checkpoint that is not as it was written: it would become the result."""
         if not args.load_best_model_at_end or state.best_model_checkpoint is None:
             return
-        wrong = fault(Path(state.best_model_checkpoint))
+        folder = Path(state.best_model_checkpoint)
+        wrong = fault(folder) if folder.exists() else "it is missing"
+        run = self.record["run"]
+        if wrong is None and read_sealed(folder / MANIFEST).get("run", run) != run:
+            wrong = "it is of another run"
         if wrong is not None:
             raise ValueError(
-                f"{state.best_model_checkpoint}: the best checkpoint cannot be used: {wrong}. "
-                "Restore it, or give --restart true."
+                f"{folder}: the best checkpoint cannot be used: {wrong}. Restore it, or give "
+                "--restart true."
             )
 
-    def on_save(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        output_dir = Path(args.output_dir)
-        folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        commit(folder, self.train_s)
-        best = state.best_model_checkpoint and Path(state.best_model_checkpoint).resolve()
-        for _, old in step_folders(output_dir)[self.keep :]:
-            if old.resolve() != best:
-                shutil.rmtree(old)
-        self.last_size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        free = shutil.disk_usage(output_dir).free
-        if free < 1.2 * self.last_size:
-            raise OSError(
-                f"disk full soon: {output_dir} has {free / 2**30:.2f} GiB free, the next "
-                f"checkpoint needs {1.2 * self.last_size / 2**30:.2f} GiB. Free some and start "
-                f"again: the run resumes from {folder.name}."
+
+def checkpoint_bytes(trainer: Trainer) -> int:
+    """About how many bytes the next checkpoint needs: weights, optimizer, and a little."""
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    states = optimizer.state.values() if optimizer is not None else ()
+    moments = (x for s in states for x in s.values() if torch.is_tensor(x))
+    return int(1.05 * (_bytes(trainer.model.parameters()) + _bytes(moments))) + 2**20
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _on_first(trainer: Trainer, check: Any) -> None:
+    """Run a check on the first process; whatever it raises is raised on all."""
+    raised = [None]
+    if trainer.is_world_process_zero():
+        try:
+            check()
+        except OSError as error:
+            raised = [error]
+    if broadcast_object_list(raised)[0] is not None:
+        raise raised[0]
+
+
+# ---------------------------------------------------------------------------------------------
+# What a Trainer counts: of the losses since the last log, of TRL's and of PPO's metrics
+# ---------------------------------------------------------------------------------------------
+
+
+def progress(trainer: Trainer) -> dict:
+    """Return what a trainer has counted so far and keeps in no file."""
+    counted = {
+        "loss": trainer._tr_loss.item(),
+        "losses": trainer._total_loss_scalar,
+        "logged_at": trainer._globalstep_last_logged,
+        "began_at": trainer._initial_global_step,
+        "tokens": getattr(trainer, "_total_train_tokens", 0),
+    }
+    if hasattr(trainer, "_metrics"):  # TRL's
+        counted["metrics"] = dict(trainer._metrics["train"])
+    if hasattr(trainer, "metrics"):  # PPO's
+        counted["sums"] = trainer.metrics.state()
+    return counted
+
+
+def restore_progress(trainer: Trainer, counted: dict) -> None:
+    """Go on counting where `progress` was asked."""
+    trainer._tr_loss = torch.full_like(trainer._tr_loss, counted["loss"])
+    trainer._total_loss_scalar = counted["losses"]
+    trainer._globalstep_last_logged = counted["logged_at"]
+    trainer._initial_global_step = counted["began_at"]
+    if "metrics" in counted:
+        trainer._total_train_tokens = counted["tokens"]
+        trainer._metrics["train"].update(counted["metrics"])
+    if "sums" in counted:
+        trainer.metrics.restore(counted["sums"])
+
+
+def take_new_settings(trainer: Trainer) -> None:
+    """Let the optimizer's settings be this start's and not the checkpoint's that it goes on from.
+
+    The state of an optimizer and of a schedule holds the learning rate, weight decay and so on,
+    and loading it would undo a change that was allowed.
+    """
+    load = trainer._load_optimizer_and_scheduler
+
+    def load_but_settings(checkpoint):
+        groups, schedule = trainer.optimizer.param_groups, trainer.lr_scheduler
+        given = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        if not isinstance(schedule, LambdaLR):
+            raise ValueError(
+                f"allow_changed: got lr_scheduler_type {trainer.args.lr_scheduler_type.value}, "
+                "whose rate follows from its own past: a run with it cannot change its settings."
             )
+        rates = list(schedule.base_lrs)
+        load(checkpoint)
+        schedule.base_lrs = rates
+        now = schedule.get_lr()  # at this step
+        for group, settings, rate in zip(trainer.optimizer.param_groups, given, now, strict=True):
+            group.update(settings)
+            group["lr"] = rate
+        schedule._last_lr = list(now)
+        if hasattr(trainer, "kl"):
+            trainer.kl.coef = trainer.args.kl_coef
+
+    trainer._load_optimizer_and_scheduler = load_but_settings
 
 
 class ExactWeights(TrainerCallback):
@@ -92,6 +244,26 @@ class ExactWeights(TrainerCallback):
         sharded = args.deepspeed or args.fsdp
         if folder is not None and isinstance(model, PreTrainedModel) and not sharded:
             load_weights(model, Path(folder))
+
+
+class SameAfterEvaluating(TrainerCallback):
+    """Gives the random numbers back that an evaluation took.
+
+    A loader draws one when it begins, so that evaluating at other steps would give a model with
+    dropout other weights.
+    """
+
+    def __init__(self):
+        self.state = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.state = torch.get_rng_state()
+
+    on_epoch_end = on_step_end
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self.state is not None:
+            torch.set_rng_state(self.state)
 
 
 class StopOnNaN(TrainerCallback):
@@ -126,8 +298,10 @@ class StopOnSignal(TrainerCallback):
             self.received = number
             print("stopping after this step and its checkpoint", flush=True)
 
-        signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        self.previous = {number: signal.signal(number, receive) for number in signals}
+        heard = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+            heard.append(signal.SIGHUP)
+        self.previous = {number: signal.signal(number, receive) for number in heard}
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.world_size > 1:

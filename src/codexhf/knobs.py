@@ -73,6 +73,31 @@ def knob_errors(instance: Any) -> list[str]:
     return out
 
 
+def read_mapping(kind: type, mapping: dict[str, Any]) -> tuple[Any, list[str]]:
+    """Return an instance of a dataclass of knobs made from a mapping, and what is wrong with it."""
+    hints, taken, errors = typing.get_type_hints(kind), {}, []
+    for name, value in mapping.items():
+        if name not in hints:
+            errors.append(f"{name}: unknown key.{nearest(name, hints)}")
+        elif not any(_is_a(value, member) for member in alternatives(hints[name])):
+            errors.append(f"{name}: got {value!r}, expected {type_name(hints[name])}.")
+        else:
+            taken[name] = value
+    instance = kind(**taken)
+    return instance, errors + knob_errors(instance)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is list:
+        inner = typing.get_args(hint)[0]
+        return isinstance(value, list) and all(_is_a(item, inner) for item in value)
+    if typing.get_origin(hint) is Literal:
+        return value is not None  # the choices are checked with the bounds
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
 def given(instance: Any, name: str) -> bool:
     """Return whether a field asks for something: it is neither its default nor null."""
     field, value = type(instance).__dataclass_fields__[name], getattr(instance, name)

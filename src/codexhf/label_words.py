@@ -1,10 +1,14 @@
-"""How others write which of two answers is better, and what it is here: a, b or tie.
+"""How others write which of two answers is better; and what to do with pairs that wait for people.
 
-Imports nothing, so that reading a card stays cheap.
+Imports nothing heavy, so that reading a card stays cheap.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+UNLABELLED = "unlabelled.jsonl"
+"""Of the preferences stage: pairs for people, without labels."""
 
 WORDS = {
     "a": ("a", "1", "left", "response_a", "model_a", "answer_a", "first", "[[a]]"),
@@ -31,6 +35,22 @@ def read_label(value: Any) -> str:
     return _LABELS[word]
 
 
+def read_winner(model_a: Any, model_b: Any) -> str:
+    """Return a, b or tie for what two columns say, each 1 (or true) where that model won, else 0.
+
+    Raises:
+        ValueError: both won, or a cell says something else.
+    """
+    words = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+    won = [words.get(str(value).strip().lower()) for value in (model_a, model_b)]
+    if None in won or all(won):
+        raise ValueError(
+            f"winner_model_a, winner_model_b: got {model_a!r}, {model_b!r}, expected 1 for at most "
+            "one of them, and 0."
+        )
+    return "a" if won[0] else "b" if won[1] else "tie"
+
+
 def check_labels(values: Iterable[Any]) -> None:
     """Refuse a column of 0 and 1 alone: elsewhere that means first and second, here tie and first.
 
@@ -43,3 +63,24 @@ def check_labels(values: Iterable[Any]) -> None:
             "labels are 0 and 1 alone. Here 1 is the first answer, 2 the second and 0 a tie; if "
             "they mean something else, write a, b or tie instead."
         )
+
+
+def waits_for_people(prefs: Path) -> bool:
+    """Whether a preferences stage left pairs for people and none that R could learn from."""
+    return (prefs / UNLABELLED).is_file() and not (prefs / "train.jsonl").is_file()
+
+
+def next_step(prefs: Path, also: str = "") -> str:
+    """What to run so that the pairs in a preferences stage's folder are labelled and used.
+
+    Args:
+        also: cards that R learns from besides, with a space behind each.
+    """
+    labels = prefs.parent / "labels"
+    label = f"python -m codexhf.label {prefs}"
+    return (
+        f"Let people label them on a page (`{label}`, or `make label`), export the labels "
+        f"(`{label} --export --license cc-by-4.0`, or `make export-labels`), and go on with "
+        f'`make pipeline PAIRS="{also}{labels}"`, or --train_cards {also}{labels} in '
+        "recipes/reward_model.py."
+    )

@@ -8,11 +8,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from huggingface_hub import EvalResult, ModelCardData, RepoCard
 
-from codexhf.hub import hub_name, published, resolve
+from codexhf.hub import MANIFEST, hub_name, published, resolve
 from codexhf.lineage import BY_NAME
+from codexhf.picture import as_text, picture
 
 TEMPLATE = Path(__file__).with_name("model_card.jinja")
 # Each of these has the conditions of those before it, and more.
@@ -40,12 +42,16 @@ def write_card(folder: Path, manifest: dict) -> None:
             beside = resolve(card["card"], "dataset").parent / "README.md"
             card["license"] = license_in(beside)
         licenses.append(card["license"])
-    text = card_text(manifest, ".", strictest(licenses))
+    text = card_text(manifest, ".", strictest(licenses), {}, ancestry(manifest))
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def card_text(
-    manifest: dict, where: str, license: str, results: Mapping | None = None, run: Iterable = ()
+    manifest: dict,
+    where: str,
+    license: str,
+    results: Mapping = MappingProxyType({}),
+    lineage: Mapping = MappingProxyType({}),
 ) -> str:
     """Return the card as Markdown.
 
@@ -54,12 +60,21 @@ def card_text(
         where: folder or hub name that the loading example uses.
         license: of the whole; `other` where none is known to fit.
         results: metrics of the evaluation stage, of which the model's own are shown.
-        run: what was pushed before it, in the order of the lineage.
+        lineage: name -> manifest of the stages before it, in the order in which they ran.
     """
     stage, own = BY_NAME[manifest["stage"]], f"{manifest['name']}/"
-    results = numbers({k.removeprefix(own): v for k, v in (results or {}).items() if own in k})
-    fields = {**manifest, "title": stage.title, "task": stage.task, "where": where, "run": run}
+    name = manifest["name"] if where == "." else where
+    whole = {**lineage, name: {"files": {}, **manifest}}
+    results = numbers({k.removeprefix(own): v for k, v in results.items() if own in k})
+    fields = {
+        **manifest,
+        "title": stage.title,
+        "task": stage.task,
+        "where": where,
+        "run": list(lineage),
+    }
     fields["adapter"] = "adapter_config.json" in manifest.get("files", {})
+    fields["picture"] = as_text(picture(whole, of=name))
     fields["cards"] = cards_of(manifest)
     fields["metrics"] = numbers({**manifest["metrics"], **results})
     fields["config"] = json.dumps(manifest["config"], indent=1, sort_keys=True)
@@ -70,6 +85,23 @@ def card_text(
         fields["seen"] = f"trained for {manifest['steps']} steps of {batch} rows, out of {of} rows"
     front = ModelCardData(**_front(manifest, license, results))
     return f"{RepoCard.from_template(front, template_path=str(TEMPLATE), **fields)}\n"
+
+
+def ancestry(manifest: Mapping, found: dict | None = None) -> dict[str, dict]:
+    """Name -> manifest of the stages on this disk that one was made from, roots first.
+
+    What is on a hub ends there: a card is not worth a download.
+    """
+    found = {} if found is None else found
+    names = [parent["path"] for parent in manifest["parents"].values()]
+    names += [card["card"] for _, _, card in cards_of(manifest)]
+    for name in names:
+        folder = Path(name) if Path(name).is_dir() else Path(name).parent
+        if str(folder) not in found and (folder / MANIFEST).is_file():
+            before = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            ancestry(before, found)
+            found[str(folder)] = before
+    return found
 
 
 def numbers(metrics: Mapping) -> dict:
@@ -97,7 +129,7 @@ def _front(manifest: dict, license: str, results: Mapping) -> dict:
             front |= {"base_model": base[1], "base_model_relation": relation}
         data = {match[1] for _, _, c in cards_of(manifest) if (match := hub_name(c["card"]))}
         front["datasets"] = sorted(data) or None
-    elif stage.name == "preferences":
+    elif stage.name == "preferences" and "train_pairs" in manifest["metrics"]:
         files = [{"split": s, "path": f"{s}.jsonl"} for s in ("train", "test")]
         front["configs"] = [{"config_name": "default", "data_files": files}]
         load = {"path": "json", "data_files": "train.jsonl"}

@@ -46,7 +46,7 @@ class HeldOut:
     completion is the same after normalisation: tasks that are composed from the same parts share
     13-grams by design, so for them the n-gram rule would remove everything and say nothing.
 
-    Texts and n-grams are kept as hashes of 64 bits.
+    Texts, words and n-grams are kept as hashes of 64 bits.
 
     Args:
         sets: the rows of the held-out cards.
@@ -57,16 +57,14 @@ class HeldOut:
         self.similar: set[int] = (
             set()
         )  # of texts that are worth a parse: their names or their prose
-        self.words: dict[str, int] = {}
-        grams = []
+        hashes = [np.empty(0, np.uint64)]
         for row in (row for rows in sets for row in rows):
             for text in (text_of(row.get(c)) for c in ("prompt", "completion", "text")):
                 if text:
                     self._add_text(text)
-                    words = WORD.findall(text.lower())
-                    self.words.update((w, hash_of(w) | 1) for w in words)
-                    grams.append(self._grams(words))
-        self.grams = np.unique(np.concatenate(grams)) if grams else np.empty(0, np.uint64)
+                    hashes.append(word_hashes(text))
+        self.words = np.unique(np.concatenate(hashes))
+        self.grams = np.unique(np.concatenate([self._grams(words) for words in hashes]))
 
     def _add_text(self, text: str) -> None:
         self.texts.add(hash_of(normalised(text)))
@@ -83,9 +81,7 @@ class HeldOut:
             row: the texts of its columns.
         """
         if type == "language-modeling":
-            grams = self._grams(WORD.findall(row["text"].lower()))
-            places = np.searchsorted(self.grams, grams) % max(len(self.grams), 1)
-            found = bool(len(grams)) and bool((self.grams[places] == grams).any())
+            found = _is_in(self._grams(word_hashes(row["text"])), self.grams).any()
             return f"shares {NGRAM} words with held-out data" if found else None
         found = any(self._has(row[c]) for c in ("prompt", "completion") if row.get(c))
         return "prompt or completion is in held-out data" if found else None
@@ -96,15 +92,54 @@ class HeldOut:
             return False  # without the parse, which takes ten times as long
         return hash_of(normalised(text)) in self.texts
 
-    def _grams(self, words: list[str]) -> np.ndarray:
+    def _grams(self, words: np.ndarray) -> np.ndarray:
         """Return the hashes of the n-grams whose words all stand in held-out data."""
-        get = self.words.get
-        ids = np.fromiter((get(word, 0) for word in words), np.uint64, len(words))
-        if len(ids) < NGRAM:
+        if len(words) < NGRAM:
             return np.empty(0, np.uint64)
-        known = np.convolve(ids != 0, np.ones(NGRAM, np.int64), "valid") == NGRAM
-        starts = np.flatnonzero(known)
+        unknown = np.concatenate([[0], np.cumsum(~_is_in(words, self.words), dtype=np.int32)])
+        starts = np.flatnonzero(unknown[NGRAM:] == unknown[:-NGRAM])
         hashes = np.zeros(len(starts), np.uint64)
         for offset in range(NGRAM):
-            hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + ids[starts + offset]
+            hashes = hashes * MULTIPLIER + words[starts + offset]
         return hashes
+
+
+def _is_in(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Return which values stand in a sorted array."""
+    found = np.zeros(len(values), bool)
+    if len(known):
+        table = np.zeros(2**16, bool)
+        table[known & np.uint64(0xFFFF)] = True
+        maybe = np.flatnonzero(table[values & np.uint64(0xFFFF)])
+        some = values[maybe]
+        found[maybe] = known[np.searchsorted(known, some) % len(known)] == some
+    return found
+
+
+def word_hashes(text: str) -> np.ndarray:
+    """Return a hash of each word and sign of a text, in order, whatever their case.
+
+    It is of a word's length and of its first and last eight bytes.
+    """
+    text = text.lower()
+    simple = text.isascii()
+    raw = (text if simple else " ".join(WORD.findall(text))).encode()
+    codes = np.frombuffer(b" " * 8 + raw + b" " * 8, np.uint8)
+    kinds = KINDS[codes] if simple else (codes != 32).astype(np.uint8)
+    sign, letter = kinds == 2, kinds == 1
+    starts = np.flatnonzero(sign[1:] | (letter[1:] & ~letter[:-1])) + 1
+    ends = np.flatnonzero(sign[:-1] | (letter[:-1] & ~letter[1:])) + 1  # behind the last byte
+    # The eight bytes from each place on, as one number.
+    eights = np.ndarray(len(codes) - 7, "<u8", codes, strides=(1,))
+    lengths = ends - starts
+    first = eights[starts] & MASKS[np.minimum(lengths, 8)]
+    last = np.where(lengths > 8, eights[ends - 8], 0)
+    hashes = (first * MULTIPLIER + last) * MULTIPLIER + lengths.astype(np.uint64)
+    return hashes ^ (hashes >> np.uint64(29))
+
+
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+MASKS = np.array([(1 << 8 * length) - 1 for length in range(9)], np.uint64)
+KINDS = np.array([2 if WORD.match(chr(i)) else 0 for i in range(256)], np.uint8)
+"""Of each ASCII character: 0 for white space, 1 for a letter of a word, 2 for a sign."""
+KINDS[[i for i in range(256) if re.match(r"\w", chr(i))]] = 1

@@ -21,6 +21,7 @@ from codexhf.arguments import PreferencesArguments
 from codexhf.completions import grade
 from codexhf.execution import Result, packages_used
 from codexhf.generation import sample
+from codexhf.label_words import UNLABELLED, next_step
 from codexhf.reward_model import load_model_reward
 
 CHECK_EVERY = 5
@@ -184,7 +185,9 @@ def choose_for_people(tasks: Dataset, distinct, results, stage, folder: Path) ->
             f"no pairs to label: {len(tasks)} prompts gave no two different completions. Raise "
             "samples_per_prompt or the temperatures."
         )
-    write_rows(folder / "unlabelled.jsonl", queue)
+    write_rows(folder / UNLABELLED, queue)
+    also = f"{folder} " if stage.label_by == "both" else ""
+    print(f"{len(queue)} pairs wait for people. {next_step(folder, also)}", flush=True)
     return {
         "pairs_to_label": len(queue),
         "pairs_to_label_undecided": sum(p["tests_label"] is None for p in queue),
@@ -299,7 +302,7 @@ def write_mixed(
 def write_card(path: Path, **fields: str) -> None:
     """Write the card of the .jsonl file of the same name next to it."""
     used = ", ".join(packages_used())
-    packages = f"\n  packages: [{used}]" if used else ""
+    packages = f"\n  execution: {{packages: [{used}]}}" if used else ""
     text = CARD.format(file=f"{path.stem}.jsonl", packages=packages, **fields)
     path.write_text(text, encoding="utf-8")
 

@@ -25,6 +25,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError
 
 from codexhf.arguments import PushArguments
+from codexhf.checkpoints import sealed
 from codexhf.hub import (
     ADAPTER,
     MANIFEST,
@@ -65,6 +66,7 @@ class Parcel:
     manifest: dict | None = None
     sent: bool = True  # else it must be there already, as it is here
     form: str = ""  # of a LoRA stage: "adapter", or why its weights are merged
+    renamed: dict | None = None  # the manifest as it is sent
 
 
 def push(stage: PushArguments) -> dict[str, str]:
@@ -83,8 +85,10 @@ def push(stage: PushArguments) -> dict[str, str]:
     names |= {path: name for path in _outside(parcels) if (name := published(path))}
     errors += _choose_forms(parcels, names, stage.merged)
     seen = "local" if local else "public" if stage.public else "private"
-    for parcel in (p for p in parcels if p.sent):
+    for parcel in parcels:
         files = _contents(parcel, names, stage, parcels)
+        if not parcel.sent:
+            continue
         sizes = {name: _size(file) for name, file in files.items()}
         facts = [parcel.kind, parcel.form, seen, f"{len(files)} files"]
         facts.append(f"{sum(sizes.values()):,} bytes")
@@ -205,45 +209,35 @@ def _contents(parcel: Parcel, names: dict, stage: PushArguments, parcels: list[P
     """The files of a parcel, with manifest and card as they read under these names."""
     if parcel.manifest is None:
         return parcel.files
-    manifest = dict(parcel.manifest)
+    manifest, files = dict(parcel.manifest), dict(parcel.files)
+    earlier = [p for p in parcels[: parcels.index(parcel)] if p.manifest]
+    lineage = {names[p.source]: p.renamed for p in earlier}
     for part in ("config", "parents", "data"):
         manifest[part] = _renamed(manifest[part], names)
-    for parent in manifest["parents"].values():
-        for made in parcels:
-            if made.manifest and names[made.source] == parent["path"]:
-                parent["sha256"] = _as_sent(made, parent["sha256"])
-    files = dict(parcel.files)
-    stats = {n: manifest["files"][_within(parcel, f)] for n, f in files.items()}
+    for parent in manifest["parents"].values():  # of its files, those that go out
+        sent = lineage.get(parent["path"], {}).get("files")
+        if sent is not None:
+            kept = [n for n in sent if n in parent["sha256"] or n == "adapter_model.safetensors"]
+            parent["sha256"] = {name: sent[name]["sha256"] for name in kept}
+    recorded = parcel.manifest["files"]
+    manifest["files"] = {
+        name: recorded[file.relative_to(parcel.source).as_posix()] for name, file in files.items()
+    }
     results = [p.manifest["metrics"] for p in parcels if p.suffix == "evaluation"]
     license = stage.license or license_in(parcel.source / "README.md")
     where, at, _ = names[parcel.source].partition("@")
-    models_own = results[0] if results and parcel.kind == "model" else {}
-    run = [names[p.source] for p in parcels[: parcels.index(parcel)] if p.manifest]
-    manifest["files"] = stats
-    written = {}
+    own = results[0] if results and parcel.kind == "model" else {}
     if parcel.form == "adapter":
         base = manifest["parents"][BASE[manifest["stage"]]]["path"]
-        written["adapter_config.json"] = _on_base(files["adapter_config.json"], base)
-    written["README.md"] = card_text(
-        manifest, where if at else ".", license, models_own, run
-    ).encode()
-    for name, text in written.items():
-        stats[name] = {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-    return {**files, **written, MANIFEST: _json(manifest)}
-
-
-def _within(parcel: Parcel, file: Path) -> str:
-    """What the stage's manifest calls one of its files."""
-    return file.relative_to(parcel.source).as_posix()
-
-
-def _as_sent(made: Parcel, recorded: dict[str, str]) -> dict[str, str]:
-    """What a child recorded of a parent's files that go out; of an adapter its own weights."""
-    sent = {name: recorded[name] for name in made.files if name in recorded}
-    if made.form == "adapter":
-        name = "adapter_model.safetensors"
-        sent[name] = made.manifest["files"][f"{ADAPTER}/{name}"]["sha256"]
-    return sent
+        files["adapter_config.json"] = _on_base(files["adapter_config.json"], base)
+    card = card_text(manifest, where if at else ".", license, own, lineage)
+    files["README.md"] = card.encode()
+    for name, text in files.items():
+        if isinstance(text, bytes):
+            digest = hashlib.sha256(text).hexdigest()
+            manifest["files"][name] = {"size": len(text), "sha256": digest}
+    parcel.renamed = manifest
+    return {**files, MANIFEST: _json(sealed(manifest))}
 
 
 def _on_base(config: Path, base: str) -> bytes:

@@ -6,6 +6,7 @@ cannot be understood is counted under its reason, a card that cannot is refused.
 
 import ast
 import builtins
+import dataclasses
 import json
 import math
 import re
@@ -19,7 +20,9 @@ import pyarrow as pa
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from codexhf.cards import Card, CardError
-from codexhf.label_words import check_labels, read_label
+from codexhf.execution.items import Settings
+from codexhf.execution.testcode import entry_point_in
+from codexhf.label_words import check_labels, read_label, read_winner
 from codexhf.prompts import ROLES, content_text, text_of
 from codexhf.refusals import nearest
 from codexhf.sources import BATCH_ROWS, concat, values_of
@@ -36,6 +39,7 @@ CONTEXT = ("system", "system_prompt", "input", "tools", "functions", "history")
 """Columns that change what a prompt asks for; one with text in it is never left out silently."""
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+WINNERS = ("winner_model_a", "winner_model_b")
 CALLS = ("tool_calls", "function_call", "tool_call_id")
 TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -61,7 +65,7 @@ def typed_rows(card: Card, source: pa.Table) -> tuple[pa.Table, list[str | None]
     tables, faults = [], []
     try:
         reader = _Reader(card, source.column_names)
-        if reader.shape is _native_pair and isinstance(label := reader.getters["label"], str):
+        if reader.shape is _native_pair and isinstance(label := reader.getters.get("label"), str):
             check_labels(source.column(label).to_pylist())
         for start in range(0, source.num_rows, BATCH_ROWS):
             table, reasons = reader.read(source.slice(start, BATCH_ROWS), start)
@@ -107,7 +111,7 @@ class _Reader:
         self._check_context(batch, faults, start)
         shaped = self._shaped(columns, faults, start)
         for name in self.kept:
-            shaped.setdefault(name, _extra(name, columns[name], faults, self.card.compare))
+            shaped.setdefault(name, _extra(name, columns[name], faults, self.card.execution))
         order = dict.fromkeys((*COLUMNS[self.card.type], *EXTRA, *self.card.columns))
         return pa.table({name: shaped[name] for name in order if name in shaped}), faults
 
@@ -284,7 +288,7 @@ def _implicit_pair(row: Row) -> Row:
 
 def _native_pair(row: Row) -> Row:
     try:
-        label = read_label(row["label"])
+        label = read_label(row["label"]) if "label" in row else read_winner(*map(row.get, WINNERS))
     except ValueError as error:
         raise RowError(str(error)) from None
     if label == "tie":
@@ -313,6 +317,7 @@ SHAPES: dict[str, list[tuple[tuple[str, ...], Callable[[Row], Row]]]] = {
     "preference": [
         (("prompt", "chosen", "rejected"), _pair),
         (("prompt", "response_a", "response_b", "label"), _native_pair),
+        (("prompt", "response_a", "response_b", *WINNERS), _native_pair),
         (("chosen", "rejected"), _implicit_pair),
     ],
     "prompt-only": [(("prompt",), _as_it_is), (("messages",), _prompt_of_conversation)],
@@ -401,15 +406,16 @@ def _is_messages(value: Any) -> bool:
     )
 
 
-def _extra(name: str, column: pa.ChunkedArray | list, faults: list, compare: str | None) -> Any:
+def _extra(name: str, column: pa.ChunkedArray | list, faults: list, settings: Settings) -> Any:
     """Return a column that is not of the type's own, in the form in which later stages read it."""
     if name not in EXTRA:
         return column
     if _is_text(column) and name in ("id", "entry_point", "completion"):
         return column.cast(pa.string())
-    if name == "tests" and isinstance(column, pa.ChunkedArray) and _is_cases(column.type, compare):
-        return column
-    tests = partial(read_tests, compare=compare)
+    if name == "tests" and isinstance(column, pa.ChunkedArray) and _is_cases(column.type):
+        if not _row_settings(settings):
+            return column
+    tests = partial(read_tests, settings=settings)
     read = {"tests": tests, "margin": _margin, "completion": _reference}.get(name, _text)
     out = []
     for number, value in enumerate(_values(column)):
@@ -447,31 +453,54 @@ def _margin(value: Any) -> float:
 # -- tests -------------------------------------------------------------------------------------
 
 
-def _is_cases(type: pa.DataType, compare: str | None) -> bool:
-    if compare or not pa.types.is_list(type) or not pa.types.is_struct(type.value_type):
+def _is_cases(type: pa.DataType) -> bool:
+    if not pa.types.is_list(type) or not pa.types.is_struct(type.value_type):
         return False
     fields = {f.name: f.type for f in type.value_type}
     named = set(fields) in ({"args", "expected"}, {"stdin", "stdout"})
     return named and set(fields.values()) == {pa.string()}
 
 
-def read_tests(value: Any, compare: str | None = None) -> str | list[dict] | None:
+def _row_settings(settings: Settings) -> dict:
+    """Return what a card says of each of its rows' tests; packages are the whole run's."""
+    named = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    return {n: v for n, v in named.items() if v is not None and n != "packages"}
+
+
+NO_SETTINGS = Settings()
+
+
+def read_tests(value: Any, settings: Settings = NO_SETTINGS) -> str | list[dict] | dict | None:
     """Return tests in a form that `execution.run_tests` takes; see the docstring of cards.py.
 
     Args:
-        compare: how outputs are compared in stdin tests that do not say.
+        settings: the card's; what the tests say of themselves comes first.
     Raises:
         RowFault: another form, or assert code that is not Python.
     """
+    own = _row_settings(settings)
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            pass  # Python, then
+    if isinstance(value, Mapping) and {"code", "cases"} & set(value):
+        said = {k: v for k, v in value.items() if v is not None}
+        value = said.pop("code", None) or said.pop("cases", None)
+        own |= {k: v for k, v in said.items() if k not in ("code", "cases")}
+    compare = own.pop("compare", None)
+    tests = _read_form(value, compare)
+    if not own or tests is None:
+        return tests
+    return {"code" if isinstance(tests, str) else "cases": tests, **own}
+
+
+def _read_form(value: Any, compare: str | None) -> str | list[dict] | None:
+    if isinstance(value, list) and value and all(isinstance(line, str) for line in value):
+        value = "\n".join(value)
     if isinstance(value, str):
         if not value.strip():
             return None
-        if value.lstrip()[:1] in "[{":
-            try:
-                return read_tests(json.loads(value), compare)
-            except ValueError as error:
-                if isinstance(error, RowFault):
-                    raise
         try:
             ast.parse(value)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -479,8 +508,6 @@ def read_tests(value: Any, compare: str | None = None) -> str | list[dict] | Non
         return value
     if value is None or value == []:
         return None
-    if isinstance(value, list) and all(isinstance(line, str) for line in value):
-        return read_tests("\n".join(value), compare)
     if isinstance(value, Mapping):
         return _read_columns(value, compare)
     if isinstance(value, list) and all(isinstance(case, Mapping) for case in value):
@@ -490,14 +517,16 @@ def read_tests(value: Any, compare: str | None = None) -> str | list[dict] | Non
 
 def json_unless_alike(values: list) -> pa.Array:
     """Return tests in Arrow's own types where all have one form, else as JSON."""
-    forms = {tuple(v[0]) if isinstance(v, list) else str for v in values if v is not None}
-    if len(forms) > 1:
+    forms = {tuple(v[0]) if isinstance(v, list) else type(v) for v in values if v is not None}
+    if len(forms) > 1 or dict in forms:
         return pa.array([None if v is None else json.dumps(v) for v in values], pa.json_())
     return pa.array(values)
 
 
 def _read_case(case: Mapping, compare: str | None) -> dict:
     case = {key: cell for key, cell in case.items() if cell is not None}
+    if case.get("testtype") == "functional":
+        return _read_call(str(case.get("input", "")), str(case.get("output", "")))
     for ours, theirs in (
         (("args", "expected"), ("args", "expected")),
         (("stdin", "stdout"), ("stdin", "stdout")),
@@ -510,8 +539,18 @@ def _read_case(case: Mapping, compare: str | None) -> dict:
                 raise RowFault(f"tests: {' or '.join(theirs)} is not text")
             out = dict(zip(ours, (case[name] for name in theirs), strict=True))
             how = str(case.get("compare") or compare or "")
-            return out | ({"compare": how} if how and "stdin" in out else {})
+            return out | ({"compare": how} if how else {})
     raise RowFault("tests are in no known form")
+
+
+def _read_call(arguments: str, result: str) -> dict:
+    """Read LiveCodeBench's form of a call: a line of JSON for each argument, and the result's."""
+    try:
+        args = tuple(json.loads(line) for line in arguments.splitlines() if line.strip())
+        expected = json.loads(result)
+    except ValueError:
+        raise RowFault("tests of a function: not lines of JSON") from None
+    return {"args": repr(args), "expected": repr(expected), "compare": "json"}
 
 
 def _read_columns(value: Mapping, compare: str | None) -> list[dict] | None:
@@ -521,7 +560,13 @@ def _read_columns(value: Mapping, compare: str | None) -> list[dict] | None:
     if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
         raise RowFault("tests are in no known form")
     if value.get("fn_name"):
-        raise RowFault("tests call a function in APPS's form, which leaves open what it returns")
+        if not all(isinstance(args, list) for args in inputs):
+            raise RowFault("tests of a function: inputs are not lists of arguments")
+        cases = [
+            {"args": repr(tuple(args)), "expected": repr(expected), "compare": "json or first"}
+            for args, expected in zip(inputs, outputs, strict=True)
+        ]
+        return cases or None
     cells = [["\n".join(c) if isinstance(c, list) else c for c in x] for x in (inputs, outputs)]
     pairs = zip(*cells, strict=True)
     return [_read_case({"stdin": i, "stdout": o}, compare) for i, o in pairs] or None
@@ -529,6 +574,8 @@ def _read_columns(value: Mapping, compare: str | None) -> list[dict] | None:
 
 def called_name(tests: Any) -> str | None:
     """Return the name of the function that assert code calls, or None."""
+    if isinstance(tests, dict):
+        tests = tests.get("code")
     if not isinstance(tests, str):
         return None
     called = [
@@ -539,7 +586,8 @@ def called_name(tests: Any) -> str | None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     ]
     # MBPP has functions that are called like a builtin: these come last
-    return min(called, key=lambda name: hasattr(builtins, name), default=None)
+    found = min(called, key=lambda name: hasattr(builtins, name), default=None)
+    return found or entry_point_in(tests)
 
 
 # -- tables ------------------------------------------------------------------------------------

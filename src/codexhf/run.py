@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
-import importlib.metadata
 import itertools
 import json
 import math
@@ -21,9 +20,10 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate.state import PartialState
@@ -33,8 +33,12 @@ from codexhf import launch
 from codexhf.arguments import StageArguments
 from codexhf.checkpoints import (
     MANIFEST,
+    check_room,
     file_stats,
     last_good,
+    naming_a_full_disk,
+    read_sealed,
+    sealed,
     step_folders,
     write_json,
     wrong_file,
@@ -43,21 +47,24 @@ from codexhf.data import Data
 from codexhf.execution import isolation_used
 from codexhf.identity import (
     IDENTITY,
+    Changes,
+    can_change,
     configuration,
-    differences,
+    differences,  # noqa: F401
     load_manifest,
     parent_record,
     run_identity,
+    unknown_names,
+    versions,
 )
+from codexhf.launch import PREEMPTED
 from codexhf.lineage import BY_NAME
 from codexhf.model_card import write_card
 from codexhf.refusals import refuse
+from codexhf.tokens import fingerprint
 
 if TYPE_CHECKING:  # stages that train nothing do not wait for the import of Trainer
     from transformers import Trainer, TrainingArguments
-
-PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
-LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers")
 
 
 def run_stage(
@@ -90,11 +97,11 @@ def run_stage(
         with contextlib.suppress(OSError):
             output_dir.rmdir()  # Trainer makes it when constructed; rmdir takes an empty one only
         return {}
-    record = Record(stage, training, data, parents)
+    record = Record(stage, training, data, parents, _compared(trainer))
     with _begin(output_dir, stage, record, agree=_from_first_process) as begun:
         if begun.finished is not None:
             return begun.finished
-        train_s = _train(trainer, training, begun.checkpoint)
+        train_s = _train(trainer, training, begun)
         start = time.monotonic()
         record.metrics = _last_metrics(trainer.state.log_history)
         if trainer.eval_dataset is not None:
@@ -104,7 +111,11 @@ def run_stage(
             record.metrics.update(finish(trainer))
         record.wall_s = {"train_s": train_s, "evaluate_s": round(time.monotonic() - start, 2)}
         record.history, record.steps = trainer.state.log_history, trainer.state.global_step
-        _save(trainer, output_dir)
+        need = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
+        with naming_a_full_disk(output_dir, need):
+            if trainer.is_world_process_zero():
+                check_room(output_dir, need, [])
+            _save(trainer, output_dir)
         manifest = _finish(output_dir, record) if trainer.is_world_process_zero() else {}
         trainer.accelerator.wait_for_everyone()
         return manifest
@@ -129,7 +140,7 @@ def run_task(
             _show_rows(name, part.dataset)
         return {}
     output_dir = Path(stage.output_dir)
-    record = Record(stage, None, data, parents)
+    record = Record(stage, None, data, parents, {})
     with _begin(output_dir, stage, record) as begun:
         if begun.finished is not None:
             return begun.finished
@@ -142,11 +153,12 @@ def run_task(
 class Record:
     """What is known of a run: from its beginning its identity, at its end the manifest's parts."""
 
-    def __init__(self, stage, training, data: Mapping[str, Data], parents: Mapping[str, str]):
+    def __init__(self, stage, training, data: Mapping[str, Data], parents, compared: Mapping):
         self.stage, self.data = stage, data
         self.config = configuration(stage, training)
         self.parents = {name: parent_record(path) for name, path in parents.items() if path}
-        self.identity = run_identity(stage, training, data, self.parents)
+        self.identity = run_identity(stage, training, data, self.parents, compared)
+        self.allowed: list[dict] = []
         self.metrics: dict = {}
         self.history: list[dict] = []
         self.steps: int | None = None
@@ -154,15 +166,26 @@ class Record:
         self.wall_s: dict = {}
 
 
-def _train(trainer: Trainer, training: TrainingArguments, checkpoint: Path | None) -> float:
-    """Train to the end and return the seconds of training, earlier starts included."""
-    from codexhf.guards import CommitCheckpoints, ExactWeights, StopOnNaN, StopOnSignal
+def _compared(trainer: Trainer) -> dict[str, str]:
+    """Fingerprints of the rows by which the best checkpoint is chosen, where one is."""
+    parts = trainer.eval_dataset
+    if not trainer.args.load_best_model_at_end or parts is None:
+        return {}
+    parts = parts if isinstance(parts, dict) else {"": parts}
+    return {f"eval {name}".strip(): fingerprint(part) for name, part in parts.items()}
 
-    stop = StopOnSignal()
-    commits = CommitCheckpoints(training.save_total_limit or 2, checkpoint)
-    for callback in (commits, ExactWeights(checkpoint), StopOnNaN(), stop):
+
+def _train(trainer: Trainer, training: TrainingArguments, begun: _Begun) -> float:
+    """Train to the end and return the seconds of training, earlier starts included."""
+    from codexhf import guards
+
+    stop, checkpoint = guards.StopOnSignal(), begun.checkpoint
+    whole = guards.WholeCheckpoints(trainer, training.save_total_limit, checkpoint, begun.record)
+    callbacks = [guards.SameAfterEvaluating(), whole, guards.ExactWeights(checkpoint)]
+    for callback in (*callbacks, guards.StopOnNaN(), stop):
         trainer.add_callback(callback)
-    trainer.args.save_total_limit = None  # rotation is CommitCheckpoints', after the commit
+    if begun.changed:
+        guards.take_new_settings(trainer)
     batch = trainer.args.train_batch_size * trainer.args.world_size
     if training.dataloader_drop_last and len(trainer.train_dataset) < batch:
         _refuse_no_steps(training)
@@ -175,7 +198,19 @@ def _train(trainer: Trainer, training: TrainingArguments, checkpoint: Path | Non
         raise SystemExit(PREEMPTED)
     if state.global_step == 0:
         _refuse_no_steps(training)
-    return round(commits.train_s, 2)
+    seconds = round(whole.train_s, 2)
+    _over_all_starts(state.log_history, seconds)
+    return seconds
+
+
+def _over_all_starts(history: list[dict], seconds: float) -> None:
+    """Let the speeds that Trainer logs at its end be of the whole training."""
+    last = next((entry for entry in reversed(history) if "train_runtime" in entry), None)
+    if last is not None and seconds:
+        faster = last["train_runtime"] / seconds
+        last["train_runtime"] = seconds
+        for name in ("train_samples_per_second", "train_steps_per_second"):
+            last[name] = round(last[name] * faster, 3)
 
 
 def _refuse_no_steps(training: TrainingArguments) -> None:
@@ -229,6 +264,12 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
 class _Begun:
     finished: dict | None = None  # the manifest, where there is nothing left to do
     checkpoint: Path | None = None  # where to go on
+    record: dict = dataclasses.field(default_factory=dict)  # of the run, for its checkpoints
+
+    @property
+    def changed(self) -> list[dict]:
+        """What was allowed to change, each with the step from which it counts."""
+        return self.record["allowed"] if self.record else []
 
 
 @contextlib.contextmanager
@@ -252,17 +293,28 @@ def _begin(
         if begun is None:
             raise SystemExit(2)
         launch.begun = begun.finished is None
-        yield begun
+        record.allowed = begun.changed
+        with naming_a_full_disk(output_dir):
+            yield begun
     finally:
         if lock is not None:
-            lock.close()
+            os.close(lock)
 
 
-def _lock(output_dir: Path, stage: StageArguments) -> IO:
-    lock = open(output_dir.parent / f".{output_dir.name}.lock", "w")  # noqa: SIM115
+def _lock(output_dir: Path, stage: StageArguments) -> int:
+    """Hold the folder; the same file however it is spelled, itself where no file can be next to it.
+
+    A disk that is only read needs no lock, but takes one as well.
+    """
+    real = output_dir.resolve()
+    try:
+        lock = os.open(real.parent / f".{real.name}.lock", os.O_CREAT | os.O_WRONLY, 0o644)
+    except OSError:
+        lock = os.open(real, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        os.close(lock)
         refuse(
             [f"{output_dir}: another process is writing there. Wait for it, or give --output_dir."],
             stage_name(stage),
@@ -271,36 +323,93 @@ def _lock(output_dir: Path, stage: StageArguments) -> IO:
 
 
 def _decide(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun:
-    """Set aside what another run left; find out whether this one is finished, or how far it is."""
-    before = _read_identity(output_dir)
-    finished = (output_dir / MANIFEST).is_file()
-    if before is not None:
-        apart = {"machine": {}, "hub": []}  # compared below; recorded for a start after this one
-        changed = differences({**before, **apart}, {**identity, **apart})
-        moved = differences(before.get("machine", {}), identity["machine"])
-        if stage.restart or changed:
-            _set_aside(output_dir, ["--restart was given"] if stage.restart else changed)
-            before = None
-        elif moved and not finished:
-            raise ValueError(
-                f"{output_dir}: its checkpoints come from a run that differs here, so going on "
-                f"would give other weights: {'; '.join(moved)}. Start it as it was started, or "
-                "give --restart true."
-            )
-    if before is not None and finished:
-        manifest = load_manifest(output_dir)
-        wrong = wrong_file(output_dir, manifest["files"])
-        if wrong is not None:
-            raise ValueError(
-                f"{output_dir}: {wrong} since this stage finished. Restore the file, or give "
-                "--restart true to make it again."
-            )
-        _say(f"{output_dir} is finished and nothing changed; nothing to do")
-        with contextlib.suppress(OSError):  # a disk that is only read
-            os.utime(output_dir / MANIFEST)  # tells make that it is up to date
-        return _Begun(finished=manifest)
+    """Find out whether the folder holds this run, another one or none, and how far it is."""
+    unknown = unknown_names(stage.allow_changed, identity)
+    if unknown:
+        raise ValueError("\n  - ".join(unknown))
+    if stage.restart:
+        _set_aside(output_dir, ["--restart was given"])
+    elif (output_dir / MANIFEST).is_file():
+        begun = _finished(output_dir, stage, identity)
+        if begun is not None:
+            return begun
+    record = {"identity": identity, "run": uuid.uuid4().hex, "allowed": []}
+    checkpoint = last_good(output_dir)
+    if checkpoint is not None:
+        record = _going_on(checkpoint, stage, record)
+        if record is None:
+            checkpoint = None
+    elif _left_by_another(output_dir, identity):
+        _set_aside(output_dir, ["it was not finished, and another one is begun"])
     write_json(output_dir / IDENTITY, identity)
-    return _Begun(checkpoint=last_good(output_dir))
+    return _Begun(checkpoint=checkpoint, record=record)
+
+
+def _finished(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun | None:
+    """What to do about a finished run: nothing, refuse, or, None, set it aside and begin."""
+    manifest = load_manifest(output_dir)
+    before = manifest.get("identity") or _read_identity(output_dir)
+    changes = Changes.between(before, identity)
+    if changes.asked and not stage.redo_changed:
+        raise ValueError(
+            f"{output_dir} is finished and differs from what is asked for now:{_lines(changes)}\n"
+            "    Give another --output_dir, or --restart true: what is there stays, in _previous-n."
+        )
+    if changes.asked:
+        _set_aside(output_dir, changes.lines())
+        return None
+    wrong = wrong_file(output_dir, manifest["files"])
+    if wrong is not None:
+        raise ValueError(
+            f"{output_dir}: {wrong} since this stage finished. Restore the file, or give "
+            "--restart true to make it again."
+        )
+    _say(f"{output_dir} is finished and nothing changed; nothing to do")
+    if changes.made:
+        _say(f"  It was made with (then -> now):{_lines(changes)}")
+        _say("  A new run may come out otherwise; --restart true makes one.")
+    with contextlib.suppress(OSError):  # a disk that is only read
+        os.utime(output_dir / MANIFEST)  # tells make that it is up to date
+    return _Begun(finished=manifest)
+
+
+def _going_on(checkpoint: Path, stage: StageArguments, new: dict) -> dict | None:
+    """Return the record of a run that goes on; None where it was set aside for another one."""
+    output_dir, old = checkpoint.parent, read_sealed(checkpoint / MANIFEST)
+    before = old.get("identity") or _read_identity(output_dir)
+    changes = Changes.between(before, new["identity"])
+    left = changes.without(stage.allow_changed)
+    if changes.asked and left.asked and stage.redo_changed:
+        _set_aside(output_dir, changes.lines())
+        return None
+    if left.all:
+        names = ",".join(key.partition(".")[2] for key in left.all)
+        allow = f"allow it (--allow_changed {names}), "
+        if not all(map(can_change, left.all)):
+            allow = ""
+        raise ValueError(
+            f"{checkpoint} comes from a run that differs here, so going on would give other "
+            f"weights:{_lines(left)}\n"
+            f"    Start it as it was started, {allow}or give --restart true: what is there stays."
+        )
+    allowed = old.get("allowed", [])
+    if changes.all:
+        _say(f"going on from {checkpoint.name} with what is allowed to differ:{_lines(changes)}")
+        step = int(checkpoint.name.rpartition("-")[2])
+        allowed = [*allowed, {"from_step": step, "changes": changes.lines()}]
+    return {**new, "run": old.get("run", new["run"]), "allowed": allowed}
+
+
+def _lines(changes: Changes) -> str:
+    shown = [f"\n    {line}" for line in changes.lines()]
+    return "".join(shown[:20]) + (f"\n    and {len(shown) - 20} more" if len(shown) > 20 else "")
+
+
+def _left_by_another(output_dir: Path, identity: dict) -> bool:
+    """Whether files lie here that a run of another identity left when it was stopped."""
+    before = _read_identity(output_dir)
+    files = [p.name for p in output_dir.iterdir() if not p.name.startswith("_")]
+    return bool(before) and bool({*files} - {IDENTITY}) and before != identity
 
 
 def _from_first_process(value):
@@ -318,12 +427,11 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _read_identity(output_dir: Path) -> dict | None:
+def _read_identity(output_dir: Path) -> dict:
+    """What a run that is not finished, or of an older version, wrote when it began."""
     try:
         return json.loads((output_dir / IDENTITY).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return {}
 
 
@@ -361,6 +469,8 @@ def _finish(output_dir: Path, record: Record) -> dict:
     manifest = {
         "stage": stage_name(record.stage),
         "name": output_dir.name,
+        "identity": record.identity,
+        "allowed_changes": record.allowed,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": record.config,
         "parents": record.parents,
@@ -382,12 +492,14 @@ def _finish(output_dir: Path, record: Record) -> dict:
         "isolation": isolation_used(),
         "environment": environment(),
     }
-    write_card(output_dir, manifest)
     manifest["files"] = {
         str(p.relative_to(output_dir)): file_stats(p)
         for p in sorted(output_dir.rglob("*"))
         if p.is_file() and _is_result(p.relative_to(output_dir))
     }
+    write_card(output_dir, manifest)
+    manifest["files"]["README.md"] = file_stats(output_dir / "README.md")
+    manifest = sealed(manifest)
     write_json(output_dir / MANIFEST, manifest)
     for _, folder in step_folders(output_dir):
         shutil.rmtree(folder)  # the weights are in the stage's folder now
@@ -415,13 +527,9 @@ def finite(value):
 
 def environment() -> dict:
     """Versions, commit and machine: what somebody needs to get the same bytes."""
-    versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
     cuda = torch.cuda.is_available()
     return {
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **versions()},
         "git_commit": _commit(),
         "device": torch.cuda.get_device_name() if cuda else platform.machine() + " CPU",
         "threads": torch.get_num_threads(),

@@ -27,6 +27,7 @@ from filelock import FileLock
 from codexhf import prompts
 from codexhf.cards import CardError
 from codexhf.prompts import answered_ids_batch, prompt_ids_batch
+from codexhf.workers import in_order
 
 
 def progress(items: Iterable, what: str, total: int | None = None, **kwargs: Any) -> Iterable:
@@ -74,24 +75,25 @@ def answered_rows(
     """
     rows = rows.select_columns(["prompt", *columns])
 
+    def render(span: tuple[int, int]) -> pa.Table:
+        batch, made = rows[slice(*span)], {}
+        for column in columns:
+            pairs = _render(answered_ids_batch, source, tokenizer, batch["prompt"], batch[column])
+            lengths = [len(ids) for ids, _ in pairs]
+            flat = np.fromiter((i for ids, _ in pairs for i in ids), np.int32, sum(lengths))
+            if column != "completion":
+                made[f"{column}_ids"] = _lists(flat, lengths)
+                continue
+            labels, start = flat.copy(), 0
+            for ids, prompt_length in pairs:
+                labels[start : start + (0 if learn_prompts else prompt_length)] = -100
+                start += len(ids)
+            made |= {"input_ids": _lists(flat, lengths), "labels": _lists(labels, lengths)}
+        return pa.table(made)
+
     def write(add: Callable[[pa.Table], None]) -> dict:
-        for batch in _row_batches(rows, "Tokenising"):
-            made = {}
-            for column in columns:
-                pairs = _render(
-                    answered_ids_batch, source, tokenizer, batch["prompt"], batch[column]
-                )
-                lengths = [len(ids) for ids, _ in pairs]
-                flat = np.fromiter((i for ids, _ in pairs for i in ids), np.int32, sum(lengths))
-                if column != "completion":
-                    made[f"{column}_ids"] = _lists(flat, lengths)
-                    continue
-                labels, start = flat.copy(), 0
-                for ids, prompt_length in pairs:
-                    labels[start : start + (0 if learn_prompts else prompt_length)] = -100
-                    start += len(ids)
-                made |= {"input_ids": _lists(flat, lengths), "labels": _lists(labels, lengths)}
-            add(pa.table(made))
+        for table in _by_rows(render, rows, "Tokenising"):
+            add(table)
         return {}
 
     settings = {"columns": list(columns), "learn_prompts": learn_prompts}
@@ -104,19 +106,22 @@ def prompt_lengths(rows: Dataset, tokenizer, source: str) -> np.ndarray:
     Raises:
         CardError: the chat template refuses a row.
     """
-    lengths = [
-        len(ids)
-        for batch in _row_batches(rows.select_columns(["prompt"]), "Measuring prompts")
-        for ids in _render(prompt_ids_batch, source, tokenizer, batch["prompt"])
-    ]
-    return np.array(lengths)
+    prompts = rows.select_columns(["prompt"])
+
+    def measure(span: tuple[int, int]) -> list[int]:
+        batch = prompts[slice(*span)]["prompt"]
+        return [len(ids) for ids in _render(prompt_ids_batch, source, tokenizer, batch)]
+
+    return np.array([n for part in _by_rows(measure, prompts, "Measuring") for n in part])
 
 
-def _row_batches(rows: Dataset, what: str) -> Iterator[dict[str, list]]:
+def _by_rows(function: Callable, rows: Dataset, what: str, size: int = 500) -> Iterator:
+    """Yield what a function makes of each span of `size` rows, in order."""
+    spans = [(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
     with progress(None, what, total=len(rows), unit=" rows") as bar:
-        for batch in rows.iter(batch_size=500):
-            yield batch
-            bar.update(len(next(iter(batch.values()))))
+        for (start, stop), made in zip(spans, in_order(function, spans), strict=True):
+            yield made
+            bar.update(stop - start)
 
 
 def _render(function: Callable, source: str, tokenizer, *columns: Sequence) -> list:
@@ -157,13 +162,17 @@ def learned_tokens(ids: Dataset) -> np.ndarray:
 # -- corpora -----------------------------------------------------------------------------------
 
 
-def packed_rows(texts: Dataset, tokenizer, max_length: int) -> tuple[Dataset, dict]:
+def packed_rows(
+    texts: Dataset, tokenizer, max_length: int, key: str | None = None
+) -> tuple[Dataset, dict]:
     """Concatenate tokenised documents and cut them into rows of `max_length` tokens.
 
     Every document ends in the end token. `position_ids` restart at each document, which is how
     transformers builds a block-diagonal attention mask (and flash attention its boundaries), and a
     document's first token carries no label, so nothing is predicted across a border.
 
+    Args:
+        key: stands for the texts in the cache; default: a hash of all of them.
     Returns:
         rows of input_ids, position_ids, labels, each (max_length,), on the disk; stats with the
         tokens read, the tail that did not fill a row, and bytes per token.
@@ -171,51 +180,106 @@ def packed_rows(texts: Dataset, tokenizer, max_length: int) -> tuple[Dataset, di
     texts = texts.select_columns(["text"])
 
     def write(add: Callable[[pa.Table], None]) -> dict:
-        rest = np.empty((3, 0), np.int64)  # what did not fill a row: ids, positions, labels
-        tokens, size = 0, 0
-        for batch in _batches_by_size(texts, "Packing"):
-            encoded = tokenizer(batch, add_special_tokens=False, split_special_tokens=True)
-            rows = [rest, *(_document([*r, tokenizer.eos_token_id]) for r in encoded["input_ids"])]
-            joined = np.concatenate(rows, 1)
-            tokens += joined.shape[1] - rest.shape[1]
-            size += sum(len(text.encode()) for text in batch)
-            end = joined.shape[1] // max_length * max_length
-            rest = joined[:, end:]
-            if end:
-                add(_cut(joined[:, :end], max_length))
-        add(_cut(rest[:, :0], max_length))  # so that the columns are known without rows
-        tail = rest.shape[1]
+        packer = Packer(max_length)
+        spans, sizes = _spans(texts)
+        with progress(None, "Packing", total=sum(sizes), unit="B", unit_scale=True) as bar:
+            encode = document_encoder(tokenizer)
+            made = in_order(lambda span: encode(texts[slice(*span)]["text"]), spans)
+            for size, (ids, lengths) in zip(sizes, made, strict=True):
+                if (rows := packer.rows(ids, lengths)) is not None:
+                    add(rows)
+                bar.update(size)
+        add(packer.no_rows)  # so that the columns are known without rows
+        return packer.stats(sum(sizes))
+
+    return _cached("packed", texts, tokenizer, write, key, max_length=max_length)
+
+
+def _spans(texts: Dataset, size: int = 2**18) -> tuple[list[tuple[int, int]], list[int]]:
+    """Return spans of documents of about `size` bytes, and their bytes: ids take 100 times that."""
+    spans, sizes, start, total, row = [], [], 0, 0, 0
+    for table in texts.with_format("arrow").iter(batch_size=1000):
+        for length in pc.binary_length(table["text"]).to_pylist():
+            row, total = row + 1, total + length
+            if total >= size:
+                spans.append((start, row))
+                sizes.append(total)
+                start, total = row, 0
+    if start < row:
+        spans.append((start, row))
+        sizes.append(total)
+    return spans, sizes
+
+
+PIECE = 2**20  # characters: a longer document is tokenised in pieces, which end behind a line
+
+
+def document_encoder(tokenizer) -> Callable[[list[str]], tuple[np.ndarray, list[int]]]:
+    """Return a function from documents to their ids (int32), one behind another, and lengths.
+
+    Every document ends in the end token; special tokens in its text are text.
+    """
+    plain = {"add_special_tokens": False, "split_special_tokens": True}
+    tokenizer("", **plain)  # leaves the backend without truncation, and with special tokens as text
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+
+    def encode(texts: list[str]) -> tuple[np.ndarray, list[int]]:
+        cut = [_pieces(text) for text in texts]
+        pieces = [piece for parts in cut for piece in parts]
+        if backend is None:
+            made = iter(tokenizer(pieces, **plain)["input_ids"])
+        else:  # without offsets, which take a quarter of the time
+            found = backend.encode_batch_fast(pieces, add_special_tokens=False)
+            made = (encoding.ids for encoding in found)
+        arrays, lengths = [], []
+        for parts in cut:
+            ids = [np.array(next(made), np.int32) for _ in parts]
+            arrays += [*ids, np.array([tokenizer.eos_token_id], np.int32)]
+            lengths.append(sum(map(len, ids)) + 1)
+        return np.concatenate(arrays), lengths
+
+    return encode
+
+
+def _pieces(text: str) -> list[str]:
+    pieces = []
+    while len(text) > PIECE:
+        end = text.rfind("\n", 0, PIECE) + 1 or PIECE
+        pieces.append(text[:end])
+        text = text[end:]
+    return [*pieces, text]
+
+
+class Packer:
+    """Cuts documents' ids into rows of `max_length` tokens, in order."""
+
+    def __init__(self, max_length: int):
+        self.max_length, self.tokens = max_length, 0
+        self.rest = np.empty((3, 0), np.int32)  # what did not fill a row: ids, positions, labels
+
+    def rows(self, ids: np.ndarray, lengths: Sequence[int]) -> pa.Table | None:
+        """Add documents, and return the rows that they fill, if any."""
+        starts = np.cumsum([0, *lengths[:-1]])
+        labels = ids.copy()
+        labels[starts] = -100
+        positions = np.arange(len(ids)) - np.repeat(starts, lengths)
+        joined = np.concatenate([self.rest, np.stack([ids, positions.astype(np.int32), labels])], 1)
+        self.tokens += len(ids)
+        end = joined.shape[1] // self.max_length * self.max_length
+        self.rest = joined[:, end:].copy()
+        return _cut(joined[:, :end], self.max_length) if end else None
+
+    @property
+    def no_rows(self) -> pa.Table:
+        return _cut(self.rest[:, :0], self.max_length)
+
+    def stats(self, size: int) -> dict:
+        """Return what is known of the tokens of `size` bytes."""
         return {
-            "tokens_read": tokens,
-            "tokens_in_tail_dropped": tail,
-            "bytes_per_token": round(size / tokens, 4),
+            "tokens_read": self.tokens,
+            "tokens_in_tail_dropped": self.rest.shape[1],
+            "bytes_per_token": round(size / self.tokens, 4),
         }
-
-    return _cached("packed", texts, tokenizer, write, max_length=max_length)
-
-
-def _batches_by_size(texts: Dataset, what: str, size: int = 2**18) -> Iterator[list[str]]:
-    """Return documents in batches of about `size` characters: ids take 100 times their memory."""
-    batch, length = [], 0
-    with progress(None, what, unit="B", unit_scale=True) as bar:
-        for group in texts.iter(batch_size=64):
-            for text in group["text"]:
-                batch.append(text)
-                length += len(text)
-                if length >= size:
-                    yield batch
-                    bar.update(length)
-                    batch, length = [], 0
-    if batch:
-        yield batch
-
-
-def _document(tokens: list[int]) -> np.ndarray:
-    """Return a document's ids, positions and labels, (3, tokens)."""
-    ids = np.array(tokens, np.int64)
-    labels = ids.copy()
-    labels[0] = -100
-    return np.stack([ids, np.arange(len(ids)), labels])
 
 
 def _cut(columns: np.ndarray, max_length: int) -> pa.Table:
@@ -223,7 +287,7 @@ def _cut(columns: np.ndarray, max_length: int) -> pa.Table:
     # A row that starts inside a document counts its positions from 0 as well.
     inside = np.cumsum(positions == 0, 1) == 0
     positions = positions - np.where(inside, positions[:, :1], 0)
-    columns = {"input_ids": ids.astype(np.int32), "position_ids": positions, "labels": labels}
+    columns = {"input_ids": ids, "position_ids": positions, "labels": labels}
     return pa.table({n: _lists(c.ravel(), [max_length] * len(c)) for n, c in columns.items()})
 
 
@@ -250,6 +314,7 @@ def _cached(
     rows: Dataset,
     tokenizer,
     write: Callable[[Callable[[pa.Table], None]], dict],
+    key: str | None = None,
     **settings: Any,
 ) -> tuple[Dataset, dict]:
     """Return the rows that `write` makes of `rows`, mapped into memory, and the stats it returns.
@@ -261,7 +326,7 @@ def _cached(
     parts = [
         kind,
         settings,
-        fingerprint(rows, batch_size=64),
+        key or fingerprint(rows, batch_size=64),
         backend.to_str()
         if backend
         else [sorted(tokenizer.get_vocab()), str(tokenizer.init_kwargs)],
@@ -269,8 +334,8 @@ def _cached(
         [transformers.__version__, tokenizers.__version__],
         [Path(file).read_text(encoding="utf-8") for file in (__file__, prompts.__file__)],
     ]
-    key = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "codexhf" / key
+    name = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "codexhf" / name
     folder.mkdir(parents=True, exist_ok=True)
     stats = folder / "stats.json"
     with FileLock(folder / "lock"):

@@ -7,7 +7,7 @@
     python -m codexhf.execution run FILE     # one program, isolated
 
 The threat model, the walls and the measured figures are in docs/execution.md. Outside run
-executor and pool, grading and testcode (verdicts), launchers and selftest (isolation); inside
+executor and pool; items, testcode, outputs and grading (verdicts); launchers and selftest; inside
 zygote, candidate, checker, together, wire and lockdown; plain and protocol on both sides.
 """
 
@@ -19,10 +19,12 @@ from codexhf.execution.executor import (
     packages_used,
     run_tests,
 )
-from codexhf.execution.grading import Result, Tests, check_tests
+from codexhf.execution.grading import Result
+from codexhf.execution.items import NOT_SUPPORTED, Tests, check_tests
 from codexhf.execution.launchers import UNSAFE_PHRASE, SandboxUnavailable
 
 __all__ = [
+    "NOT_SUPPORTED",
     "UNSAFE_PHRASE",
     "Executor",
     "Result",

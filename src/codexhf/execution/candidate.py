@@ -21,32 +21,38 @@ from protocol import (
     ERROR,
     LOADED,
     MAX_BODY_BYTES,
-    NO_MEMORY,
     VALUE,
     pack_record,
+    tag_of,
 )
 
 REPORT, CHANNEL = 3, 4  # descriptors that zygote.py arranges
-RECURSION = 1000  # Python's own limit, for the program's frames alone
+recursion = 1000  # Python's own limit, for the program's frames alone; a card may say another
 
 
 def run_calls(job: dict) -> None:
-    """Answer call tests: one record for loading the program, then one per case."""
+    """Answer call tests: one record for loading the program, then one per case.
+
+    The entry point is a function, or a method of a class `Solution`, made anew for each case.
+    """
     try:
         namespace = load_module(job["code"])
     except BaseException as error:
         report(tag_of(error), b"", describe(error))
         return
-    function = namespace.get(job["entry_point"])
-    if function is None:
-        report(ERROR, b"", f"the program does not define {job['entry_point']!r}")
+    name, as_json = job["entry_point"], job["as_json"]
+    function = namespace.get(name)
+    solution = namespace.get("Solution")  # as contest sites ask for it
+    if function is None and not hasattr(solution, name):
+        report(ERROR, b"", f"the program does not define {name!r}")
         return
     report(LOADED, b"", "")
     allow_recursion()
     for text in job["args"]:
         try:
-            value = function(*plain.parse(text))
-            body = plain.canonical(value)
+            call = getattr(solution(), name) if function is None else function
+            value = call(*plain.parse(text))
+            body = plain.canonical(value, as_json)
             if len(body) > MAX_BODY_BYTES:
                 report(DIGEST, hashlib.sha256(body).digest(), plain.shorten(value))
             else:
@@ -140,8 +146,8 @@ def allow_recursion(more: int = 0) -> None:
     frame, depth = sys._getframe(), more
     while frame is not None:
         frame, depth = frame.f_back, depth + 1
-    if sys.getrecursionlimit() < RECURSION + depth:
-        sys.setrecursionlimit(RECURSION + depth)
+    if sys.getrecursionlimit() < recursion + depth:
+        sys.setrecursionlimit(recursion + depth)
 
 
 def report(tag: bytes, body: bytes, text: str) -> None:
@@ -149,11 +155,6 @@ def report(tag: bytes, body: bytes, text: str) -> None:
     data = pack_record(tag, body, text)
     while data:
         data = data[os.write(REPORT, data) :]
-
-
-def tag_of(error: BaseException) -> bytes:
-    """Return the record's tag for an exception."""
-    return NO_MEMORY if isinstance(error, MemoryError) else ERROR
 
 
 def describe(error: BaseException) -> str:

@@ -20,10 +20,10 @@ from protocol import (
     BROKEN_TESTS,
     ERROR,
     FAILED,
-    OUT_OF_MEMORY,
     OUT_OF_REACH,
     PASSED,
     pack_record,
+    tag_of,
 )
 
 CHANNEL, REPORT = 4, 3
@@ -40,11 +40,11 @@ def run_checker(job: dict) -> int:
     try:  # before the program has said a word, so that it cannot make its tests look broken
         code = compile(source, "tests", "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        _report(f"the tests are not Python: {error}")
+        _report(ERROR, f"the tests are not Python: {error}")
         return BROKEN_TESTS
     linecache.cache["tests"] = (len(source), None, source.splitlines(True), "tests")
     client = Client(entry_point)
-    verdict, why = PASSED, ""
+    verdict, why, tag = PASSED, "", ERROR
     try:
         client.exchange(None)
         namespace = {"__name__": "tests", entry_point: client.lookup(entry_point)}
@@ -60,19 +60,17 @@ def run_checker(job: dict) -> int:
         if isinstance(check, types.FunctionType) and check.__code__.co_filename == "tests":
             namespace[entry_point] = target  # HumanEval's helpers come with a stub of the same name
             check(target)
-    except MemoryError as error:
-        verdict, why = OUT_OF_MEMORY, where(error)
     except BaseException as error:
-        verdict, why = FAILED, where(error)
+        verdict, why, tag = FAILED, where(error), tag_of(error)
     if client.out_of_reach:  # whatever the tests made of the exception
         verdict, why = OUT_OF_REACH, client.out_of_reach
     if why:
-        _report(why)
+        _report(tag, why)
     return verdict
 
 
-def _report(text: str) -> None:
-    os.write(REPORT, pack_record(ERROR, b"", text))
+def _report(tag: bytes, text: str) -> None:
+    os.write(REPORT, pack_record(tag, b"", text))
 
 
 def where(error: BaseException) -> str:

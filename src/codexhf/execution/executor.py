@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from codexhf.execution import launchers
-from codexhf.execution.grading import Result, Tests, check_tests
+from codexhf.execution.grading import Result
+from codexhf.execution.items import NOT_SUPPORTED, Tests, check_tests, missing_import
 from codexhf.execution.launchers import Launcher, SandboxUnavailable
 from codexhf.execution.pool import Pool
 from codexhf.execution.selftest import find_leaks
@@ -184,12 +185,20 @@ def check_references(
         limits: as for `run_tests`.
     Returns:
         One text per row ("fail: AssertionError …", "timeout: …", what `check_tests` says), or None.
+        Those that begin with "not supported" are no fault of the row.
     """
+    packages = packages_used()
     items = zip(tests, entry_points, strict=True)
-    found = [check_tests(test, name, packages_used()) for test, name in items]
+    found = [check_tests(test, name, packages) for test, name in items]
+    for row, reference in enumerate(references):
+        missing = missing_import(reference, packages) if reference and not found[row] else None
+        if missing:
+            found[row] = f"{NOT_SUPPORTED}: the reference imports {missing!r}, name it in the card"
     rows = [i for i, (r, e) in enumerate(zip(references, found, strict=True)) if r and not e]
     chosen = ([column[i] for i in rows] for column in (references, tests, entry_points))
     for row, result in zip(rows, run_tests(*chosen, **limits), strict=True):
-        if result.verdict != "pass":
+        if result.detail.startswith(NOT_SUPPORTED):
+            found[row] = result.detail
+        elif result.verdict != "pass":
             found[row] = f"{result.verdict}: {result.detail}"
     return found

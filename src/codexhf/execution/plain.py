@@ -48,7 +48,7 @@ def parse(text: str) -> object:
         sys.set_int_max_str_digits(limit)
 
 
-def canonical(value: object) -> bytes:
+def canonical(value: object, as_json: bool = False) -> bytes:
     """Return bytes that are equal exactly when the values are `==`, with nan equal to nan.
 
     So True, 1 and 1.0 agree, a list and a tuple do not, and neither sets nor dicts have an order.
@@ -59,11 +59,11 @@ def canonical(value: object) -> bytes:
         NotPlain: some part of the value is of another type, or it is nested deeper than MAX_DEPTH.
     """
     parts: list[bytes] = []
-    _write(value, parts, 0)
+    _write(value, parts, 0, as_json)
     return b"".join(parts)
 
 
-def _write(value: object, parts: list[bytes], depth: int) -> None:
+def _write(value: object, parts: list[bytes], depth: int, as_json: bool) -> None:
     if depth > MAX_DEPTH:
         raise NotPlain(f"nested deeper than {MAX_DEPTH}")
     if value is None:
@@ -79,26 +79,30 @@ def _write(value: object, parts: list[bytes], depth: int) -> None:
         parts.append(b"b%d:%b" % (len(value), bytes(value)))
     elif isinstance(value, (list, tuple)):
         is_list = isinstance(value, list)
-        parts.append(b"[" if is_list else b"(")
+        as_list = is_list or as_json
+        parts.append(b"[" if as_list else b"(")
         for item in list.__iter__(value) if is_list else tuple.__iter__(value):
-            _write(item, parts, depth + 1)
-        parts.append(b"]" if is_list else b")")
+            _write(item, parts, depth + 1, as_json)
+        parts.append(b"]" if as_list else b")")
     elif isinstance(value, (set, frozenset)):
         base = set if isinstance(value, set) else frozenset
         parts.append(b"{")
-        parts.extend(sorted(_inner(item, depth) for item in base.__iter__(value)))
+        parts.extend(sorted(_inner(item, depth, as_json) for item in base.__iter__(value)))
         parts.append(b"}")
     elif isinstance(value, dict):
         parts.append(b"<")
-        parts.extend(sorted(_inner(k, depth) + _inner(v, depth) for k, v in dict.items(value)))
+        pairs = dict.items(value)
+        parts.extend(
+            sorted(_inner(k, depth, as_json) + _inner(v, depth, as_json) for k, v in pairs)
+        )
         parts.append(b">")
     else:
         raise NotPlain(f"not a plain value: {type(value).__name__}")
 
 
-def _inner(value: object, depth: int) -> bytes:
+def _inner(value: object, depth: int, as_json: bool) -> bytes:
     parts: list[bytes] = []
-    _write(value, parts, depth + 1)
+    _write(value, parts, depth + 1, as_json)
     return b"".join(parts)
 
 

@@ -10,16 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-from codexhf.execution.grading import (
-    Limits,
-    Reply,
-    Request,
-    Result,
-    Tests,
-    grade,
-    show,
-    unpack_reply,
-)
+from codexhf.execution.grading import Reply, Request, Result, grade, show, unpack_reply
+from codexhf.execution.items import Limits, Tests
 from codexhf.execution.launchers import Launcher, SandboxUnavailable
 from codexhf.execution.protocol import MAX_WAITING, SETUP_FAILED
 

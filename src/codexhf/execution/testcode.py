@@ -31,12 +31,14 @@ class TestCode:
         needs_process: why the tests must run in the program's process; empty when they need not.
         uses_program: whether the tests use the entry point, or what they call `check` with, at all.
         imports: the modules that the tests import at the top, first part of the name.
+        defined: the functions and classes that the tests define at the top.
     """
 
     names: tuple[str, ...]
     needs_process: str
     uses_program: bool
     imports: tuple[str, ...]
+    defined: frozenset[str]
 
 
 @functools.lru_cache(maxsize=1 << 12)
@@ -69,7 +71,9 @@ def read_tests(source: str, entry_point: str) -> TestCode:
         inside = {n.id for n in ast.walk(check) if isinstance(n, ast.Name)}
         uses = uses or check.args.args[0].arg in inside
     names = sorted(used - bound - set(dir(builtins)) - {entry_point, "__name__", "__file__"})
-    return TestCode(tuple(names), reasons[0] if reasons else "", uses, tuple(imports))
+    top = (n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)))
+    needs = reasons[0] if reasons else ""
+    return TestCode(tuple(names), needs, uses, tuple(imports), frozenset(top))
 
 
 def _imported_roots(tree: ast.Module) -> Iterator[str]:
@@ -109,7 +113,10 @@ def missing_module(imports: Sequence[str], packages: Sequence[str]) -> str | Non
 
 
 def entry_point_in(tests: str) -> str | None:
-    """Return the one name that every assertion calls and that the tests do not define."""
+    """Return the one name that every assertion calls and that the tests do not define.
+
+    Where assertions call none, it is the only name that the tests take from the program.
+    """
     try:
         tree = ast.parse(tests)
         names = set(read_tests(tests, "").names)
@@ -124,6 +131,8 @@ def entry_point_in(tests: str) -> str | None:
     common = set.intersection(*called) if called else set()
     if len(common) > 1:  # a class of the program in every assertion: the function is under test
         common = {name for name in common if not name[0].isupper()} or common
+    if not common and len(names) == 1:
+        common = names
     return sorted(common)[0] if common else None
 
 
@@ -217,6 +226,8 @@ def _certain_assertions(body: list[ast.stmt], program: set[str]) -> Iterator[ast
     for node in body:
         if isinstance(node, ast.Assert) or _is_unittest_call(node):
             yield node
+        elif isinstance(node, ast.If) and not node.orelse and isinstance(node.body[-1], ast.Raise):
+            yield node  # `if f(1) != 2: raise ...`
         elif isinstance(node, (ast.With, ast.AsyncWith)):
             if any(_raises_call(item.context_expr) for item in node.items):
                 yield node
@@ -278,6 +289,8 @@ def _changes(place: ast.stmt, program: _Names) -> list[Change]:
     """Return the ways to make one assertion wrong, each of which must fail."""
     if isinstance(place, ast.Assert):
         return [_set_test(path, make) for path, make in _wrong(place.test, program)]
+    if isinstance(place, ast.If):
+        return [_raise_always(program)] if _mentions(place.test, program) else []
     if isinstance(place, ast.Try):
         return [_expect_other_error]
     if isinstance(place, ast.With):
@@ -297,6 +310,19 @@ def _changes(place: ast.stmt, program: _Names) -> list[Change]:
 def _set_test(path: tuple[int, ...], make: Change) -> Change:
     def change(place: ast.Assert) -> None:
         place.test = _replaced(place.test, path, make)
+
+    return change
+
+
+def _raise_always(program: _Names) -> Change:
+    """Make the condition of `if f(1) != 2: raise` hold for what a right program returns."""
+
+    def change(place: ast.If) -> None:
+        test = place.test
+        if isinstance(test, ast.Compare) and isinstance(test.ops[0], (ast.NotEq, ast.NotIn)):
+            place.test = _other_value(test, program)
+        else:
+            place.test = _negate(test)
 
     return change
 

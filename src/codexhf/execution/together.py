@@ -9,9 +9,9 @@ import sys
 import types
 from collections.abc import Iterator
 
-from candidate import allow_recursion, describe, load_module, report, tag_of
+from candidate import allow_recursion, describe, load_module, report
 from checker import where
-from protocol import FAILED, OUT_OF_MEMORY, PASSED
+from protocol import FAILED, PASSED, tag_of
 
 
 def run_together(job: dict) -> int:
@@ -36,9 +36,8 @@ def run_together(job: dict) -> int:
             function(**arguments)
         _run_unittest(own)
     except BaseException as error:
-        no_memory = isinstance(error, MemoryError)
         report(tag_of(error), b"", where(error))
-        return OUT_OF_MEMORY if no_memory else FAILED
+        return FAILED
     return PASSED
 
 

@@ -36,7 +36,6 @@ from protocol import (
     CALLS,
     DONE,
     HEADER,
-    MAX_OUTPUT_BYTES,
     MAX_WAITING,
     PROGRAM,
     REPLY,
@@ -94,11 +93,16 @@ class Zygote:
                 return
 
     def _serve(
-        self, kind: bytes, timeout_s: float, memory: int, max_report: int, max_output: int
+        self,
+        kind: bytes,
+        timeout_s: float,
+        memory: int,
+        max_report: int,
+        max_output: int,
+        max_file: int,
     ) -> bool:
         report, output = os.memfd_create("report"), os.memfd_create("output")
-        largest_file = max(MAX_OUTPUT_BYTES, max_output)
-        limits = (memory + self._slack, int(timeout_s) + 2, largest_file)
+        limits = (memory + self._slack, int(timeout_s) + 2, max_file)
         children, error = [], b""
         near = far = None
         if kind == ASSERTS:
@@ -158,7 +162,7 @@ class Zygote:
         code = 1
         try:
             os.dup2(started, _STARTED_FD)
-            job = self._enter(descriptors, limits, threads=role in (PROGRAM, TOGETHER))
+            job = self._enter(descriptors, limits, threads=role != _CHECKER)
             os.write(_STARTED_FD, b"R")
             os.close(_STARTED_FD)
         except BaseException as error:
@@ -248,6 +252,7 @@ def _computed_s(children: list[int]) -> float:
 
 
 def _play(role: bytes, job: dict) -> int:
+    candidate.recursion = job.get("recursion", candidate.recursion)
     if role == CALLS:
         candidate.run_calls(job)
         return 0

@@ -19,9 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from codexhf.label_words import UNLABELLED
 from codexhf.refusals import refuse
 
-PAIRS = "unlabelled.jsonl"
+TAKEN = ("owner", "tests", "R")
+"""Names that the page gives to others than labellers."""
 
 REMOTE = """host: got {host}, which other machines can reach, without --public_url. Labels and
     tokens would cross the network in clear. Leave --host out and let people in with
@@ -39,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from codexhf.label.store import Store
 
     output_dir = args.output_dir or args.prefs.parent / "labels"
-    rows = [json.loads(line) for line in (args.prefs / PAIRS).read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in (args.prefs / UNLABELLED).read_text("utf-8").splitlines()]
     store = Store(output_dir / "labels.sqlite", args.seed)
     if args.export:
         from codexhf.label.export import export
 
-        source = {"from": str(args.prefs), "revision": _revision(args.prefs), "seed": store.seed}
+        source = {"from": str(args.prefs), "seed": store.seed}
         try:
             counts = export(store, output_dir, args.license, source)
         except ValueError as error:
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"label: {json.dumps(counts)}\nlabel: --train_cards {output_dir} "
               f"--eval_cards {output_dir}/test.md")  # fmt: skip
         return 0
+    _revise(rows, args.prefs)
     if args.reward_model:
         _score(rows, args.reward_model)
     store.load(rows)
@@ -64,7 +67,7 @@ def _parse(argv) -> argparse.Namespace:
         prog="python -m codexhf.label", description=__doc__.partition("\n")[0], allow_abbrev=False
     )
     add = parser.add_argument
-    add("prefs", type=Path, help=f"folder of the preferences stage, with {PAIRS}")
+    add("prefs", type=Path, help=f"folder of the preferences stage, with {UNLABELLED}")
     add("--output_dir", type=Path, help="where labels are kept; default: labels next to PREFS")
     add("--labellers", nargs="*", default=[], help="names besides owner; each gets an address")
     add("--overlap", type=int, default=1, help="people that each pair is shown to (default 1)")
@@ -85,18 +88,19 @@ def _parse(argv) -> argparse.Namespace:
 
 def _errors(args: argparse.Namespace) -> list[str]:
     errors = []
-    if not (args.prefs / PAIRS).is_file():
+    if not (args.prefs / UNLABELLED).is_file():
         errors.append(
-            f"prefs: got {str(args.prefs)!r}, a folder without {PAIRS}. Run recipes/preferences.py "
-            "with `label_by: people` or `both` first."
+            f"prefs: got {str(args.prefs)!r}, a folder without {UNLABELLED}. Run "
+            "recipes/preferences.py with `label_by: people` or `both` first."
         )
     if args.overlap < 1:
         errors.append(f"overlap: got {args.overlap}, expected at least 1.")
     if not 1 <= args.port <= 65535:
         errors.append(f"port: got {args.port}, expected between 1 and 65535.")
     for name in args.labellers:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,32}", name) or name == "owner":
-            errors.append(f"labellers: got {name!r}, expected letters, digits, _ . -, not owner.")
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,32}", name) or name in TAKEN:
+            taken = ", ".join(TAKEN)
+            errors.append(f"labellers: got {name!r}, expected letters, digits, _ . -, not {taken}.")
     if args.instructions and not args.instructions.is_file():
         errors.append(f"instructions: got {str(args.instructions)!r}, which does not exist.")
     if args.public_url and urlsplit(args.public_url)[:1] != ("https",):
@@ -131,17 +135,23 @@ def _tokens(path: Path, names: Sequence[str]) -> dict[str, str]:
     return tokens
 
 
-def _revision(prefs: Path) -> str | None:
-    """Hash of the weights that wrote the answers, from the stage's manifest."""
+def _revise(rows: list[dict], prefs: Path) -> None:
+    """Put the hash of the weights that wrote each answer into the rows, from the manifest."""
     try:
-        parents = json.loads((prefs / "manifest.json").read_text("utf-8"))["parents"]
+        parents = json.loads((prefs / "manifest.json").read_text("utf-8"))["parents"].values()
     except FileNotFoundError:
-        return None
-    return ", ".join(
-        f"{name} {path} sha256 {digest[:16]}"
-        for name, record in parents.items()
-        for path, digest in sorted(record.get("sha256", {}).items())
-    )
+        return
+    revisions = {
+        parent["path"]: "+".join(
+            f"sha256:{digest}"
+            for name, digest in sorted(parent["sha256"].items())
+            if name.endswith(".safetensors")
+        )
+        for parent in parents
+    }
+    for row in rows:
+        for side in "ab":
+            row[f"revision_{side}"] = revisions.get(row[f"model_{side}"])
 
 
 def _score(rows: list[dict], reward_model: str) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 
 Table = Sequence[Sequence[Hashable | None]]
 
+MAJORITY, TESTS, R = "the others' majority", "tests", "R"
+"""With whom a labeller is compared, besides every other labeller by name."""
 ENOUGH = 20
 """Labels under which nothing is said about a labeller."""
 
@@ -52,16 +54,16 @@ def percent_of(met: np.ndarray) -> np.ndarray:
         return 100 * np.trace(met, axis1=-2, axis2=-1) / met.sum((-2, -1))
 
 
-def kappa(x: Sequence[Hashable], y: Sequence[Hashable]) -> float:
-    """Cohen's kappa of two labellers who labelled the same pairs; NaN if chance alone agrees fully.
+def kappa_of(met: np.ndarray) -> np.ndarray:
+    """Cohen's kappa of one against another, of counted meetings (..., V, V); NaN if undefined.
 
     Source: Cohen 1960, "A coefficient of agreement for nominal scales", eq. 1.
     """
-    n = len(x)
-    observed = percent_equal(x, y) / 100
-    left, right = Counter(x), Counter(y)
-    chance = sum(left[v] * right[v] for v in left) / n**2
-    return (observed - chance) / (1 - chance) if chance < 1 else math.nan
+    n = met.sum((-2, -1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        observed = np.trace(met, axis1=-2, axis2=-1) / n
+        chance = (met.sum(-1) * met.sum(-2)).sum(-1) / n**2
+        return np.where(chance < 1, (observed - chance) / (1 - chance), np.nan)
 
 
 def agreement(table: Table, seed: int = 0, resamples: int = 2000) -> dict:
@@ -70,15 +72,38 @@ def agreement(table: Table, seed: int = 0, resamples: int = 2000) -> dict:
     Returns:
         pairs: rows with two values or more. percent, alpha: [value, low, high], None if undefined.
     """
-    met = coincidences(table)
+    return _bootstrap(coincidences(table), {"alpha": alpha_of}, seed, resamples)
+
+
+def compared(
+    meetings: Sequence[Sequence[tuple[Hashable, Hashable]]], seed: int = 0, resamples: int = 2000
+) -> dict:
+    """Percent agreement and Cohen's kappa of one with another, as `agreement` gives alpha.
+
+    Args:
+        meetings: for each pair what the two said of it; of one pair several people's labels may
+            meet the machine's, and these are drawn together.
+    """
+    names = sorted({v for met in meetings for both in met for v in both}, key=repr)
+    place = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((len(meetings), len(names), len(names)))
+    for row, met in zip(counts, meetings, strict=True):
+        for x, y in met:
+            row[place[x], place[y]] += 1
+    return _bootstrap(counts, {"kappa": kappa_of}, seed, resamples)
+
+
+def _bootstrap(met: np.ndarray, statistics: Mapping, seed: int, resamples: int) -> dict:
+    """Statistics of meetings (pairs, V, V) summed over pairs, and over pairs drawn again."""
+    statistics = {"percent": percent_of, **statistics}
     met = met[met.sum((1, 2)) > 0] if len(met) else met
     if not len(met):
-        return {"pairs": 0, "percent": None, "alpha": None}
+        return {"pairs": 0, **dict.fromkeys(statistics)}
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(len(met), np.full(len(met), 1 / len(met)), resamples)
     again = np.einsum("rp,pij->rij", drawn, met, optimize=True)
     out: dict = {"pairs": len(met)}
-    for name, statistic in (("percent", percent_of), ("alpha", alpha_of)):
+    for name, statistic in statistics.items():
         value, values = float(statistic(met.sum(0))), statistic(again)
         values = values[~np.isnan(values)]
         known = not math.isnan(value)
@@ -133,7 +158,7 @@ def machine_labels(row: Mapping) -> dict[str, str | None]:
     """What the tests and R say of one pair: a, b, or None where they do not decide."""
     a, b = row.get("reward_a"), row.get("reward_b")
     score = None if a is None or b is None or a == b else "a" if a > b else "b"
-    return {"tests": row.get("tests_label"), "R": score}
+    return {TESTS: row.get("tests_label"), R: score}
 
 
 def summarise(pairs: Mapping[str, Mapping], labels: Sequence[Mapping]) -> dict:
@@ -161,23 +186,18 @@ def summarise(pairs: Mapping[str, Mapping], labels: Sequence[Mapping]) -> dict:
         "against": {},
         "labellers": {},
     }
-    for machine in ("tests", "R"):
-        both = [
-            (word(r["choice"]), machine_labels(pairs[r["pair"]])[machine])
-            for r in said
-            if not r["informed"]
-        ]
-        both = [pair for pair in both if pair[1] is not None]
-        if both:
-            rate = agreement(both)
-            out["against"][machine] = rate | {"kappa": _known(kappa(*zip(*both, strict=True)))}
+    for machine in (TESTS, R):
+        meetings = []
+        for pair, rows in by_pair.items():
+            label = machine_labels(pairs[pair])[machine]
+            own = [word(r["choice"]) for r in rows.values() if not r["informed"]]
+            meetings.append([(choice, label) for choice in own if label is not None])
+        rate = compared(meetings)
+        if rate["pairs"]:
+            out["against"][machine] = rate
     for name in names:
         out["labellers"][name] = _labeller(name, labels, by_pair, pairs)
     return out
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _reading(alpha: Sequence[float] | None) -> str:
@@ -195,30 +215,31 @@ def _two_by_two(names: Sequence[str], table: Table) -> list[dict]:
     out = []
     for i, x in enumerate(names):
         for j in range(i + 1, len(names)):
-            both = [(r[i], r[j]) for r in table if r[i] is not None and r[j] is not None]
+            both = [[(r[i], r[j])] for r in table if r[i] is not None and r[j] is not None]
             if both:
-                rate = agreement(both)["percent"]
-                value = _known(kappa(*zip(*both, strict=True)))
-                out.append({"labellers": [x, names[j]], "pairs": len(both), "percent": rate,
-                            "kappa": value})  # fmt: skip
+                out.append({"labellers": [x, names[j]], **compared(both)})
     return out
 
 
 def _labeller(name: str, labels, by_pair, pairs) -> dict:
-    """One labeller against the majority of the others, the tests and R, whichever fits best.
+    """One labeller against each other one, their majority, the tests and R, whichever fits best.
 
-    A person who says something can still differ from one of them, so only who agrees with none of
-    them beyond chance has no signal; the p-value pays for the best of several (Bonferroni).
+    A person who says something can still differ from one of them, or have colleagues of whom one
+    says nothing, so only who agrees with none of them beyond chance has no signal; the p-value pays
+    for the best of several (Bonferroni).
     """
     mine = [r for r in labels if r["labeller"] == name and not r["adjudicates"]]
     said = [r for r in mine if r["choice"] != "skip"]
-    compared: dict[str, list] = {"others": [], "tests": [], "R": []}
+    compared: dict[str, list] = {}
     for row in said:
-        others = [r["choice"] for n, r in by_pair[row["pair"]].items() if n != name]
-        marks = {"others": majority(others)} | machine_labels(pairs[row["pair"]])
+        marks = {n: word(r["choice"]) for n, r in by_pair[row["pair"]].items() if n != name}
+        if len(marks) > 1:
+            marks[MAJORITY] = majority(list(marks.values()))
+        if not row["informed"]:
+            marks |= machine_labels(pairs[row["pair"]])
         for who, value in marks.items():
-            if value is not None and not (row["informed"] and who != "others"):
-                compared[who].append((word(row["choice"]), value))
+            if value is not None:
+                compared.setdefault(who, []).append((word(row["choice"]), value))
     enough = {w: list(zip(*both, strict=True)) for w, both in compared.items()
               if len(both) >= ENOUGH}  # fmt: skip
     chances = {who: chance_p(*both) for who, both in enough.items()}

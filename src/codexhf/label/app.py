@@ -198,7 +198,7 @@ class Page:
         if pair is None:
             return self._render("done.html", request, **values)
         row, left = self.store.pair(pair), self.store.left(pair, name)
-        comments = [r["comment"] for r in self.store.labels() if r["pair"] == pair and r["comment"]]
+        given = self.store.labels() if adjudicates else []
         return self._render(
             "compare.html",
             request,
@@ -207,7 +207,7 @@ class Page:
             left=left,
             messages=show.messages(row["prompt"]),
             answers=[show.plain(row[f"response_{side}"]) for side in _order(left)],
-            comments=comments if adjudicates else [],
+            comments=[r["comment"] for r in given if r["pair"] == pair and r["comment"]],
             **values,
         )
 
@@ -267,7 +267,7 @@ class Page:
             raise HTTPException(400, "comment: at most 10,000 characters.")
         row = self.store.pair(body["pair"])
         machine = self._machine(row) if self.settings.reveal else []
-        # After undo he has seen the verdict; it must not count as his own opinion of the tests.
+        # Who has seen the verdict, and takes the label back, must not count as agreeing with it.
         body |= {"choice": choice, "informed": bool(machine) and body["version"] > 0}
         self.store.label(labeller=name, adjudicates=adjudicates, **body)
         if choice == "skip":
@@ -292,12 +292,13 @@ class Page:
 
     async def post_check(self, request: Request) -> Response:
         body = await _body(request, pair=str, completion=str)
-        return JSONResponse(await self._check(body["pair"], body["completion"]))
+        return JSONResponse(await self._check(_labeller(request), **body))
 
-    async def _check(self, pair: str, completion: str) -> dict:
+    async def _check(self, labeller: str, pair: str, completion: str) -> dict:
         row = self.store.pair(pair)
         if not row.get("tests") or self.settings.check is None:
             return {"verdict": None, "detail": "no tests for this prompt"}
+        self.store.see(pair, labeller)
         async with self.checks:
             return await self.settings.check(row, completion)
 
@@ -309,8 +310,9 @@ class Page:
             raise HTTPException(400, "started_from: expected nothing, a or b.")
         if not body["completion"].strip():
             raise HTTPException(400, "completion: it is empty.")
-        found = await self._check(body["pair"], body["completion"])
-        self.store.demonstrate(labeller=_labeller(request), verdict=found["verdict"], **body)
+        name = _labeller(request)
+        found = await self._check(name, body["pair"], body["completion"])
+        self.store.demonstrate(labeller=name, verdict=found["verdict"], **body)
         return JSONResponse({"saved": True, **found})
 
 

@@ -55,7 +55,7 @@ def export(store: Store, folder: Path, license: str, source: Mapping) -> dict:
 
     Args:
         license: of the data, as a data card names it ("cc-by-4.0").
-        source: `from` and `revision`: folder of the pairs, hash of their model's weights.
+        source: `from` and `seed`: folder of the pairs, and what the sides were drawn with.
     Raises:
         ValueError: there is no label yet.
     """
@@ -83,7 +83,12 @@ def export(store: Store, folder: Path, license: str, source: Mapping) -> dict:
     _write(folder / "agreement.json", json.dumps(summary, indent=1) + "\n")
     counts = {"left_out": dict(left_out), "demonstrations_left_out": failed}
     counts |= {name.removesuffix(".jsonl"): len(part) for name, part in written.items()}
-    provenance = _provenance(labels, summary, source, counts)
+    writers = {
+        f"`{row.get(f'model_{side}')}` (weights {row.get(f'revision_{side}') or 'not recorded'})"
+        for row in (*rows["train"], *rows["test"])
+        for side in "ab"
+    }
+    provenance = _provenance(labels, summary, source, counts, sorted(writers))
     problems = _problems(summary, rows, left_out)
     for card, data in (("README", "train"), ("test", "test")):
         title = f"Preference pairs labelled by people ({data})"
@@ -102,7 +107,8 @@ def export(store: Store, folder: Path, license: str, source: Mapping) -> dict:
 
 
 def _row(pair: Mapping, id: str, choice: str, by: str, said: Sequence[Mapping]) -> dict:
-    keep = ("prompt", "response_a", "response_b", "model_a", "model_b", "order_seed")
+    keep = ("prompt", "response_a", "response_b", "model_a", "model_b", "revision_a", "revision_b",
+            "order_seed")  # fmt: skip
     each = ("labeller", "choice", "shown_left", "informed", "adjudicates", "seconds", "comment")
     comments = [r["comment"] for r in said if r["comment"]]
     return {
@@ -141,14 +147,14 @@ def _demonstrations(store: Store, pairs: Mapping) -> tuple[list[dict], int]:
     return good, len(rows) - len(good)
 
 
-def _provenance(labels, summary, source, counts) -> str:
+def _provenance(labels, summary, source, counts, writers) -> str:
     people = ", ".join(f"{n} ({r['labels']})" for n, r in summary["labellers"].items())
     days = sorted({r["at"][:10] for r in labels})
     informed = sum(r["informed"] for r in labels)
     return "\n".join(
         [
-            f"- pairs sampled by the preferences stage in `{source['from']}`; weights of the "
-            f"model: {source['revision'] or 'not recorded'}",
+            f"- pairs sampled by the preferences stage in `{source['from']}`; answers by "
+            f"{', '.join(writers)}",
             f"- labelled on the codexhf labelling page by {people or 'adjudication alone'}, "
             f"{days[0]} to {days[-1]}; answers blind, sides drawn by seed {source['seed']}",
             f"- each row holds who, when, how long, and which answer stood on the left; "

@@ -32,6 +32,8 @@ CREATE TABLE IF NOT EXISTS demonstration (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, request TEXT NOT NULL UNIQUE,
     pair TEXT NOT NULL REFERENCES pair(id), labeller TEXT NOT NULL, started_from TEXT NOT NULL,
     completion TEXT NOT NULL, verdict TEXT, seconds REAL NOT NULL, at TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS verdict_seen (
+    pair TEXT NOT NULL, labeller TEXT NOT NULL, PRIMARY KEY (pair, labeller));
 CREATE TABLE IF NOT EXISTS lease (
     pair TEXT NOT NULL, labeller TEXT NOT NULL, tab TEXT NOT NULL, until REAL NOT NULL,
     PRIMARY KEY (labeller, tab));
@@ -194,7 +196,8 @@ class Store:
             request: an id that the page made up: sent twice, it is one label.
             version: what `version` said when the page was made.
             left: the answer that stood on the left of that page.
-            informed: whether he had seen the tests' verdict or R's score of this pair before.
+            informed: whether the page showed a verdict or score of this pair with the last label;
+                one that `see` recorded counts as well.
         Raises:
             Conflict: the labeller has labelled this pair since, in another tab.
         """
@@ -210,10 +213,16 @@ class Store:
                 raise Conflict("The page is out of date. Reload it.")
             if version != self.version(pair, labeller, adjudicates):
                 raise Conflict("You labelled this pair in another tab; that label stands.")
+            seen = "SELECT 1 FROM verdict_seen WHERE pair = ? AND labeller = ?"
+            informed = informed or self._one(seen, pair, labeller) is not None
             self._append(
                 request, pair, labeller, adjudicates, choice, left, informed, seconds, comment
             )
             self.db.execute("DELETE FROM lease WHERE pair = ? AND labeller = ?", (pair, labeller))
+
+    def see(self, pair: str, labeller: str) -> None:
+        """Record that the tests of this pair's prompt were run for the labeller, while writing."""
+        self.db.execute("INSERT OR IGNORE INTO verdict_seen VALUES (?, ?)", (pair, labeller))
 
     def _append(self, *values) -> None:
         self.db.execute(f"INSERT INTO label VALUES (NULL{', ?' * 10})", (*values, _now()))

@@ -39,6 +39,15 @@ class Metrics:
             found["val/ratio_var"] = found.pop("val/ratio_square") - found["val/ratio"] ** 2
         return found
 
+    def state(self) -> dict[str, list[float]]:
+        """Return what was added since the last log, for a checkpoint."""
+        return {name: [float(x) for x in metric] for name, metric in self._sums.items()}
+
+    def restore(self, state: Mapping[str, list[float]]) -> None:
+        """Go on from what `state` returned."""
+        self._sums.clear()
+        self._sums.update({name: list(metric) for name, metric in state.items()})
+
     @torch.no_grad()
     def add_surrogate(
         self, logprobs: Tensor, entropy: Tensor, ratio: Tensor, clipped: Tensor, batch: MicroBatch

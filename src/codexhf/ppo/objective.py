@@ -7,6 +7,7 @@ Every mask is bool and True marks a real token.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -306,6 +307,74 @@ class _LinearLogprobs(torch.autograd.Function):
         return hidden_grad, weight_grad, bias_grad, None, None, None, None, None
 
 
+class _CompiledLogprobs(torch.autograd.Function):
+    """`_LinearLogprobs` with compiled kernels, which read logits in the dtype they are made in.
+
+    Nothing of the size (N, V) is kept, nor ever made in float32.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, temperature, block, dtype):
+        found = [
+            _compiled(_block_terms)(logits, targets[rows], temperature)
+            for rows in _blocks(hidden.size(0), block)
+            for logits in [_logits(hidden[rows], weight, bias, dtype)]
+        ]
+        logprobs, entropy, normaliser = (torch.cat(parts) for parts in zip(*found, strict=True))
+        ctx.save_for_backward(hidden, weight, bias, targets, entropy, normaliser)
+        ctx.temperature, ctx.block, ctx.dtype = temperature, block, dtype
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx, logprobs_grad, entropy_grad):
+        hidden, weight, bias, targets, entropy, normaliser = ctx.saved_tensors
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32)
+        bias_grad = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        weight = weight.to(ctx.dtype)
+        for rows in _blocks(hidden.size(0), ctx.block):
+            logits = _logits(hidden[rows], weight, bias, ctx.dtype)
+            given = (x[rows] for x in (targets, normaliser, entropy, logprobs_grad, entropy_grad))
+            grad = _compiled(_block_grad)(logits, *given, ctx.temperature)  # (n, V)
+            hidden_grad[rows] = (grad @ weight).to(hidden.dtype)
+            weight_grad += grad.T @ hidden[rows].to(ctx.dtype)
+            if bias is not None:
+                bias_grad += grad.float().sum(0)
+        bias_grad = None if bias is None else bias_grad.to(bias.dtype)
+        return hidden_grad, weight_grad.to(ctx.saved_tensors[1].dtype), bias_grad, *(None,) * 4
+
+
+@cache
+def _compiled(function: Callable) -> Callable:
+    return torch.compile(function, dynamic=True)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return logits (n, V) in `dtype`."""
+    logits = hidden.to(dtype) @ weight.to(dtype).T
+    return logits if bias is None else logits.add_(bias.to(dtype))
+
+
+def _block_terms(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, ...]:
+    """Return log-probabilities of `targets`, entropies and normalisers (n,), all float32."""
+    scaled = logits.float() / temperature
+    normaliser = torch.logsumexp(scaled, -1)
+    logp = scaled - normaliser[:, None]
+    entropy = -(logp.exp() * logp).sum(-1)
+    return scaled.gather(-1, targets[:, None]).squeeze(-1) - normaliser, entropy, normaliser
+
+
+def _block_grad(
+    logits, targets, normaliser, entropy, logprobs_grad, entropy_grad, temperature
+) -> Tensor:
+    """Return the gradient (n, V) by the logits: what `_logits_grad` says, in their dtype."""
+    logp = logits.float() / temperature - normaliser[:, None]
+    slope = logprobs_grad[:, None] + entropy_grad[:, None] * (logp + entropy[:, None])
+    hit = torch.arange(logits.size(1), device=logits.device) == targets[:, None]
+    grad = logprobs_grad[:, None] * hit - logp.exp() * slope
+    return (grad / temperature).to(logits.dtype)
+
+
 def linear_logprobs(
     hidden: Tensor,
     weight: Tensor,
@@ -316,6 +385,7 @@ def linear_logprobs(
     block: int,
     keep: bool,
     dtype: torch.dtype | None = None,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return log-probabilities of `targets` and entropies straight from hidden states.
 
@@ -331,13 +401,15 @@ def linear_logprobs(
         keep: keep float32 log-probabilities (N, V) for the backward pass instead of making them
             again there: faster, where they fit.
         dtype: of the matrix products; None takes that of `hidden`.
+        compiled: with kernels of torch.compile, which never keep anything: made for a GPU.
     Returns:
         logprobs: (N,) float32.
         entropy: (N,) float32; both carry gradients to hidden, weight and bias.
     """
-    return _LinearLogprobs.apply(
-        hidden, weight, bias, targets, temperature, block, keep, dtype or hidden.dtype
-    )
+    dtype = dtype or hidden.dtype
+    if compiled:
+        return _CompiledLogprobs.apply(hidden, weight, bias, targets, temperature, block, dtype)
+    return _LinearLogprobs.apply(hidden, weight, bias, targets, temperature, block, keep, dtype)
 
 
 def _blocks(length: int, size: int) -> list[slice]:

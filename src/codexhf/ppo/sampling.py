@@ -122,9 +122,12 @@ class RolloutMixin:
             prompt_ids, prompt_mask = left_pad(ids, self.args.device)
         else:
             prompt_ids, prompt_mask = self._collated(ids)
-        generation = self.engine.generate(
-            self.policy_model, prompt_ids, prompt_mask, seed=seed, temperature=temperature
-        )
+        with torch.compiler.set_stance(
+            "force_eager" if self.user_args.torch_compile else "default"
+        ):
+            generation = self.engine.generate(
+                self.policy_model, prompt_ids, prompt_mask, seed=seed, temperature=temperature
+            )
         return mark(
             generation, prompt_ids, prompt_mask, self.args, self.processing_class, self.stop_ids
         )

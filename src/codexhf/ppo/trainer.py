@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from codexhf.generation import Sampling, engine_for
 from codexhf.guards import StopOnNaN
-from codexhf.models import base_model
+from codexhf.models import base_model, compile_layers
 from codexhf.ppo.build import Given, Parts, build, trainer_args
 from codexhf.ppo.checkpoint import CheckpointMixin
 from codexhf.ppo.config import PPOConfig
@@ -111,7 +111,12 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         self._vocabulary = vocabulary_size(processing_class)
         super().__init__(
             model=PolicyAndCritic(
-                parts.policy, parts.critic, args.kept_logits_mb, parts.reference, self._vocabulary
+                parts.policy,
+                parts.critic,
+                args.kept_logits_mb,
+                parts.reference,
+                self._vocabulary,
+                args.torch_compile,
             ),
             args=trainer_args(args, parts.schedule),
             data_collator=data_collator,
@@ -132,6 +137,10 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         args = self.args
         self.ref_model = self._place(parts.reference)
         self._reward_models = [self._place(model) for model in parts.reward_models]
+        if self.user_args.torch_compile:
+            models = {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}
+            for model in models:
+                compile_layers(model)
         self._dropouts, self._sft_limit = parts.dropouts, parts.sft_limit
         self.stop_ids, self.pad_id = parts.stop_ids, self.processing_class.pad_token_id
         chunk = args.local_rollout_forward_batch_size

@@ -17,6 +17,7 @@ from pathlib import Path
 import jinja2
 
 from codexhf.lineage import STAGES
+from codexhf.picture import as_text
 from codexhf.refusals import refuse
 from codexhf.report.charts import DARK
 from codexhf.report.manifests import ReportError, read_runs
@@ -40,6 +41,7 @@ def render(runs_dir: Path) -> dict[str, str]:
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.filters |= {"md": markdown, "cut": cut, "fence": fence, "visible": visible}
+    environment.filters["as_text"] = as_text
     report = report_of(read_runs(runs_dir))
     colours = {stage.symbol: stage.colour for stage in STAGES}
     return {

@@ -22,8 +22,8 @@ INK = "#333a43"
 OTHERS = (INK, "#aa5a8c", "#56b4e9", "#8c6d1f")
 DARK = {
     INK: "#d7dbe0", "#6b737d": "#9da5ae", "#9aa1aa": "#6b737d", "#e6e8eb": "#2d3238",
-    "#7d8590": "#9aa2ac", "#0072b2": "#4ba3dc", "#009e73": "#2fbf95", "#d55e00": "#f0813a",
-    "#aa5a8c": "#d283b4", "#8c6d1f": "#c9a54a",
+    "#56606b": "#9da5ae", "#7d8590": "#9aa2ac", "#0072b2": "#4ba3dc", "#009e73": "#2fbf95",
+    "#d55e00": "#f0813a", "#aa5a8c": "#d283b4", "#8c6d1f": "#c9a54a",
 }  # fmt: skip
 """Colour on a light page -> the same on a dark one."""
 

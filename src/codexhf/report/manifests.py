@@ -1,10 +1,10 @@
-"""Read what the stages left behind: manifests and the evaluation's answers, checked before use."""
+"""Read what stages and labellers left: manifests, answers, agreement; checked before use."""
 
 import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -28,6 +28,15 @@ MANIFEST = {
     "environment": {"versions": dict},
     "files": {str: {"sha256": str}},
 }
+RATE = {"pairs": int}
+AGREEMENT = {
+    "labels": int,
+    "pairs": int,
+    "people": {**RATE, "reading": str},
+    "two_by_two": [{**RATE, "labellers": [str]}],
+    "against": {str: RATE},
+    "labellers": {str: {"labels": int, "skipped": int, "seconds": float}},
+}
 ANSWERS = {"tasks": [{"prompt": str}], "all": {str: {"answers": [[str]], "verdicts": [[str]]}}}
 
 
@@ -37,11 +46,16 @@ class ReportError(ValueError):
 
 @dataclass
 class Runs:
-    """Manifests of the finished stages, by folder in the order of the lineage, and the answers."""
+    """Manifests of the finished stages, by folder in the order of the lineage, and the answers.
+
+    Attributes:
+        agreement: what labels/agreement.json holds (`codexhf.label.agreement.summarise`), or {}.
+    """
 
     stages: dict[str, dict]
     answers: dict
     folder: Path = Path()
+    agreement: dict = field(default_factory=dict)
 
     def metrics(self, folder: str) -> dict:
         return self.stages.get(folder, {}).get("metrics", {})
@@ -57,6 +71,13 @@ class Runs:
             for parent in manifest["parents"].values()
             if "stage" not in parent and folder != "evaluation"
         }
+
+    def learned_from_people(self) -> bool:
+        """Whether R was trained on the labels that lie in this folder, by content."""
+        path = self.folder / "labels" / "train.jsonl"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        cards = self.stages.get("rm", {}).get("data", {}).get("train", {}).get(CARDS, {}).values()
+        return any(digest in (card.get("sha256") or {}).values() for card in cards)
 
     def parameters(self, stage: str) -> int | None:
         """Parameters in a stage's saved weights (tied ones once); None where there are none."""
@@ -154,6 +175,21 @@ def answers_errors(answers) -> list[str]:
     ]
 
 
+def agreement_errors(found) -> list[str]:
+    """Also: each share and coefficient is null, or its value with a low and a high end."""
+    errors = errors_of(found, AGREEMENT)
+    if errors:
+        return errors
+    rates = [(found["people"], "alpha")]
+    rates += [(rate, "kappa") for rate in (*found["two_by_two"], *found["against"].values())]
+    for rate, coefficient in rates:
+        for key in ("percent", coefficient):
+            value = rate.get(key, ())
+            if value is not None and (errors_of(value, [float]) or len(value) != 3):
+                errors.append(f"{key}: got {value}, expected [value, low, high] or null")
+    return errors
+
+
 def read_runs(folder: Path) -> Runs:
     """Read the manifests and the answers under `folder`.
 
@@ -178,6 +214,7 @@ def read_runs(folder: Path) -> Runs:
     stages = {name: manifest for name, manifest in stages.items() if manifest}
     path = folder / "evaluation" / "answers.json"
     answers = read(path, answers_errors) if "evaluation" in stages else {}
+    agreement = read(folder / "labels" / "agreement.json", agreement_errors)
     if not stages and not errors:
         errors.append(
             f"{folder}: got no <stage>/manifest.json, expected one of {', '.join(BY_FOLDER)}. "
@@ -192,4 +229,4 @@ def read_runs(folder: Path) -> Runs:
             )
     if errors:
         raise ReportError("\n".join(errors))
-    return Runs(stages, answers, folder)
+    return Runs(stages, answers, folder, agreement)

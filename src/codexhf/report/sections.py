@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codexhf.lineage import BY_FOLDER
+from codexhf.picture import Row, digest_of, picture
 from codexhf.report.charts import CHARTS, Chart, charts_of
 from codexhf.report.comparison import (
     Cell,
@@ -47,6 +48,7 @@ class Section:
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
     samples: Sequence[tuple[str, list]] = ()  # prompt, [(who, verdict, text)]
+    picture: Sequence[Row] = ()  # of the lineage
 
 
 def report_of(runs: Runs) -> dict:
@@ -58,6 +60,7 @@ def report_of(runs: Runs) -> dict:
         comparison(runs, c) if c.models else Section("Comparison", notes=["No evaluation yet."]),
         *([where_from(c)] if groupings(c.tasks) else []),
         *([reward_model(runs)] if "rm" in trained else []),
+        *([labellers(runs)] if runs.agreement else []),
         *(learning(runs, folder) for folder in reversed(trained)),
         samples(c),
         *([training(runs, trained)] if trained else []),
@@ -99,6 +102,12 @@ def cautions(runs: Runs, bases: Mapping[str, str]) -> list[str]:
                     f"{name} was made from another {Path(parent['path']).name} than the one in "
                     "this folder: their sha256 differ. Run it again before comparing."
                 )
+    for name, labeller in runs.agreement.get("labellers", {}).items():
+        if labeller.get("no_signal") and runs.learned_from_people():
+            out.append(
+                f"R was trained on labels of {name}, which carry no signal: shuffled, they agree "
+                "with the others, the tests and R as often."
+            )
     return out
 
 
@@ -138,7 +147,8 @@ def where_from(c: Comparison) -> Section:
 
 def reward_model(runs: Runs) -> Section:
     metrics, pairs = runs.metrics("rm"), runs.metrics("prefs")
-    accuracy, count = number(metrics.get("eval_accuracy")), number(pairs.get("test_pairs"))
+    test = runs.stages["rm"]["data"].get("test", {})
+    accuracy, count = number(metrics.get("eval_accuracy")), number(test.get("rows"))
     ends = share_interval(accuracy, count) if accuracy is not None and count else None
     rows = [["accuracy on held-out pairs, % ↑", cell(accuracy, 1, 100, ends)]]
     for label, key in (
@@ -150,6 +160,51 @@ def reward_model(runs: Runs) -> Section:
         rows.append([label, cell(number(metrics.get(key)), 3)])
     notes = [f"Preference pairs: {plain(pairs)}."] if pairs else []
     return Section("Reward model", tables=[Table(["", "R"], rows)], notes=notes)
+
+
+def labellers(runs: Runs) -> Section:
+    """How far people agree: among each other, with the tests, with R; and whose labels say nothing.
+
+    From labels/agreement.json as the last export wrote it; the page /agreement shows it live.
+    """
+    found = runs.agreement
+    people = found["people"]
+
+    def row(who: str, rate: Mapping, coefficient: str) -> list:
+        share, *ends = rate["percent"] or [None]
+        value, *bounds = rate[coefficient] or [None]
+        cells = cell(share, 1, ends=ends or None), cell(value, 2, ends=bounds or None)
+        return [who, cell(rate["pairs"]), cells[0], coefficient, cells[1]]
+
+    rows = [row("all labellers", people, "alpha")]
+    rows += [row(" and ".join(r["labellers"]), r, "kappa") for r in found["two_by_two"]]
+    rows += [row(f"labellers and {name}", r, "kappa") for name, r in found["against"].items()]
+    each = [
+        [
+            name,
+            cell(r["labels"]),
+            cell(r["skipped"]),
+            cell(r["seconds"], 1),
+            cell(number(r.get("left_percent"))),
+            str(r.get("compared_with") or "–"),
+            cell(number(r.get("agrees_percent"))),
+            {None: "too few labels to tell", True: "none", False: "yes"}[r.get("no_signal")],
+        ]
+        for name, r in found["labellers"].items()
+    ]
+    notes = [
+        f"{found['labels']} labels on {found['pairs']} pairs. Among labellers: {people['reading']}."
+        " [95% intervals] over pairs; alpha is Krippendorff's, kappa Cohen's. No signal: the same "
+        "labels, shuffled over the pairs, agree as often with the others, the tests and R.",
+    ]
+    if "rm" in runs.stages and not runs.learned_from_people():
+        notes.append("R was not trained on these labels: labels/train.jsonl is not among its data.")
+    columns = ["Labeller", "Labels", "Skipped", "Seconds each", "Chose left, %"]
+    tables = [
+        Table(["Agreement", "Pairs", "Agree, %", "", "Coefficient"], rows),
+        Table([*columns, "Agrees most with", "In, %", "Signal"], each),
+    ]
+    return Section("Labels by people", tables=[t for t in tables if t.rows], notes=notes)
 
 
 def learning(runs: Runs, folder: str) -> Section:
@@ -278,7 +333,7 @@ def lineage(runs: Runs) -> Section:
         rows.append(
             [
                 symbol(name),
-                weights(manifest)[:8],
+                digest_of(manifest["files"]),
                 ", ".join(parents) or "–",
                 str(manifest.get("isolation") or "–"),
                 *(cell(seconds, 1) for seconds in wall),
@@ -288,12 +343,15 @@ def lineage(runs: Runs) -> Section:
         )
     columns = ["Stage", "Weights", "Made from", "Isolation", "Train, s", "Evaluate, s"]
     columns += ["Work, s", "Memory, GiB", "Finished, UTC"]
+    drawn = picture({name: m for name, m in runs.stages.items() if name != "evaluation"})
     note = (
-        "Weights: the sha256 of what the stage made begins so. ✓ the parent is the one in this "
-        "folder. Isolation: what stood between model-written code and the machine. Times count all "
-        "starts of a resumed stage, without what a kill lost; memory is the main process's peak."
+        "Eight digits begin a sha256: of what the stage made, and of the rows that it read. "
+        "✓ the parent is the one in this folder. Isolation: what stood between model-written code "
+        "and the machine. Times count all starts of a resumed stage, without what a kill lost; "
+        "memory is the main process's peak."
     )
-    return Section("Lineage, time and memory", tables=[Table(columns, rows)], notes=[note])
+    tables = [Table(columns, rows)]
+    return Section("Lineage, time and memory", tables=tables, notes=[note], picture=drawn)
 
 
 def environment(runs: Runs) -> Section:
@@ -306,15 +364,6 @@ def environment(runs: Runs) -> Section:
         machines.setdefault(key, []).append(symbol(name))
     rows = [[", ".join(names), *key] for key, names in machines.items()]
     return Section("Environment", tables=[Table(["Stages", "Machine", "Commit", "Versions"], rows)])
-
-
-def weights(manifest: Mapping) -> str:
-    """sha256 of the stage's result: its weights, or else its first data file."""
-    for suffix in (".safetensors", "tokenizer.json", ".jsonl", "answers.json"):
-        for name, record in sorted(manifest["files"].items()):
-            if name.endswith(suffix) and "/" not in name:
-                return record["sha256"]
-    return "–"
 
 
 def when(manifest: Mapping) -> str:

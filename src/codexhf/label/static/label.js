@@ -55,6 +55,7 @@ async function choose(button) {
   if (answer === null) return;
   finished = true;
   if (answer.reveal.length === 0) return next();
+  document.querySelector("#comment").disabled = true; // what is written from here on would be lost
   for (const side of [0, 1]) {
     const line = document.querySelector(`[data-verdict="${side}"]`);
     line.textContent = answer.reveal.map((row) => `${row[0]}: ${row[side + 1]}`).join(" · ");

@@ -1,0 +1,59 @@
+"""Work on batches in several processes, whose results come back in order: the same for any number.
+
+Processes are forked, so that what a function holds (a tokenizer, a table mapped into memory) is not
+copied, and at most two batches a process are on their way, so that memory does not grow with the
+data.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain, islice
+from multiprocessing import get_context
+from typing import Any
+
+num_proc: int | None = None
+"""Processes of this run's data; None: the cores that each process of training may use."""
+
+_function: Callable | None = None
+
+
+def processes() -> int:
+    """Return how many processes work on data."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return num_proc or max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def in_order(function: Callable[[Any], Any], items: Iterable) -> Iterator:
+    """Yield `function(item)` for each item, in order; what a process raises is raised here.
+
+    Args:
+        function: may be a closure; its results are pickled.
+    """
+    items, count = iter(items), processes()
+    first = list(islice(items, 2))
+    if count == 1 or len(first) < 2:  # one batch is not worth a process
+        yield from map(function, chain(first, items))
+        return
+    pool = ProcessPoolExecutor(count, get_context("fork"), _adopt, (function,))
+    try:
+        waiting: deque = deque()
+        for item in chain(first, items):
+            waiting.append(pool.submit(_call, item))
+            if len(waiting) >= 2 * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _adopt(function: Callable) -> None:
+    global _function
+    _function = function
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+
+
+def _call(item: Any) -> Any:
+    return _function(item)
