@@ -124,7 +124,8 @@ def _card_records(part: Any) -> Iterable[tuple[str, str]]:
     for name, stats in part.cards.items():
         card = load_card(stats["card"])
         _check_finished(card.path.parent)
-        read = [card.type, card.columns, card.where, card.heldout, card.packages, card.compare]
+        read = [card.type, card.columns, card.where, card.heldout]
+        read.append(dataclasses.asdict(card.execution))
         yield name, hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()
 
 
