@@ -137,6 +137,36 @@ def test_a_lineage_of_adapters(
     assert not torch.equal(critic.score.weight, score.weight)
 
 
+def test_a_base_in_four_bits(model_folder, write_card, problems, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setitem(COMMON, "report_to", "none")
+    monkeypatch.setitem(COMMON, "load_in_4bit", True)
+    tasks = write_card(problems, "prompt-only", "tasks")
+    rows = [{"prompt": p["prompt"], "completion": ADD} for p in problems]
+    demos = write_card(rows, "prompt-completion", "demos")
+    rows = [{"prompt": p["prompt"], "chosen": ADD, "rejected": "no"} for p in problems]
+    pairs = write_card(rows, "preference", "pairs")
+    rows = [{"prompt": f"Name colour {i}", "chosen": "red", "rejected": "12"} for i in range(4)]
+    others = write_card(rows, "preference", "others")
+    base = str(model_folder)
+    m1 = run("sft", tmp_path / "m1", model=base, train_cards=[demos], max_length=64)
+    rm = run(
+        "reward_model", tmp_path / "rm", model=str(m1), train_cards=[pairs], eval_cards=[others],
+        score_samples=8, score_max_new_tokens=8, max_length=64,
+    )  # fmt: skip
+    m2 = run(
+        "ppo", tmp_path / "m2", model=str(m1), reward_model=str(rm), prompt_cards=[tasks],
+        total_episodes=8, response_length=8, stop_token="eos", num_ppo_epochs=1,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    for folder, parent in ((m1, base), (m2, m1)):
+        plain = AutoModelForCausalLM.from_pretrained(folder)
+        assert not hasattr(plain.config, "quantization_config")
+        apart = logits(adapted(load_policy, str(parent), folder))  # on the base before rounding
+        assert torch.allclose(logits(plain), apart, atol=1e-5)
+    assert load_reward_model(str(rm)).config.score_std > 0
+
+
 def models_on(base):
     """Policy, critic and reward model as PPO makes them of one base, with different adapters."""
     policy = with_lora(load_policy(base), LORA, 1)
