@@ -18,7 +18,7 @@ import pytest
 from transformers import SchedulerType, TrainingArguments
 from trl import RewardConfig, SFTConfig
 
-from codexhf import arguments, launch
+from codexhf import arguments, launch, parsing
 from codexhf.arguments import StageArguments
 from codexhf.parsing import convert, parse
 from codexhf.ppo import PPOConfig
@@ -383,12 +383,29 @@ def test_a_missing_package_is_refused_with_its_pip_line(stage, argv, package, li
     assert re.search(rf"pip install (-U )?{package}", text)
 
 
-def test_an_engine_that_is_not_installed_is_refused_before_loading(lineage, capsys):
-    if importlib.util.find_spec("vllm"):
-        pytest.skip("vllm is installed")
-    argv = ["--rollout_engine", "vllm"]
-    text = refusal(capsys, STAGES["ppo"], ROOT / "recipes/ppo.py", argv)
-    assert "rollout_engine: got 'vllm', which is not installed (pip install vllm)" in text
+def test_a_launch_that_cannot_work_is_refused_before_loading(lineage, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    text = refusal(capsys, STAGES["sft"], ROOT / "recipes/sft.py", [])
+    assert "fsdp_version: got 1" in text and "fsdp_cpu_ram_efficient_loading: got true" in text
+    assert importlib.util.find_spec("deepspeed") or "pip install deepspeed" in text
+
+
+def test_what_several_processes_make_of_the_settings_is_said(lineage, capsys, monkeypatch):
+    argv = ["--accelerator_config", '{"even_batches": false}']
+    _, training = parse(STAGES["sft"], str(ROOT / "recipes/sft.py"), argv)
+    in_yaml = {"per_device_train_batch_size": 8}
+    parsing._say_batch(in_yaml, training)
+    assert not capsys.readouterr().err and not parsing._process_errors(training)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parsing._say_batch(in_yaml, training)
+    told = "8 rows per device x 1 accumulated x 2 processes = 16 rows; on one process the YAML"
+    assert told in capsys.readouterr().err
+    assert "even_batches: got false" in parsing._process_errors(training)[0]
+    training.per_device_train_batch_size = 4
+    parsing._say_batch(in_yaml, training)
+    assert not capsys.readouterr().err
 
 
 def test_every_error_of_ppo_stands_on_its_own_line(lineage, capsys):

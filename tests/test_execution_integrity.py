@@ -183,7 +183,7 @@ def test_floods_cost_the_host_next_to_nothing(executor):
     results = executor.run(programs, tests, ["f"] * len(programs), timeout_s=1.0)
     spent = (time.process_time() - began) / len(programs)
     print(f"\n{executor.isolation}: {spent * 1000:.1f} ms of the host for a flood of 16 MiB")
-    assert {r.verdict for r in results} <= {"fail", "timeout"}
+    assert {r.verdict for r in results} <= {"fail", "timeout", "output"}
     assert spent < 0.1
 
 
@@ -191,7 +191,7 @@ def test_floods_on_sixteen_workers_are_no_sandbox_errors():
     programs = (FLOODS * 10)[:48]
     with Executor(16) as executor:
         results = executor.run(programs, [[{"stdin": "", "stdout": "1\n"}]] * 48, [""] * 48)
-    assert {r.verdict for r in results} <= {"fail", "timeout"}
+    assert {r.verdict for r in results} <= {"fail", "timeout", "output"}
 
 
 def test_an_answer_that_lies_unread_is_no_lost_sandbox(monkeypatch):

@@ -118,8 +118,8 @@ def share_base(*models: nn.Module | None) -> int:
     What is trained is never shared. Models that differ by more than their adapters keep their own.
     """
     known: dict[str, nn.Parameter] = {}
-    saved = 0
-    for model in filter(None, models):
+    models, saved = [model for model in models if model is not None], 0
+    for model in models:
         for where, module in backbone_of(model).named_modules():
             where = re.sub(r"\.?base_layer$", "", where)
             for name, weight in module._parameters.items():
@@ -129,6 +129,8 @@ def share_base(*models: nn.Module | None) -> int:
                 if first is not weight and _equal(first, weight):
                     module._parameters[name] = first
                     saved += weight.numel() * weight.element_size()
+    for model in models:
+        model.shares_base = saved > 0
     return saved
 
 
@@ -184,7 +186,8 @@ def _folded(model: nn.Module, adapter: Path) -> PreTrainedModel:
     """Return the plain model that an adapted one computes."""
     base = base_model(model)
     if not getattr(base, "is_quantized", False):
-        own_base(model)  # folding writes into the base, which other models may share
+        if getattr(model, "shares_base", False):
+            own_base(model)  # folding writes into the base
         return model.merge_and_unload()
     # 4 bits would round the adapter away: it is folded into the weights that they were made from
     from peft import PeftModel

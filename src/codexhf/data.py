@@ -7,9 +7,10 @@ left out is in the stats that end up in the manifest.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -23,8 +24,8 @@ from codexhf.execution import NOT_SUPPORTED, check_isolation
 from codexhf.overlap import HeldOut, hash_of
 from codexhf.prompts import text_of
 from codexhf.references import wrong_rows
-from codexhf.rows import COLUMNS, EXTRA, called_name, one_form, typed_rows, wrap
-from codexhf.sources import load_source
+from codexhf.rows import COLUMNS, EXTRA, Reader, RowError, called_name, one_form, wrap
+from codexhf.sources import BATCH_BYTES, BATCH_ROWS, load_source, spool
 from codexhf.tokens import (
     answered_rows,
     fingerprint,
@@ -35,6 +36,7 @@ from codexhf.tokens import (
     prompt_lengths,
     table_of,
 )
+from codexhf.workers import in_order
 
 TOO_LONG_SHARE = 0.01
 WRONG_SHARE = 0.05
@@ -91,41 +93,92 @@ def read_card(card: Card, split: str = "train") -> Data:
 
 def _read_card(card: Card, split: str, heldout: HeldOut | None, others: set[bytes]) -> Data:
     """Do `read_card` without rows that overlap or whose hashes are in `others`; add those kept."""
-    table, faults = typed_rows(card, load_source(card))
-    dataset = _dataset(table)
-    names = [n for n in (*COLUMNS[card.type], "completion") if n in table.column_names]
     own: set[bytes] = set()
-    keep, dropped = [], Counter()
-    batches = dataset.select_columns(list(dict.fromkeys(names))).iter(batch_size=100)
-    rows = (
-        dict(zip(batch, cells, strict=True))
-        for batch in batches
-        for cells in zip(*batch.values(), strict=True)
-    )
-    bar = progress(rows, f"Checking {card.name}", len(dataset), unit=" rows")
-    for index, row in enumerate(bar):
-        texts = {name: text_of(value) for name, value in row.items()}
-        needed = [texts[name] for name in COLUMNS[card.type]]
-        reason = faults[index] or _fault(card, texts) or _in_split(card, needed[0], split)
-        if reason is None:
-            key = _key(needed)
-            reason = "exact duplicate" if key in own else None
-            own.add(key)
-            if card.type == "preference" and _key([needed[0], *needed[:0:-1]]) in own:
-                reason = "contradicts an earlier pair"
-            reason = reason or ("duplicate of another card's row" if key in others else None)
-        if reason is None and heldout:
-            reason = heldout.overlap(card.type, texts)
-        dropped[reason] += reason is not None
-        if reason is None:
-            keep.append(index)
+    dropped: Counter = Counter()
+    read = 0
+
+    def kept() -> Iterator[pa.Table]:
+        nonlocal read
+        for rows in _checked(card, split, heldout):
+            read += len(rows.faults)
+            keep = []  # of the rows without a fault, which are the table's
+            for fault, key, opposite in zip(*rows[1:], strict=True):
+                reason = fault
+                if key is not None:
+                    reason = _repeated(key, opposite, own, others) or fault
+                dropped[reason] += 1
+                if fault is None:
+                    keep.append(reason is None)
+            yield rows.table if all(keep) else rows.table.filter(pa.array(keep, pa.bool_()))
+
+    dataset = _dataset(spool(kept(), one_form))
     others |= own
-    stats = {
-        "rows_read": len(dataset),
-        "dropped": {reason: n for reason, n in dropped.items() if n},
-        "rows": len(keep),
-    }
-    return Data(dataset if len(keep) == len(dataset) else dataset.select(keep), stats=stats)
+    del dropped[None]
+    return Data(dataset, stats={"rows_read": read, "dropped": dict(dropped), "rows": len(dataset)})
+
+
+class _Rows(NamedTuple):
+    """Rows of a batch and what is known of each.
+
+    Attributes:
+        table: the rows without a fault.
+        faults: why a row is left out, whatever stands in the rows before it; None for none.
+        keys: a hash of the row's texts; None where it can be no duplicate.
+        opposites: the hash of a pair that says the opposite.
+    """
+
+    table: pa.Table
+    faults: list[str | None]
+    keys: list[bytes | None]
+    opposites: list[bytes | None]
+
+
+def _checked(card: Card, split: str, heldout: HeldOut | None) -> Iterator[_Rows]:
+    """Yield a card's rows in order, checked in several processes."""
+    source = load_source(card)
+    size = max(1, min(BATCH_ROWS, BATCH_BYTES * source.num_rows // max(source.nbytes, 1)))
+
+    def check(start: int) -> _Rows:
+        table, faults = reader.read(source.slice(start, size), start)
+        names = [n for n in (*COLUMNS[card.type], "completion") if n in table.column_names]
+        columns = {n: [text_of(v) for v in table[n].to_pylist()] for n in dict.fromkeys(names)}
+        keys: list[bytes | None] = [None] * len(faults)
+        opposites = list(keys)
+        for i, cells in enumerate(zip(*columns.values(), strict=True)):
+            texts = dict(zip(columns, cells, strict=True))
+            needed = [texts[name] for name in COLUMNS[card.type]]
+            faults[i] = faults[i] or _fault(card, texts) or _in_split(card, needed[0], split)
+            if faults[i] is None:
+                keys[i] = _key(needed)
+                if card.type == "preference":
+                    opposites[i] = _key([needed[0], *needed[:0:-1]])
+                faults[i] = heldout and heldout.overlap(card.type, texts)
+        # take() lays the rows out afresh, so that a process sends what it read and no more
+        sound = pa.array([i for i, fault in enumerate(faults) if fault is None], pa.int64())
+        return _Rows(table.take(sound), faults, keys, opposites)
+
+    try:
+        reader = Reader(card, source)
+        starts = range(0, source.num_rows, size)
+        what, size_b = f"Checking {card.name}", source.nbytes / source.num_rows
+        with progress(None, what, total=source.nbytes, unit="B", unit_scale=True) as bar:
+            for rows in in_order(check, starts):
+                yield rows
+                bar.update(round(len(rows.faults) * size_b))
+    except RowError as error:
+        raise CardError(f"{card.path}: {error}") from None
+
+
+def _repeated(key: bytes, opposite: bytes | None, own: set, others: set) -> str | None:
+    """Return which earlier row says the same, or the opposite."""
+    if opposite in own:
+        reason = "contradicts an earlier pair"
+    elif key in own:
+        reason = "exact duplicate"
+    else:
+        reason = "duplicate of another card's row" if key in others else None
+    own.add(key)
+    return reason
 
 
 def _fault(card: Card, texts: dict[str, str | None]) -> str | None:

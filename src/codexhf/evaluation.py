@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
@@ -19,7 +20,7 @@ from codexhf.adapters import loading
 from codexhf.arguments import EvaluationArguments, SFTArguments
 from codexhf.benchmarks import run_benchmarks
 from codexhf.checkpoints import write_json
-from codexhf.completions import judge
+from codexhf.completions import grade, judge
 from codexhf.data import Data, cards_of
 from codexhf.generation import sample, sample_ids
 from codexhf.hub import short_name
@@ -45,6 +46,7 @@ from codexhf.prompts import (
 from codexhf.reward_model import ModelReward, load_model_reward
 from codexhf.rewards import parses_reward, violation_rate
 from codexhf.safety import Rule, load_rules
+from codexhf.sharding import gathered
 from codexhf.tokenizer import load_tokenizer
 from codexhf.tokens import answered_rows, prompt_lengths
 from codexhf.trackers import log_samples, tracked
@@ -166,8 +168,10 @@ class BitsPerByte(TrainerCallback):
         }
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
-        if state.is_world_process_zero and tracked(args):
-            log_samples(args, state.global_step, self._continuations(model))
+        if tracked(args):
+            with gathered(model):
+                if state.is_world_process_zero:
+                    log_samples(args, state.global_step, self._continuations(model))
         for name, size in self.bytes_per_token.items():
             loss = (metrics or {}).get(f"eval_{name}_loss")
             if loss is not None:
@@ -189,7 +193,8 @@ class BitsPerByte(TrainerCallback):
 class PassAt1(TrainerCallback):
     """Adds `eval_pass@1` by generating one answer per task and running its tests.
 
-    Only text is kept; no logits. Runs on the main process of a single-model setup.
+    Only text is kept; no logits. The first process answers, with weights that are whole meanwhile,
+    and tells the others, which may choose the best checkpoint by it.
     """
 
     def __init__(self, tasks: Dataset, tokenizer, stage: SFTArguments, seed: int = 42):
@@ -197,8 +202,15 @@ class PassAt1(TrainerCallback):
         self.stage, self.seed = stage, seed
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
-        if not len(self.tasks) or not state.is_world_process_zero:
+        if not len(self.tasks):
             return
+        with gathered(model):
+            first = state.is_world_process_zero
+            passed = self._passed(model, args, state.global_step) if first else None
+        add_metrics(state, metrics, {"eval_pass@1": broadcast_object_list([passed])[0]})
+
+    def _passed(self, model, args, step: int) -> float:
+        """Share of the tasks whose tests a sampled answer passes; trackers get the answers."""
         answers = sample(
             model,
             self.tokenizer,
@@ -211,8 +223,8 @@ class PassAt1(TrainerCallback):
         passed = np.mean([group[0] == "pass" for group in verdicts])
         shown = zip(self.tasks["prompt"], answers, verdicts, strict=True)
         rows = [{"prompt": text_of(p), "completion": a[0], "verdict": v[0]} for p, a, v in shown]
-        log_samples(args, state.global_step, rows)
-        add_metrics(state, metrics, {"eval_pass@1": float(passed)})
+        log_samples(args, step, rows)
+        return float(passed)
 
 
 def add_metrics(state, metrics: dict, new: dict) -> None:
@@ -283,8 +295,11 @@ def evaluate_model(
         **options,
     )
     completions = [decode(group, tokenizer) for group in ids]
-    verdicts = judge(completions, tasks["tests"], tasks["entry_point"], stage.timeout_s)
+    results = grade(completions, tasks["tests"], tasks["entry_point"], stage.timeout_s)
+    verdicts = [[result.verdict for result in group] for group in results]
     metrics |= summarise(verdicts, sorted({1, *stage.k}))
+    if together := np.mean([r.judged == "together" for group in results for r in group]):
+        metrics["judged_together"] = float(together)  # by tests in the program's own process
     greedy = sample(
         model, tokenizer, prompts, temperature=0.0, progress=f"{name}: greedy", **options
     )

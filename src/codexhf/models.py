@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -151,8 +152,9 @@ def check_finite(model: PreTrainedModel, path: str) -> PreTrainedModel:
 def nonfinite_parameter(model: nn.Module) -> str | None:
     """Return the name of the first parameter that holds NaN or infinity; None where none does."""
     for name, parameter in model.named_parameters():
-        # sharded loading gives the weights to the first process alone, which looks at them
-        if not parameter.is_meta and not torch.isfinite(parameter).all():
+        # of sharded weights its own part: the other processes need not be here
+        mine = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        if not torch.isfinite(mine).all():
             return name
     return None
 

@@ -46,6 +46,7 @@ from codexhf.models import (
     to_device,
 )
 from codexhf.prompts import Prompt, answered_ids, end_ids, prompt_ids, right_pad, text_of
+from codexhf.sharding import gathered
 from codexhf.tokenizer import load_tokenizer, spare_token
 from codexhf.trackers import log_samples
 
@@ -438,9 +439,9 @@ def record_scores(trainer, prompts: Sequence[Prompt], stage: RewardModelArgument
     PPO normalises the reward with them, so that a reward of 0 is what M1 gets on average.
     """
     model, tokenizer = trainer.model, trainer.processing_class
-    policy = to_device(load_policy(stage.model, tokenizer, dtype=getattr(torch, stage.dtype)))
+    dtype = getattr(torch, stage.dtype)
     answers = sample(
-        policy,
+        to_device(load_policy(stage.model, tokenizer, dtype=dtype)),  # gone before R is held whole
         tokenizer,
         prompts,
         n=-(-stage.score_samples // len(prompts)),
@@ -448,7 +449,8 @@ def record_scores(trainer, prompts: Sequence[Prompt], stage: RewardModelArgument
         max_new_tokens=stage.score_max_new_tokens,
     )
     owners = [p for p, group in zip(prompts, answers, strict=True) for _ in group]
-    scores = ModelReward(model.eval(), tokenizer)(owners, [a for g in answers for a in g])
+    with gathered(model):
+        scores = ModelReward(model.eval(), tokenizer)(owners, [a for g in answers for a in g])
     mean, std = float(np.mean(scores)), float(np.std(scores))
     shown = zip(owners, (a for g in answers for a in g), scores, strict=True)
     rows = [{"prompt": text_of(p), "completion": a, "score": f"{s:.3f}"} for p, a, s in shown]

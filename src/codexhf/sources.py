@@ -39,9 +39,9 @@ def load_source(card: Card) -> pa.Table:
     load = dict(card.load)
     try:
         if "builder" in load:
-            table = _spool(_batches(enumerate(_builder(load))))
+            table = spool(_batches(enumerate(_builder(load))))
         elif (files := _local_files(card)) is not None:
-            table = _spool(batch for file in files for batch in _read(file))
+            table = spool(batch for file in files for batch in _read(file))
         else:
             table = _load_dataset(card)
     except CardError as error:
@@ -343,8 +343,14 @@ def _plain_type(type: pa.DataType) -> pa.DataType:
     return type
 
 
-def _spool(tables: Iterator[pa.Table]) -> pa.Table:
-    """Write tables to a nameless file and return them mapped into memory, not read into it."""
+def spool(
+    tables: Iterator[pa.Table], join: Callable[[list[pa.Table]], pa.Table] = concat
+) -> pa.Table:
+    """Write tables to nameless files and return them mapped into memory, not read into it.
+
+    Args:
+        join: what makes one table of those with different columns.
+    """
     folder = Path(datasets.config.HF_DATASETS_CACHE)
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[pa.Table] = []
@@ -366,7 +372,7 @@ def _spool(tables: Iterator[pa.Table]) -> pa.Table:
             writer = pa.ipc.new_stream(file, schema)
         writer.write_table(table)
     close()
-    return concat(parts) if parts else pa.table({})
+    return join(parts) if parts else pa.table({})
 
 
 # -- builders: data that lies on every machine with Python -----------------------------------

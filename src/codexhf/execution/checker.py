@@ -62,6 +62,8 @@ def run_checker(job: dict) -> int:
             check(target)
     except BaseException as error:
         verdict, why, tag = FAILED, where(error), tag_of(error)
+    if verdict == FAILED and tag == ERROR and client.lost_type:
+        client.refuse("perhaps the type of what the program returned")
     if client.out_of_reach:  # whatever the tests made of the exception
         verdict, why = OUT_OF_REACH, client.out_of_reach
     if why:
@@ -91,6 +93,7 @@ class Client:
 
     def __init__(self, entry_point: str):
         self.out_of_reach = ""
+        self.lost_type = False  # whether an answer was of a type that the tests do not see here
         self._entry_point = entry_point
         self._functions: list[Callable] = []  # the tests' own, passed to the program as arguments
         self._errors: dict[str, type] = {}  # the program's exception classes, as the tests see them
@@ -191,6 +194,9 @@ class Client:
         return {"f" if callable(value) else "i": len(self._functions) - 1}
 
     def _resolve(self, tag: str, payload: object) -> object:
+        if tag == "sub":
+            self.lost_type = True
+            return None
         if tag == "module" and payload in sys.stdlib_module_names | sys.modules.keys():
             return importlib.import_module(payload)
         if tag == "t" and isinstance(payload, str) and payload in wire.TYPES:
@@ -200,6 +206,7 @@ class Client:
         number, kind, type_name, bases = payload
         if not isinstance(number, int) or not isinstance(type_name, str):
             raise wire.LineError("not a value")
+        self.lost_type = self.lost_type or kind == "object"
         self._exception_base = None
         if kind == "exception" and isinstance(bases, list):
             known = (getattr(builtins, base, None) for base in bases if isinstance(base, str))

@@ -168,7 +168,7 @@ def grade(
         if not isinstance(program, str):
             got = type(program).__name__
             raise BrokenItem(f"program: got {got}, expected Python source as str")
-        item = read_item(tests, entry_point, limits.packages)
+        item = read_item(tests, entry_point, limits.packages, limits.isolation)
     except BrokenItem as error:
         return result(("sandbox_error", 0, 1, str(error), 0.0))
 

@@ -77,11 +77,9 @@ def engine_for(
 ) -> Engine:
     """Return the engine of that name; where it cannot sample from the model, one that can.
 
-    vllm knows no adapters; native and continuous_batching know attention caches alone.
+    native and continuous_batching know attention caches alone.
     """
     wanted, reason = name, None
-    if name == "vllm" and not isinstance(model, PreTrainedModel):
-        name, reason = "native", "the policy has an adapter"
     if name in ("native", "continuous_batching"):
         try:
             preallocated_cache(base_model(model), 1)

@@ -40,6 +40,7 @@ class PolicyAndCritic(nn.Module):
     """
 
     main_input_name = "input_ids"
+    compiled = False  # whether log-probabilities come from compiled kernels
 
     def __init__(
         self,
@@ -48,17 +49,13 @@ class PolicyAndCritic(nn.Module):
         kept_logits_mb: int = 256,
         reference: nn.Module | None = None,
         vocabulary: int | None = None,
-        compiled: bool = False,
     ):
-        """`vocabulary`: the policy is a distribution over the first so many ids; None: over all.
-
-        `compiled`: log-probabilities come from compiled kernels; the layers are the trainer's job.
-        """
+        """`vocabulary`: the policy is a distribution over the first so many ids; None: over all."""
         super().__init__()
         self.policy, self.value_model = policy, value_model
         self.config = policy.config
         self._kept_bytes = kept_logits_mb * 2**20
-        self._vocabulary, self._compiled = vocabulary, compiled
+        self._vocabulary = vocabulary
         # set once here: a FSDP or ZeRO wrapper may hide the modules later
         self._head_is_linear = has_linear_head(policy)
         self._reference_head_is_linear = reference is None or has_linear_head(reference)
@@ -191,7 +188,7 @@ class PolicyAndCritic(nn.Module):
             block=max(BLOCK_ROWS, BLOCK_BYTES // row),
             keep=torch.is_grad_enabled() and hidden.size(0) * row <= self._kept_bytes,
             dtype=matmul_dtype(hidden),
-            compiled=self._compiled,
+            compiled=self.compiled,
         )
 
 

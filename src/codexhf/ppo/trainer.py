@@ -7,6 +7,7 @@ sampling.py rollouts, evaluate.py evaluations, checkpoint.py what is saved.
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from codexhf.ppo.sampling import RolloutMixin
 from codexhf.ppo.schedule import Position
 from codexhf.prompts import vocabulary_size
 from codexhf.rewards import RewardSum
+from codexhf.sharding import keep_float32, shard
 
 
 class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
@@ -111,12 +113,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         self._vocabulary = vocabulary_size(processing_class)
         super().__init__(
             model=PolicyAndCritic(
-                parts.policy,
-                parts.critic,
-                args.kept_logits_mb,
-                parts.reference,
-                self._vocabulary,
-                args.torch_compile,
+                parts.policy, parts.critic, args.kept_logits_mb, parts.reference, self._vocabulary
             ),
             args=trainer_args(args, parts.schedule),
             data_collator=data_collator,
@@ -127,6 +124,9 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False  # Trainer divides by the micro batches
+        keep_float32(self.accelerator)
+        if args.log_grad_norms and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            warnings.warn("log_grad_norms: rests, as gradients are sharded.", stacklevel=2)
         self.sft_dataset, self._custom_collator = sft_dataset, data_collator
         self._take(parts)
 
@@ -138,6 +138,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         self.ref_model = self._place(parts.reference)
         self._reward_models = [self._place(model) for model in parts.reward_models]
         if self.user_args.torch_compile:
+            self.model.compiled = True
             models = {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}
             for model in models:
                 compile_layers(model)
@@ -167,6 +168,8 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
             return None
         if self.is_deepspeed_enabled:
             return self.accelerator.prepare_model(model, evaluation_mode=True)
+        if self.is_fsdp_enabled:
+            return shard(model, self.accelerator)
         return model.to(self.args.device)
 
     def _restart(self, micro_step: int = 0) -> None:
@@ -389,8 +392,9 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         """Return the unweighted terms that are trained now."""
         batch, frozen = inputs["batch"], self._warming_up(inputs["now"])
         layout = batch.layout
-        # DDP waits for a gradient of every parameter, so there a frozen policy runs all the same
-        skip_policy = frozen and self.args.world_size == 1 and not self.is_deepspeed_enabled
+        # DDP, of one process too, waits for a gradient of every parameter: there a frozen policy
+        # runs all the same
+        skip_policy = frozen and type(model) is PolicyAndCritic
         out = model(
             input_ids=layout.input_ids,
             attention_mask=layout.attention_mask,
@@ -459,8 +463,8 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         """Return whether this micro batch closes an optimizer step that is logged."""
         if not self.args.log_grad_norms or now.micro_batch != self.schedule.micro_batches - 1:
             return False
-        if self.is_deepspeed_enabled:
-            return False  # it moves gradients in hooks that a second backward pass would trip
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return False  # they move gradients in hooks that a second backward pass would trip
         every = self.state.logging_steps
         return bool(every) and (self.state.global_step + 1) % int(every) == 0
 
