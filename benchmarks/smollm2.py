@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="of PPO")
     parser.add_argument(
         "--benchmarks",
-        nargs="*",
+        nargs="+",
         default=[f"data_cards/benchmarks/{name}.md" for name in ("humaneval", "mbpp_file")],
     )
     options = parser.parse_args()
@@ -58,10 +58,10 @@ def main() -> int:
     ]  # fmt: skip
     if any([process.wait() for process in ppo]):
         return 1
-    known = ["--benchmark_cards", *options.benchmarks] if options.benchmarks else []
     run(
         options, "evaluation", "--output_dir", str(runs / "evaluation"), "--reference", m1,
-        "--reward_model", rm, "--models", options.model, m1, *m2s.values(), *known,
+        "--reward_model", rm, "--models", options.model, m1, *m2s.values(),
+        "--benchmark_cards", *options.benchmarks,
     )  # fmt: skip
     print(table(runs, [Path(options.model).name, "m1", *(Path(m2).name for m2 in m2s.values())]))
     return 0
@@ -70,6 +70,8 @@ def main() -> int:
 def start(options: argparse.Namespace, stage: str, *more: str) -> subprocess.Popen:
     """Begin a stage in a process of its own."""
     config = f"{options.configs}/{stage}.yaml"
+    if stage in ("sft", "reward_model", "ppo"):
+        more += ("--gradient_checkpointing", "false")  # 135M leave room for activations
     return subprocess.Popen([sys.executable, f"recipes/{stage}.py", "--config", config, *more])
 
 

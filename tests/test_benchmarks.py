@@ -105,7 +105,7 @@ def test_the_card_of_mbpps_file_reads_its_test_split(tmp_path):
     (tmp_path / "mbpp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = new_tokenizer(CORPUS * 3, 320)
     found = load_tasks([str(card)], tokenizer).dataset
-    assert sorted(found["id"]) == [11, 510] and set(found["entry_point"]) == {"total"}
+    assert sorted(found["id"]) == ["11", "510"] and set(found["entry_point"]) == {"total"}
     for form, answer in (("completion", f"\n{code}"), ("chat", f"```python\n{code}\n```")):
         assert benchmarks._verdicts(found, form, [[answer], ["x = 1"]], 10.0) == [
             ["pass"],
