@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from codexhf import hub, launch, run
+from codexhf.adapters import lora_config, merge_adapters
 from codexhf.arguments import (
     PPOArguments,
     PreferencesArguments,
@@ -46,7 +47,7 @@ from codexhf.identity import load_manifest
 from codexhf.label.export import export
 from codexhf.label.store import Store
 from codexhf.model_card import strictest
-from codexhf.models import context_length, load_policy, lora_config, merge_adapters
+from codexhf.models import context_length, load_policy
 from codexhf.parsing import parse
 from codexhf.preferences import write_card as write_pairs_card
 from codexhf.push import push
