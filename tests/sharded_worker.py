@@ -22,7 +22,7 @@ from codexhf.arguments import PretrainArguments, SFTArguments  # noqa: E402
 from codexhf.data import Data  # noqa: E402
 from codexhf.evaluation import PassAt1  # noqa: E402
 from codexhf.launch import launch  # noqa: E402
-from codexhf.models import merge_adapters  # noqa: E402
+from codexhf.adapters import merge_adapters  # noqa: E402
 from codexhf.run import run_stage  # noqa: E402
 from conftest import CORPUS, tiny_config  # noqa: E402
 from ppo_setup import whole  # noqa: E402
