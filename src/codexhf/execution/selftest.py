@@ -13,7 +13,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from codexhf.execution.launchers import Launcher, SandboxUnavailable
+from codexhf.execution.launchers import Launcher, SandboxUnavailable, with_cure
 from codexhf.execution.pool import Pool
 
 _READ = """
@@ -102,7 +102,10 @@ def find_leaks(launcher: Launcher) -> list[str]:
         os.chmod(canary, 0o666)
         # a process of ours whose environment holds a secret, as the trainer's does
         sleep = [os.path.realpath(sys.executable), "-I", "-S", "-c", "import time; time.sleep(60)"]
-        bystander = subprocess.Popen(sleep, env={"CODEXHF_SELFTEST": "secret"})
+        try:
+            bystander = subprocess.Popen(sleep, env={"CODEXHF_SELFTEST": "secret"})
+        except OSError as error:
+            raise SandboxUnavailable(with_cure(f"no process starts: {error}")) from None
         mark = f"codexhf-selftest-{secrets.token_hex(8)}"
         launcher = dataclasses.replace(launcher, argv=(*launcher.argv, mark))
         try:
@@ -145,9 +148,8 @@ def _temporary_folder() -> tempfile.TemporaryDirectory:
             return tempfile.TemporaryDirectory(prefix="codexhf-selftest-", dir=folder)
         except OSError as error:
             cause = error
-    raise SandboxUnavailable(
-        f"the self-test needs a folder to write in: {cause}. Set TMPDIR to one"
-    )
+    words = f"the self-test needs a folder to write in: {cause}. Set TMPDIR to one"
+    raise SandboxUnavailable(words)
 
 
 class _Listener:
