@@ -35,6 +35,7 @@ def main(argv=None):
         longest,
         exclude=stage.exclude_cards,
         weights=stage.weights,
+        when_exhausted=stage.when_exhausted,
         completion_only=training.completion_only_loss,
         seed=seed,
     )
@@ -51,9 +52,8 @@ def main(argv=None):
         peft_config=models.lora_config(stage, stage.lora_dropout),
         callbacks=[PassAt1(tasks.dataset, tokenizer, stage, seed)],
     )
-    data, parents = {"train": train, "eval": tasks}, {"m0": stage.model}
-    finish = models.merge_adapters
-    return run_stage(trainer, stage, training, data=data, parents=parents, finish=finish)
+    data, parents, end = {"train": train, "eval": tasks}, {"m0": stage.model}, models.merge_adapters
+    return run_stage(trainer, stage, training, data=data, parents=parents, finish=end)
 
 
 if __name__ == "__main__":

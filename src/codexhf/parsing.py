@@ -19,7 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
-from codexhf import knobs
+from codexhf import knobs, workers
 from codexhf.arguments import StageArguments, pin
 from codexhf.refusals import nearest, refuse
 from codexhf.strict_yaml import load_yaml
@@ -115,6 +115,7 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
         errors += pin(instances[0], instances[-1].output_dir)
     if errors:
         refuse(list(dict.fromkeys(errors)), f"{Path(recipe).name} with {config}")
+    workers.num_proc = getattr(instances[0], "num_proc", None)
     return instances
 
 
