@@ -41,9 +41,7 @@ class Executor(Pool):
         super().__init__(workers, launcher, packages)
 
 
-def choose_launcher(
-    *, unsafe_exec: str | None = None, packages: Sequence[str] = ()
-) -> Launcher:
+def choose_launcher(*, unsafe_exec: str | None = None, packages: Sequence[str] = ()) -> Launcher:
     """Return the strongest launcher that starts here and passes the self-test.
 
     Each one passed over is logged with its reason. With `unsafe_exec` set to UNSAFE_PHRASE the last
