@@ -7,6 +7,7 @@ raises or dies: what the second process does after a checkpoint.
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -140,10 +141,12 @@ def fail(case: str, folder: Path) -> None:
     class Die(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if second and state.global_step == 2:
+                (folder / "failed_at").write_text(str(time.time()))
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def reward(prompts, completions, **columns):
         if second and trainer.state.global_step == 2:
+            (folder / "failed_at").write_text(str(time.time()))
             raise ZeroDivisionError("this reward divides by nothing")
         return [float(len(text)) for text in completions]
 

@@ -103,6 +103,18 @@ class Reader:
         order = dict.fromkeys((*COLUMNS[self.card.type], *EXTRA, *self.card.columns))
         return pa.table({name: shaped[name] for name in order if name in shaped}), faults
 
+    def texts(self, name: str, batch: pa.Table) -> list[str | None]:
+        """Return a column of a batch as text, whether the card maps it or the source has it.
+
+        Raises:
+            RowError: there is no such column.
+        """
+        if name not in self.getters:
+            raise RowError(f"rows have no column {name!r}. Map it under codexhf.columns.")
+        getter = self.getters[name]
+        by_row = _rows(batch) if callable(getter) else []
+        return [_text(value) for value in _values(_column(getter, batch, by_row))]
+
     def _shaped(self, columns: dict, faults: list[str | None], start: int) -> dict:
         """Return the type's columns; text that stands where it should is not looked at."""
         read = {name: columns[name] for name in self.needs}

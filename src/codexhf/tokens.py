@@ -7,8 +7,7 @@ processes of a machine read what the first one made.
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,12 @@ import tokenizers
 import torch
 import transformers
 from datasets import Dataset
-from datasets.utils.tqdm import tqdm
 from filelock import FileLock
 
 from codexhf import prompts
 from codexhf.cards import CardError
 from codexhf.prompts import answered_ids_batch, prompt_ids_batch
-from codexhf.workers import in_order
-
-
-def progress(items: Iterable, what: str, total: int | None = None, **kwargs: Any) -> Iterable:
-    """Show a bar on the first process of what takes more than two seconds."""
-    silent = int(os.environ.get("RANK", "0")) > 0
-    return tqdm(items, desc=what, total=total, delay=2, leave=False, disable=silent, **kwargs)
+from codexhf.workers import in_order, progress
 
 
 def table_of(dataset: Dataset) -> pa.Table:
