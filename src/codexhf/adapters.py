@@ -93,7 +93,7 @@ def wide_head(model: nn.Module) -> None:
 
 
 def _in_own_dtype(head: nn.Module, inputs: tuple) -> tuple:
-    return (inputs[0].float(), *inputs[1:])
+    return (inputs[0].to(head.weight.dtype), *inputs[1:])
 
 
 def adapts_classifier(folder: Path) -> bool:
