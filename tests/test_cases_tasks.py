@@ -9,6 +9,7 @@ import pytest
 from codexhf import references
 from codexhf.cards import CardError, load_card
 from codexhf.data import load_tasks
+from codexhf.execution import run_tests
 
 TASK = {"entry_point": "f", "completion": "def f(a):\n    return a + 1"}
 
@@ -128,3 +129,49 @@ def test_a_comparison_that_does_not_exist_is_refused(write_card, tokenizer, cach
         load_tasks(
             [write_card(rows, "prompt-only", codexhf={"execution": {"compare": 1}})], tokenizer
         )
+
+
+def test_a_card_sets_limits_and_names_a_checker(write_card, tokenizer, tmp_path, cache):
+    rows = [{"prompt": "Two numbers with the sum n.", "completion": "print(0, input())",
+             "tests": [{"stdin": "7", "stdout": "3 4"}]}]  # fmt: skip
+    card = write_card(
+        rows, "prompt-only", codexhf={"execution": {"checker": "sums.py", "timeout_s": 4}}
+    )
+    with pytest.raises(CardError, match=r"execution.checker: .*sums.py does not exist"):
+        load_card(card)
+    source = "def check(n, out, expected):\n    return sum(map(int, out.split())) == int(n)\n"
+    (tmp_path / "sums.py").write_text(source)
+    (row,) = load_tasks([card], tokenizer).dataset.to_list()
+    assert row["tests"] == {"cases": rows[0]["tests"], "timeout_s": 4, "checker": source}
+    results = run_tests(["print(3, 4)", "print(3, 5)", "print('x')"], [row["tests"]] * 3, [""] * 3)
+    assert [r.verdict for r in results] == ["pass", "fail", "fail"]
+    for wrong, words in (
+        ({"timeout_s": 0}, "execution.timeout_s: got 0, expected between"),
+        ({"compare": "roughly"}, "execution.compare: got 'roughly', expected one of"),
+        ({"packages": ["a b"]}, "execution.packages: got 'a b'"),
+        ({"pakages": []}, "execution.pakages: unknown key. Did you mean"),
+        ("numpy", "execution: got 'numpy', expected a mapping"),
+    ):
+        with pytest.raises(CardError, match=words):
+            load_card(write_card(rows, "prompt-only", name="wrong", codexhf={"execution": wrong}))
+
+
+def test_rows_that_the_sandbox_does_not_support_are_left_out_and_counted(
+    write_card, tokenizer, cache, capsys
+):
+    """However many they are: they are no fault of the card."""
+    good = {
+        "prompt": "p",
+        "tests": "assert f(1) == 1",
+        "entry_point": "f",
+        "completion": "def f(x):\n    return x",
+    }
+    rows = [good | {"prompt": f"p{i}"} for i in range(2)]
+    rows += [
+        good | {"prompt": f"q{i}", "tests": "import nowhere\nassert f(1) == 1"} for i in range(3)
+    ]
+    rows += [good | {"prompt": "r", "completion": "import nowhere\ndef f(x):\n    return x"}]
+    rows += [good | {"prompt": "s", "tests": {"code": "f(1)", "process": "together"}}]
+    data = load_tasks([write_card(rows, "prompt-only")], tokenizer)
+    assert len(data.dataset) == 2 and data.stats["dropped_as_not_supported"] == 5
+    assert "those of 5 are not supported by the sandbox" in capsys.readouterr().out

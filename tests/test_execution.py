@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -522,15 +523,13 @@ def test_executor_outlives_the_thread_that_started_it(caplog):
     assert "sandbox lost" not in caplog.text
 
 
-def test_threads_are_off_unless_asked_for():
+def test_threads_run_as_in_plain_python_and_processes_never():
     program = "from threading import Thread\ndef f():\n    Thread(target=int).start()\n    return 1"
-    case = [{"args": "()", "expected": "1"}]
-    assert "can't start new thread" in judge(program, case).detail
-    with Executor(1, launcher=launchers.make_bubblewrap(threads=True)) as executor:
-        assert executor.run([program], [case], ["f"])[0].verdict == "pass"
-        fork = attack_program(ESCAPES["fork_system_call"])
-        tests = [{"args": "('', 0)", "expected": "'ESCAPED'"}]
-        assert executor.run([fork], [tests], ["attack"])[0].verdict == "fail"
+    fork = attack_program(ESCAPES["fork_system_call"])
+    escaped = [{"args": "('', 0)", "expected": "'ESCAPED'"}]
+    for tests in ([{"args": "()", "expected": "1"}], "assert f() == 1"):
+        thread, forked = run_tests([program, fork], [tests, escaped], ["f", "attack"])
+        assert (thread.verdict, forked.verdict) == ("pass", "fail")
 
 
 def hide_bubblewrap(monkeypatch, tmp_path, script=None):
@@ -816,7 +815,7 @@ def fuzz(count, seed, timeout_s):
     rng = random.Random(seed)
     seeds = [attack_program(body) for body in ESCAPES.values()]
     seeds += [*FAKES.values(), "def attack(n): return n * 7 + 1", "print(int(input()) * 7 + 1)"]
-    counts = dict.fromkeys(("pass", "fail", "timeout", "memory", "sandbox_error"), 0)
+    counts = Counter()
     with Executor() as executor:
         for start in range(0, count, 1000):
             programs, tests = [], []

@@ -46,7 +46,12 @@ ISCLOSE = "def isclose(*a, **k): return True\ndef approx(*a, **k): return E()\n"
 HOOK = "import sys, os\nsys.excepthook = lambda *a: os._exit(42)\ndef f(*a): raise ValueError\n"
 CODE = "import gc, types\ndef f(*a):\n    for o in gc.get_objects():\n        if isinstance(o, types.FunctionType) and o.__name__ == 'where': o.__code__ = (lambda e: '').__code__\n    import together\n    together.FAILED = 42\n    raise ValueError\n"
 THREAD = "import threading, os, time\ndef f(*a):\n    threading.Thread(target=lambda: os._exit(42)).start()\n    time.sleep(1)\n"
+SUBCLASSES = [  # of plain types: what their classes say must not count either
+    f"class D({base}):\n    __eq__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n    __hash__ = lambda s: 1\n    __getitem__ = __getattr__ = lambda s, k: 3\n    __sub__ = __abs__ = lambda s, *o: 0.0\n    startswith = lambda s, o: True\ndef f(*a): return D()\n"
+    for base in ("dict", "tuple", "int", "str")
+]
 PROGRAMS = [
+    *SUBCLASSES,
     RETURNED,
     NESTED,
     KIND,
@@ -80,6 +85,9 @@ TESTS = [
     "assert abs(Circle(2).area() - 12.566) < 1e-3",
     "assert Circle(2).area() == 12 and Circle(1).area() < Circle(2).area()",
     "assert f(1)(2) == 3 or f(1)(2).area() == 3",
+    "if f(1) != 2:\n    raise ValueError('no')",
+    "for i in range(3):\n    if f(i) != i * 7 + 1:\n        raise ValueError(i)",
+    "assert isinstance(f(1), dict) and f(1)['a'] == 2",
 ]  # fmt: skip
 
 
@@ -183,7 +191,7 @@ def test_floods_cost_the_host_next_to_nothing(executor):
     results = executor.run(programs, tests, ["f"] * len(programs), timeout_s=1.0)
     spent = (time.process_time() - began) / len(programs)
     print(f"\n{executor.isolation}: {spent * 1000:.1f} ms of the host for a flood of 16 MiB")
-    assert {r.verdict for r in results} <= {"fail", "timeout"}
+    assert {r.verdict for r in results} <= {"fail", "timeout", "output"}
     assert spent < 0.1
 
 
@@ -191,7 +199,7 @@ def test_floods_on_sixteen_workers_are_no_sandbox_errors():
     programs = (FLOODS * 10)[:48]
     with Executor(16) as executor:
         results = executor.run(programs, [[{"stdin": "", "stdout": "1\n"}]] * 48, [""] * 48)
-    assert {r.verdict for r in results} <= {"fail", "timeout"}
+    assert {r.verdict for r in results} <= {"fail", "timeout", "output"}
 
 
 def test_an_answer_that_lies_unread_is_no_lost_sandbox(monkeypatch):
@@ -293,13 +301,13 @@ def test_ignored_children_signals_cost_nothing():
     assert done.stdout == "pass\n", done.stderr
 
 
-def test_selftest_needs_no_command_and_names_a_missing_folder(tmp_path):
+def test_selftest_needs_no_command_and_names_a_missing_folder():
     script = "from codexhf.execution import selftest, launchers\nprint(selftest.find_leaks(launchers.make_bare()))"
     run = [sys.executable, "-c", script]
     env = {k: v for k, v in os.environ.items() if k not in ("PATH", "TMPDIR")}
     done = subprocess.run(run, capture_output=True, text=True, env=env, check=False)
     assert done.stdout == "[]\n", done.stderr
-    code = f"import tempfile\ntempfile._candidate_tempdir_list = lambda: ['{tmp_path}/nowhere']\n"
+    code = "import tempfile\ndef mkdtemp(*a): raise FileNotFoundError('nowhere')\ntempfile.mkdtemp = mkdtemp\n"
     done = subprocess.run(
         [*run[:2], code + script], capture_output=True, text=True, env=env, check=False
     )

@@ -240,6 +240,6 @@ def judge(
     timeout_s: float = 3.0,
     progress: str | None = None,
 ) -> list[list[str]]:
-    """Return the verdict of each completion: [task][completion] pass, fail, timeout or memory."""
+    """Return the verdict of each completion: [task][completion] pass, fail or the limit it met."""
     results = grade(completions, tests, entry_points, timeout_s, progress)
     return [[result.verdict for result in group] for group in results]

@@ -25,10 +25,10 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from codexhf.cards import Card, CardError, load_card
-from codexhf.chat import text_of
 from codexhf.execution import NOT_SUPPORTED, check_isolation
 from codexhf.filters import left_out, near_duplicates
 from codexhf.overlap import HeldOut, hash_of
+from codexhf.prompts import text_of
 from codexhf.references import wrong_rows
 from codexhf.rows import COLUMNS, EXTRA, Reader, RowError, called_name, one_form, wrap
 from codexhf.sources import BATCH_BYTES, BATCH_ROWS, load_source, source_tables, spool
@@ -775,8 +775,8 @@ def _check_separated(data: Data) -> None:
         raise CardError(
             f"{cards_of(data)}: nothing separates prompt and answer in {len(glued)} of {len(ends)} "
             f"rows ({(row['prompt'][-20:] + row['completion'][:20])!r}): the tokenizer has no chat "
-            "template, and there is no white space where they meet. Give sft a template "
-            "(--chat_template_path recipes/chat_template.jinja), or end the prompts of every card "
+            "template, and there is no white space where they meet. Give sft one (--chat_template "
+            "plain, or --chat_template_path with a file), or end the prompts of every card "
             'in a line break (codexhf.columns: {prompt: "{{ prompt }}\\n"}).'
         )
 

@@ -184,7 +184,8 @@ def versions() -> dict[str, str]:
 
 def _sharding() -> str:
     used = [n for n in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{n}") == "true"]
-    return used[0].lower() if used else "no"
+    pieces = os.environ.get("FSDP_STATE_DICT_TYPE") == "SHARDED_STATE_DICT" and "FSDP" in used
+    return (used[0].lower() if used else "no") + (", checkpoints in pieces" if pieces else "")
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from codexhf import completions, execution
 from codexhf.completions import code_of
-from codexhf.execution import check_references, check_tests, packages_used
+from codexhf.execution import check_references, check_tests, isolation_used, packages_used
 
 TIMEOUT_S = 10.0
 """Not the stage's own: whether a reference is right does not depend on a stage's patience."""
@@ -30,7 +30,8 @@ def wrong_rows(rows: datasets.Dataset) -> list[str | None]:
     tests, names = list(rows["tests"]), list(rows["entry_point"])
     texts = list(rows["completion"]) if "completion" in rows.column_names else [None] * len(rows)
     programs = [text and code_of(text) for text in texts]
-    found = [check_tests(t, n, packages_used()) for t, n in zip(tests, names, strict=True)]
+    walls = packages_used(), isolation_used()
+    found = [check_tests(t, n, *walls) for t, n in zip(tests, names, strict=True)]
     keys = [_hash(*row) for row in zip(programs, tests, names, strict=True)]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "codexhf"
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ def _judge() -> str:
     """Return a hash of what a verdict depends on, apart from the row."""
     files = [*sorted(Path(execution.__file__).parent.glob("*.py")), Path(completions.__file__)]
     code = [file.read_text(encoding="utf-8") for file in files]
-    return _hash(sys.version, platform.machine(), list(packages_used()), code)
+    return _hash(sys.version, platform.machine(), list(packages_used()), isolation_used(), code)
 
 
 def _hash(*parts: Any) -> str:

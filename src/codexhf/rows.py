@@ -20,10 +20,10 @@ import pyarrow as pa
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from codexhf.cards import Card
-from codexhf.chat import ROLES, content_text, text_of
 from codexhf.execution.items import Settings
 from codexhf.execution.testcode import entry_point_in
 from codexhf.label_words import check_labels, read_label, read_winner
+from codexhf.prompts import ROLES, content_text, text_of
 from codexhf.refusals import nearest
 from codexhf.sources import concat, values_of
 

@@ -22,9 +22,9 @@ import transformers
 from datasets import Dataset
 from filelock import FileLock
 
-from codexhf import chat
+from codexhf import prompts
 from codexhf.cards import CardError
-from codexhf.chat import answered_ids_batch, prompt_ids_batch
+from codexhf.prompts import answered_ids_batch, prompt_ids_batch
 from codexhf.workers import in_order, progress
 
 
@@ -55,7 +55,7 @@ def answered_rows(
     learn_prompts: bool = False,
     source: str = "rows",
 ) -> Dataset:
-    """Return a prompt with each of `columns` behind it as ids, by `chat.answered_ids`.
+    """Return a prompt with each of `columns` behind it as ids, by `prompts.answered_ids`.
 
     Args:
         source: what an error calls the rows.
@@ -93,7 +93,7 @@ def answered_rows(
 
 
 def prompt_lengths(rows: Dataset, tokenizer, source: str) -> np.ndarray:
-    """Return the tokens of each prompt, by `chat.prompt_ids`.
+    """Return the tokens of each prompt, by `prompts.prompt_ids`.
 
     Raises:
         CardError: the chat template refuses a row.
@@ -117,7 +117,7 @@ def _by_rows(function: Callable, rows: Dataset, what: str, size: int = 500) -> I
 
 
 def _render(function: Callable, source: str, tokenizer, *columns: Sequence) -> list:
-    """Return what a function of `chat` makes of a batch; a row that the template refuses is named.
+    """Return what a function of `prompts` makes of a batch; a refused row is named.
 
     Raises:
         CardError: with the card and the row's text.
@@ -319,7 +319,7 @@ def _cached(
         settings,
         key or fingerprint(rows, batch_size=64),
         tokenizer_key(tokenizer),
-        [Path(file).read_text(encoding="utf-8") for file in (__file__, chat.__file__)],
+        [Path(file).read_text(encoding="utf-8") for file in (__file__, prompts.__file__)],
     ]
     name = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "codexhf" / name

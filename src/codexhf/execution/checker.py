@@ -62,6 +62,8 @@ def run_checker(job: dict) -> int:
             check(target)
     except BaseException as error:
         verdict, why, tag = FAILED, where(error), tag_of(error)
+    if verdict == FAILED and tag == ERROR and client.lost_type:
+        client.refuse("perhaps the type of what the program returned")
     if client.out_of_reach:  # whatever the tests made of the exception
         verdict, why = OUT_OF_REACH, client.out_of_reach
     if why:
@@ -91,6 +93,7 @@ class Client:
 
     def __init__(self, entry_point: str):
         self.out_of_reach = ""
+        self.lost_type = False  # whether an answer was of a type that the tests do not see here
         self._entry_point = entry_point
         self._functions: list[Callable] = []  # the tests' own, passed to the program as arguments
         self._errors: dict[str, type] = {}  # the program's exception classes, as the tests see them
@@ -191,6 +194,9 @@ class Client:
         return {"f" if callable(value) else "i": len(self._functions) - 1}
 
     def _resolve(self, tag: str, payload: object) -> object:
+        if tag == "sub":
+            self.lost_type = True
+            return None
         if tag == "module" and payload in sys.stdlib_module_names | sys.modules.keys():
             return importlib.import_module(payload)
         if tag == "t" and isinstance(payload, str) and payload in wire.TYPES:
@@ -200,6 +206,7 @@ class Client:
         number, kind, type_name, bases = payload
         if not isinstance(number, int) or not isinstance(type_name, str):
             raise wire.LineError("not a value")
+        self.lost_type = self.lost_type or kind == "object"
         self._exception_base = None
         if kind == "exception" and isinstance(bases, list):
             known = (getattr(builtins, base, None) for base in bases if isinstance(base, str))
@@ -211,11 +218,16 @@ class Client:
         return self._handles[key]
 
 
-class Handle:
-    """An object of the program, as the tests see it: a function, or data to read."""
+class Handle(wire.StandIn):
+    """An object of the program, as the tests see it: a function, or data to read.
+
+    It has methods that the object may lack, and another type. So whoever asks what it is or has
+    (`isinstance`, `hasattr`, `dir`, a method by its name with underscores) gets no answer here.
+    """
 
     def __init__(self, client: Client, number: int, kind: str, type_name: str):
-        self.__dict__.update(_client=client, _number=number, _kind=kind, _type_name=type_name)
+        own = {"_client": client, "_number": number, "_kind": kind, "_type_name": type_name}
+        object.__getattribute__(self, "__dict__").update(own)
 
     def _do(self, op: str, *operands: object) -> object:
         return self._client.perform(op, self, *operands, mode=type(self))
@@ -223,9 +235,12 @@ class Handle:
     def __call__(self, *args: object, **kwargs: object) -> object:
         return self._do("call", list(args), kwargs)
 
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):
+    def __getattribute__(self, name: str) -> object:
+        if name.startswith("__") and name != "__name__":
             raise self._client.refuse(f"{name} of an object that the program made")
+        return object.__getattribute__(self, name)
+
+    def __getattr__(self, name: str) -> object:
         value = self._do("getattr", name)
         if isinstance(value, Handle) and value._kind == "function":
             raise self._client.refuse(f"{name!r}, a method of an object that the program made")
@@ -278,9 +293,7 @@ def _refused(name: str) -> Callable:
 
 _BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift divmod".split()
 _DECIDING = "lt le gt ge contains neg pos abs invert round index complex reversed".split()
-_DECIDING += "enter exit await aiter aenter aexit fspath bytes trunc floor ceil".split()
-for _name in ("doc", "module", "annotations"):
-    setattr(Handle, f"__{_name}__", property(_refused(_name)))
+_DECIDING += "enter exit await aiter aenter aexit fspath bytes trunc floor ceil format".split()
 for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_DECIDING):
     setattr(Handle, f"__{_name}__", _refused(_name))
 
@@ -296,8 +309,6 @@ class ClassObject(Handle):
     """A class that the tests name, and its objects: methods and fields may be used."""
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__") and name != "__name__":
-            raise self._client.refuse(f"{name} of an object that the program made")
         return self._do("getattr", name)
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -22,8 +22,6 @@ class Executor(Pool):
         workers: how many programs run at once; default one for each core that this process may use.
         launcher: how zygotes are started; default the strongest isolation that this machine offers.
         unsafe_exec: `UNSAFE_PHRASE`, word for word, to run without isolation where none can be had.
-        threads: let every program start threads (never processes). Off by default: whole programs
-            and tests in the program's process may anyway.
         packages: names that programs and tests may import besides the standard library, such as
             `numpy`: this environment's copies, read-only, with what they require.
     Raises:
@@ -36,17 +34,14 @@ class Executor(Pool):
         *,
         launcher: Launcher | None = None,
         unsafe_exec: str | None = None,
-        threads: bool = False,
         packages: Sequence[str] = (),
     ):
         if launcher is None:
-            launcher = choose_launcher(unsafe_exec=unsafe_exec, threads=threads, packages=packages)
+            launcher = choose_launcher(unsafe_exec=unsafe_exec, packages=packages)
         super().__init__(workers, launcher, packages)
 
 
-def choose_launcher(
-    *, unsafe_exec: str | None = None, threads: bool = False, packages: Sequence[str] = ()
-) -> Launcher:
+def choose_launcher(*, unsafe_exec: str | None = None, packages: Sequence[str] = ()) -> Launcher:
     """Return the strongest launcher that starts here and passes the self-test.
 
     Each one passed over is logged with its reason. With `unsafe_exec` set to UNSAFE_PHRASE the last
@@ -64,7 +59,7 @@ def choose_launcher(
     causes = []
     for name, make in launchers.LAUNCHERS.items():
         try:
-            launcher = make(threads, packages)
+            launcher = make(packages)
             leaks = find_leaks(launcher)
         except SandboxUnavailable as error:
             causes.append(f"{name}: {error}")
@@ -78,7 +73,7 @@ def choose_launcher(
         causes.append(f"{name}: it starts, but {'; '.join(leaks)}")
     if unsafe_exec == launchers.UNSAFE_PHRASE:
         logger.warning("MODEL CODE RUNS WITHOUT ISOLATION, as this user (%s)", "; ".join(causes))
-        return launchers.make_unsafe(threads, packages)
+        return launchers.make_unsafe(packages)
     raise SandboxUnavailable(
         "no isolation for model-written code on this machine, so nothing was run.\n  "
         + "\n  ".join(causes)
@@ -189,7 +184,7 @@ def check_references(
     """
     packages = packages_used()
     items = zip(tests, entry_points, strict=True)
-    found = [check_tests(test, name, packages) for test, name in items]
+    found = [check_tests(test, name, packages, isolation_used()) for test, name in items]
     for row, reference in enumerate(references):
         missing = missing_import(reference, packages) if reference and not found[row] else None
         if missing:

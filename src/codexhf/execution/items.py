@@ -123,7 +123,10 @@ class Item:
 
 
 def check_tests(
-    tests: Tests, entry_point: str | None = None, packages: Sequence[str] = ()
+    tests: Tests,
+    entry_point: str | None = None,
+    packages: Sequence[str] = (),
+    isolation: str | None = None,
 ) -> str | None:
     """Return what is wrong with a row's tests, None when programs can be judged by them.
 
@@ -133,7 +136,7 @@ def check_tests(
     supported" are no fault of the row.
     """
     try:
-        item = read_item(tests, entry_point, tuple(packages))
+        item = read_item(tests, entry_point, tuple(packages), isolation)
         if item.kind in (ASSERTS, TOGETHER):
             compile(item.cases, "tests", "exec", dont_inherit=True)
     except BrokenItem as error:
@@ -151,9 +154,13 @@ def missing_import(source: str, packages: Sequence[str] = ()) -> str | None:
         return None
 
 
-def read_item(tests: Tests, entry_point: str | None, packages: tuple[str, ...]) -> Item:
+def read_item(
+    tests: Tests, entry_point: str | None, packages: tuple[str, ...], isolation: str | None
+) -> Item:
     """Return the tests ready to run.
 
+    Args:
+        isolation: behind which walls, where that is known: "landlock" alone has no room for files.
     Raises:
         BrokenItem: the item is at fault, not the model.
         NotSupported: it is not at fault either.
@@ -169,7 +176,10 @@ def read_item(tests: Tests, entry_point: str | None, packages: tuple[str, ...]) 
     if pieces and tests and all(isinstance(piece, str) for piece in tests):
         tests = "\n".join(tests)
     if isinstance(tests, str):
-        return _read_code(tests, entry_point, settings, packages)
+        item = _read_code(tests, entry_point, settings, packages)
+        if isolation == "landlock" and testcode.read_tests(tests, item.entry_point).needs_files:
+            raise NotSupported("the tests use files, which Landlock alone has no room for")
+        return item
     if not pieces or not tests:
         raise BrokenItem(
             f"tests: got {plain.shorten(tests)}, expected test code or a list of cases"

@@ -4,12 +4,14 @@ Every launcher speaks the same protocol (zygote.py); only the argv in front of t
 differs.
 """
 
+import errno
 import functools
 import json
 import logging
 import os
 import platform
 import re
+import resource
 import shutil
 import stat
 import subprocess
@@ -52,8 +54,21 @@ _NAMESPACES_FIX = (
 )
 
 
+_CURES = {
+    errno.EMFILE: "allow more open files, ulimit -n 1024, or set fewer workers",
+    errno.EAGAIN: "allow more processes, ulimit -u 512 or docker run --pids-limit 512",
+    errno.ENOMEM: "allow more memory",
+}
+
+
 class SandboxUnavailable(RuntimeError):
     """No isolation can be had here; the message names the cause and the command that fixes it."""
+
+
+def with_cure(words: str, otherwise: str = "") -> str:
+    """Return what the system said went wrong, and what fixes it."""
+    cure = next((cure for code, cure in _CURES.items() if os.strerror(code) in words), otherwise)
+    return f"{words} ({cure})" if cure else words
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,7 @@ class Launcher:
         )
 
 
-def make_bubblewrap(threads: bool = False, packages: Sequence[str] = ()) -> Launcher:
+def make_bubblewrap(packages: Sequence[str] = ()) -> Launcher:
     """Return the launcher with both walls: bubblewrap outside, Landlock and seccomp inside.
 
     Raises:
@@ -108,7 +123,7 @@ def make_bubblewrap(threads: bool = False, packages: Sequence[str] = ()) -> Laun
     argv = [bwrap, *_NAMESPACES, *_mounts(needs)]
     for name, value in environment.items():
         argv += ["--setenv", name, value]
-    config = _config(needs, "/sandbox", namespaces=True, landlock=landlock, threads=threads)
+    config = _config(needs, "/sandbox", namespaces=True, landlock=landlock)
     argv += [needs.interpreter, *_FLAGS, "/sandbox/zygote.py", config]
     return Launcher(
         "bubblewrap+landlock" if landlock else "bubblewrap+seccomp",
@@ -150,7 +165,7 @@ def _mounts(needs: "Needs") -> list[str]:
     return [*argv, "--remount-ro", "/", "--chdir", "/"]
 
 
-def make_bare(threads: bool = False, packages: Sequence[str] = ()) -> Launcher:
+def make_bare(packages: Sequence[str] = ()) -> Launcher:
     """Return the launcher that needs no program and no namespace: Landlock and seccomp alone.
 
     Raises:
@@ -160,19 +175,17 @@ def make_bare(threads: bool = False, packages: Sequence[str] = ()) -> Launcher:
     _require_linux("Landlock")
     if lockdown.landlock_abi() < 1:
         raise SandboxUnavailable(
-            "the kernel has no Landlock: it needs Linux 5.13, and `landlock` among the boot "
-            "parameters lsm="
+            "no Landlock: it needs Linux 5.13 and `landlock` among the boot parameters lsm=; in a "
+            "container of Docker before 23 also --security-opt seccomp=unconfined"
         )
     needs = needed_files(tuple(packages))
-    config = _config(needs, str(_HERE), namespaces=False, landlock=True, threads=threads)
+    config = _config(needs, str(_HERE), namespaces=False, landlock=True)
     argv = (needs.interpreter, *_FLAGS, str(_HERE / "zygote.py"), config)
     user = _drop_to((needs.interpreter, str(_HERE)))
     return Launcher("landlock", argv, _environment(packages), user)
 
 
-def make_docker(
-    threads: bool = False, packages: Sequence[str] = (), image: str = DOCKER_IMAGE
-) -> Launcher:
+def make_docker(packages: Sequence[str] = (), image: str = DOCKER_IMAGE) -> Launcher:
     """Return the launcher that runs the zygote in a container without network, from a local image.
 
     Raises:
@@ -208,14 +221,14 @@ def make_docker(
     library = f"/usr/local/lib/python{_VERSION}"  # the container's own, where `_HERE` is no use
     shared = ("/usr/lib", "/lib", "/lib64", f"/usr/local/lib/libpython{_VERSION}.so.1.0")
     needs = Needs("python", (library,), (), (), (), shared, (), 0)
-    argv.append(_config(needs, "/sandbox", namespaces=False, landlock=None, threads=threads))
+    argv.append(_config(needs, "/sandbox", namespaces=False, landlock=None))
     return Launcher("docker+landlock", tuple(argv), dict(os.environ))
 
 
-def make_unsafe(threads: bool = False, packages: Sequence[str] = ()) -> Launcher:
+def make_unsafe(packages: Sequence[str] = ()) -> Launcher:
     """Return the launcher without walls, for choose_launcher to use when told so in words."""
     needs = needed_files(tuple(packages))
-    config = _config(needs, str(_HERE), namespaces=False, landlock=False, threads=threads)
+    config = _config(needs, str(_HERE), namespaces=False, landlock=False)
     argv = (needs.interpreter, *_FLAGS, str(_HERE / "zygote.py"), config)
     return Launcher("none", argv, _environment(packages))
 
@@ -229,6 +242,12 @@ LAUNCHERS: dict[str, Callable[..., Launcher]] = {
 
 def _require_linux(what: str) -> None:
     machine = platform.machine()
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if 0 <= files < lockdown.OPEN_FILES:
+        raise SandboxUnavailable(
+            f"{what} needs {lockdown.OPEN_FILES} open files, {files} are allowed: ulimit -n 1024 "
+            "(docker run --ulimit nofile=1024)"
+        )
     if sys.platform != "linux":
         raise SandboxUnavailable(f"{what} needs Linux, this is {sys.platform}: use docker")
     if machine not in lockdown.ARCHITECTURES:
@@ -311,6 +330,9 @@ def needed_files(packages: tuple[str, ...] = ()) -> Needs:
     known = (*folders, *paths)
     files = []
     for file in mapped:
+        if file.startswith(tuple(f"{site}/" for site in sites)) and file not in known:
+            if not any(file.startswith(f"{at}/") for at in known):
+                continue  # of a package that these would use too, but do not require
         if file == interpreter or not any(file.startswith(f"{at}/") for at in known):
             files += _names_of(file)
     return Needs(
@@ -378,9 +400,7 @@ def _environment(packages: Sequence[str]) -> dict[str, str]:
     return _ENVIRONMENT | dict.fromkeys(one_thread, "1")
 
 
-def _config(
-    needs: Needs, home: str, *, namespaces: bool, landlock: bool | None, threads: bool
-) -> str:
+def _config(needs: Needs, home: str, *, namespaces: bool, landlock: bool | None) -> str:
     """Return zygote.py's argument; `landlock` None: as the container's kernel has it."""
     files, libraries = needs.files, needs.folders
     if namespaces:  # nothing else is mounted there: a rule for each folder costs each child less
@@ -390,7 +410,6 @@ def _config(
             "walls": landlock is not False or namespaces,
             "namespaces": namespaces,
             "landlock": landlock is not False,
-            "threads": threads,
             "libraries": libraries,
             "readable": [home, *needs.packages, *files, *_ALWAYS_READABLE, *_DEVICES],
             "sites": needs.sites,

@@ -12,10 +12,11 @@ import struct
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
-for _name in ("capset", "mount", "prctl", "setns", "unshare"):
+for _name in ("capset", "mount", "prctl", "setns", "umount2", "unshare"):
     getattr(libc, _name)  # found once, before the forks
 
-RULESET_FD = 60
+OPEN_FILES = 64
+RULESET_FD = 60  # and the next one
 CLONE_NEWNS, CLONE_NEWPID, CLONE_THREAD = 0x20000, 0x20000000, 0x10000
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
 # the same numbers on every architecture
@@ -183,16 +184,6 @@ def make_seccomp_filter(machine: str, threads: bool) -> list[tuple[int, int, int
         threads: allow clone(CLONE_THREAD); processes are never allowed.
     """
     audit_arch, _, table = ARCHITECTURES[machine]
-    program = [
-        (_LOAD, 0, 0, _OFFSET_ARCH),
-        (_JEQ, 1, 0, audit_arch),
-        (_RET, 0, 0, _KILL),
-        (_LOAD, 0, 0, _OFFSET_NR),
-    ]
-    if machine == "x86_64":
-        program += [(_JGE, 0, 1, 0x40000000), (_RET, 0, 0, _KILL)]
-    # glibc tries clone3 first and falls back to clone, whose flags a filter can see, only on ENOSYS
-    program += [(_JEQ, 0, 1, _CLONE3), (_RET, 0, 0, _ENOSYS)]
     is_thread = [_argument(0), (_JSET, 0, 1, CLONE_THREAD)]
     thread_only = [*is_thread, (_RET, 0, 0, _ALLOW), (_RET, 0, 0, _EPERM)]
     stream_pair = [
@@ -204,7 +195,7 @@ def make_seccomp_filter(machine: str, threads: bool) -> list[tuple[int, int, int
         (_RET, 0, 0, _ALLOW),
         (_RET, 0, 0, _EPERM),
     ]
-    blocks = {
+    checked = {
         "clone": thread_only if threads else [(_RET, 0, 0, _EPERM)],
         "prlimit64": _only_if_null(2),  # reading limits, not setting them
         "fcntl": _only_if_in(1, _FCNTL_ALLOWED),
@@ -214,45 +205,68 @@ def make_seccomp_filter(machine: str, threads: bool) -> list[tuple[int, int, int
         "open": _no_truncating_read(1),
         "openat": _no_truncating_read(2),
     }
-    for name, block in blocks.items():
-        if name in table:
-            program += [(_JEQ, 0, len(block), table[name]), *block]
-    for name, number in table.items():
-        if name not in blocks:
-            program += [(_JEQ, 0, 1, number), (_RET, 0, 0, _ALLOW)]
-    return [*program, (_RET, 0, 0, _EPERM)]
+    actions = {number: checked.get(name, [(_RET, 0, 0, _ALLOW)]) for name, number in table.items()}
+    # glibc tries clone3 first and falls back to clone, whose flags a filter can see, only on ENOSYS
+    actions[_CLONE3] = [(_RET, 0, 0, _ENOSYS)]
+    refused = [(_RET, 0, 0, _EPERM)]
+    ranges = [(0, actions.get(0, refused))]  # from which number on, what to do
+    for number in sorted({*actions, *(number + 1 for number in actions)}):
+        action = actions.get(number, refused)
+        if action != ranges[-1][1]:
+            ranges.append((number, action))
+    if machine == "x86_64":
+        ranges.append((0x40000000, [(_RET, 0, 0, _KILL)]))
+    return [
+        (_LOAD, 0, 0, _OFFSET_ARCH),
+        (_JEQ, 1, 0, audit_arch),
+        (_RET, 0, 0, _KILL),
+        (_LOAD, 0, 0, _OFFSET_NR),
+        *_search(ranges),
+    ]
+
+
+def _search(ranges: list[tuple[int, list]]) -> list[tuple[int, int, int, int]]:
+    """Return a binary search: the kernel tries every number when a filter is installed."""
+    if len(ranges) == 1:
+        return ranges[0][1]
+    middle = len(ranges) // 2
+    low, high = _search(ranges[:middle]), _search(ranges[middle:])
+    return [(_JGE, len(low), 0, ranges[middle][0]), *low, *high]
 
 
 class Walls:
     """What a child puts round itself before it runs foreign code; prepared once, in the zygote.
 
     Args:
-        ruleset: descriptor of a Landlock ruleset, None without Landlock.
-        threads: let every child start threads, not only those that ask for it in `enclose`.
+        rulesets: descriptors of two Landlock rulesets, for children that may not write and for
+            those that may; none without Landlock.
     """
 
-    def __init__(self, ruleset: int | None, threads: bool):
-        self._ruleset = None
-        if ruleset is not None:
-            self._ruleset = os.dup2(ruleset, RULESET_FD, inheritable=False)
-            os.close(ruleset)
+    def __init__(self, rulesets: list[int]):
+        self.rulesets = [os.dup2(fd, RULESET_FD + i, False) for i, fd in enumerate(rulesets)]
+        for fd in rulesets:
+            os.close(fd)
         machine = platform.machine()
         self._seccomp_number = ARCHITECTURES[machine][1]
         self._filters, self._code = [], []  # the code is kept alive: the struct points at it
-        for allowed in (threads, True):
-            instructions = make_seccomp_filter(machine, allowed)
+        for threads in (False, True):
+            instructions = make_seccomp_filter(machine, threads)
             code = b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
             self._code.append(ctypes.create_string_buffer(code, len(code)))
             at = ctypes.addressof(self._code[-1])
             self._filters.append(struct.pack("HxxxxxxQ", len(instructions), at))
 
-    def enclose(self, memory_bytes: int, cpu_s: int, file_bytes: int, threads: bool) -> None:
-        """Lock the calling process in, for good: limits, capabilities, Landlock, seccomp."""
+    def enclose(self, memory_bytes: int, cpu_s: int, file_bytes: int, foreign: bool) -> None:
+        """Lock the calling process in, for good: limits, capabilities, Landlock, seccomp.
+
+        Args:
+            foreign: it runs a program, which may write files and start threads; the tests may not.
+        """
         for limit, value in (
             (resource.RLIMIT_AS, memory_bytes),
             (resource.RLIMIT_CPU, cpu_s),
             (resource.RLIMIT_FSIZE, file_bytes),
-            (resource.RLIMIT_NOFILE, 64),
+            (resource.RLIMIT_NOFILE, OPEN_FILES),
             (resource.RLIMIT_CORE, 0),
             (resource.RLIMIT_MEMLOCK, 0),
             (resource.RLIMIT_MSGQUEUE, 0),
@@ -262,10 +276,11 @@ class Walls:
             resource.setrlimit(limit, (value, value))
         drop_capabilities()
         check_call(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-        if self._ruleset is not None:
-            check_call(libc.syscall(_LANDLOCK_RESTRICT, self._ruleset, 0), "landlock_restrict_self")
-            os.close(self._ruleset)
-        check_call(libc.syscall(self._seccomp_number, 1, 0, self._filters[threads]), "seccomp")
+        if self.rulesets:
+            ruleset = self.rulesets[foreign]
+            check_call(libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0), "landlock_restrict_self")
+            os.closerange(RULESET_FD, RULESET_FD + len(self.rulesets))
+        check_call(libc.syscall(self._seccomp_number, 1, 0, self._filters[foreign]), "seccomp")
 
 
 def die_with_parent() -> None:

@@ -10,7 +10,7 @@ import struct
 HEADER = struct.Struct("!cdQQQQ")
 # what happened, two exit codes, seconds, sizes of report, output and error, all that was written
 REPLY = struct.Struct("!BiidIIHQ")
-# Where each child of a zygote with namespaces gets an empty file system of its own. The Landlock
+# Where each program in a zygote with namespaces gets an empty file system of its own. The Landlock
 # rule that lets it write is on the folder above, because a rule does not see through a later mount.
 SCRATCH = "/private/tmp"
 CALLS, PROGRAM, ASSERTS, TOGETHER = b"c", b"s", b"a", b"g"  # kinds of request
@@ -25,7 +25,7 @@ MAX_BODY_BYTES = 1024  # a longer body is replaced by its digest
 RECORD_BYTES = 9 + MAX_BODY_BYTES + MAX_TEXT_BYTES
 # A program may take its seconds of processor time, however long it waits for a processor: up to
 # this many times as long on the clock. Time that it sleeps counts as if it had computed.
-MAX_WAITING = 10
+MAX_WAITING = 20
 
 
 def tag_of(error: BaseException) -> bytes:

@@ -16,8 +16,12 @@ from dataclasses import dataclass
 _NEEDS_PROCESS = frozenset(
     "unittest pytest mock patch monkeypatch capsys redirect_stdout redirect_stderr asyncio inspect "
     "catch_warnings tempfile shutil pathlib open SystemExit KeyboardInterrupt globals environ "
-    "threading multiprocessing gc tracemalloc recursion setrecursionlimit seed".split()
+    "threading multiprocessing gc tracemalloc recursion setrecursionlimit seed "
+    # what a stand-in would answer for the program's object (checker.Handle)
+    "type callable Callable Iterator Iterable Generator Reversible Sized Hashable Container "
+    "Collection Mapping Sequence".split()
 )
+_NEEDS_FILES = {"tempfile", "shutil", "pathlib"}
 _UNITTEST = ("assert", "fail")
 MAX_VARIANTS = 40
 
@@ -29,6 +33,7 @@ class TestCode:
     Attributes:
         names: what the tests use and neither they nor Python define, sorted.
         needs_process: why the tests must run in the program's process; empty when they need not.
+        needs_files: whether they read or write files.
         uses_program: whether the tests use the entry point, or what they call `check` with, at all.
         imports: the modules that the tests import at the top, first part of the name.
         defined: the functions and classes that the tests define at the top.
@@ -36,6 +41,7 @@ class TestCode:
 
     names: tuple[str, ...]
     needs_process: str
+    needs_files: bool
     uses_program: bool
     imports: tuple[str, ...]
     defined: frozenset[str]
@@ -65,6 +71,7 @@ def read_tests(source: str, entry_point: str) -> TestCode:
             bound.update((a.asname or a.name).split(".")[0] for a in node.names)
         reasons += _reasons(node, modules)
     imports = dict.fromkeys(_imported_roots(tree))
+    modules_used = {name.partition(".")[0] for node in nodes for name in _modules(node)}
     check = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "check"), 0)
     uses = entry_point in used or bool(used - bound - set(dir(builtins)))
     if check and check.args.args:
@@ -73,15 +80,19 @@ def read_tests(source: str, entry_point: str) -> TestCode:
     names = sorted(used - bound - set(dir(builtins)) - {entry_point, "__name__", "__file__"})
     top = (n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)))
     needs = reasons[0] if reasons else ""
-    return TestCode(tuple(names), needs, uses, tuple(imports), frozenset(top))
+    files = "open" in used or bool(_NEEDS_FILES & modules_used)
+    return TestCode(tuple(names), needs, files, uses, tuple(imports), frozenset(top))
+
+
+def _modules(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
 
 
 def _imported_roots(tree: ast.Module) -> Iterator[str]:
     for node in tree.body:
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            yield node.module.split(".")[0]
+        yield from (name.partition(".")[0] for name in _modules(node) if name)
 
 
 def _reasons(node: ast.AST, modules: set[str]) -> list[str]:
@@ -93,10 +104,9 @@ def _reasons(node: ast.AST, modules: set[str]) -> list[str]:
         words = [node.attr]
         if not isinstance(node.ctx, ast.Load) and _root(node) in modules | {"builtins", "sys"}:
             return [f"the tests replace {ast.unparse(node)}"]
-    elif isinstance(node, ast.Import):
-        words = [alias.name.split(".")[0] for alias in node.names]
-    elif isinstance(node, ast.ImportFrom):
-        words = [(node.module or "").split(".")[0], *(alias.name for alias in node.names)]
+    elif isinstance(node, (ast.Import, ast.ImportFrom)):
+        words = [name.partition(".")[0] for name in _modules(node)]
+        words += [alias.name for alias in node.names] * isinstance(node, ast.ImportFrom)
     return [f"the tests use {word}" for word in words if word in _NEEDS_PROCESS]
 
 
@@ -406,7 +416,8 @@ def _other_value(node: ast.Compare, program: _Names) -> ast.expr:
     expected = sides[at]
     sides[at] = _other_expression(expected)
     node.left, node.comparators = sides[0], sides[1:]
-    if isinstance(expected, ast.Name) and expected.id in program.local and len(sides) == 2:
+    local = isinstance(expected, ast.Name) and expected.id in program.local
+    if local and len(sides) == 2 and not _mentions(sides[1 - at], {expected.id}):
         # a program that looks the expected value up in a frame finds the wrong one
         sides[at] = ast.Name(expected.id, ast.Load())
         node.left, node.comparators = sides[0], sides[1:]

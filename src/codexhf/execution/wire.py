@@ -55,6 +55,10 @@ class OutOfReach(Exception):
     """What a test asks for needs the program's own process; checker.py ends and says so."""
 
 
+class StandIn:
+    """What stands on one side for an object of the other, and must not be asked what it is."""
+
+
 def send(fd: int, message: dict) -> None:
     """Write one message."""
     data = json.dumps(message).encode("ascii")
@@ -96,6 +100,7 @@ def _read(fd: int, size: int) -> bytes:
 
 _AS_THEY_ARE = (bool, str, float, type(None))
 _CONTAINERS = (list, dict, set, bytearray)
+_BASES = (*_CONTAINERS, str, int, float, tuple, frozenset, bytes, complex)
 
 
 # what a program may return by name: to call one in the checker does no more than make a value
@@ -202,7 +207,18 @@ def encode(
 
 
 def _encode_subclass(value: object, inner: Callable, hold: Callable) -> object:
-    """Encode what is made of a plain type: without asking the methods of its own class."""
+    """Encode what is made of a plain type: without asking the methods of its own class.
+
+    What has a class of its own is marked (`sub`), since the other side loses its methods.
+    """
+    plain = _encode_base(value, inner, hold)
+    is_plain = type(value) in (frozenset, bytes, complex) or not issubclass(type(value), _BASES)
+    return plain if is_plain else {"sub": plain}
+
+
+def _encode_base(value: object, inner: Callable, hold: Callable) -> object:
+    if isinstance(value, StandIn):
+        return hold(value)
     if isinstance(value, dict):
         return {"dict": [[inner(k), inner(v)] for k, v in dict.items(value)]}
     for name, base in (("tuple", tuple), ("set", set), ("frozenset", frozenset)):
@@ -249,25 +265,32 @@ def decode(
     Raises:
         LineError: the data are not what `encode` writes.
     """
-    if type(data) is list:
-        value = [
-            decode(item, resolve, shared, answer) if type(item) in (list, dict) else item
-            for item in data
-        ]
-    elif type(data) is not dict:
-        return data
-    elif len(data) != 1:
-        raise LineError("not a value")
-    else:
-        ((tag, payload),) = data.items()
-        try:
-            value = _decode_tagged(tag, payload, resolve, shared, answer)
-        except (ValueError, TypeError, ArithmeticError, IndexError) as error:
-            raise LineError(f"not a {tag}: {error}") from None
+    if type(data) is dict and list(data) == ["sub"]:
+        if answer:
+            resolve("sub", None)
+        return _decode_one(data["sub"], resolve, shared, answer)  # unnumbered, as in encode
+    value = _decode_one(data, resolve, shared, answer)
     if shared is not None and not answer and type(value) in _CONTAINERS:
         if type(data) is list or "same" not in data:
             shared.add(value)
     return value
+
+
+def _decode_one(data: object, resolve: Callable, shared: Shared | None, answer: bool) -> object:
+    if type(data) is list:
+        return [
+            decode(item, resolve, shared, answer) if type(item) in (list, dict) else item
+            for item in data
+        ]
+    if type(data) is not dict:
+        return data
+    if len(data) != 1:
+        raise LineError("not a value")
+    ((tag, payload),) = data.items()
+    try:
+        return _decode_tagged(tag, payload, resolve, shared, answer)
+    except (ValueError, TypeError, ArithmeticError, IndexError) as error:
+        raise LineError(f"not a {tag}: {error}") from None
 
 
 def _decode_tagged(

@@ -13,6 +13,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import random
 import select
 import signal
@@ -53,7 +54,7 @@ PRELOADED = (
 SLACK_BYTES = 96 << 20  # address space of the interpreter, on top of what the program may use
 REQUEST, OUTPUT = 0, 1  # descriptors
 _CHECKER = b"t"  # the second child of an ASSERTS request
-_PARKED_FD, _STARTED_FD = 45, 61  # below the children's limit of 64, above what a zygote has open
+_PARKED_FD, _STARTED_FD = 45, 62  # below the children's limit of 64, above what a zygote has open
 _SLICE_S, _PROGRESS_S = 0.25, 0.002  # who computes less than this in a slice is not computing
 
 
@@ -65,15 +66,13 @@ class Zygote:
         self._slack = SLACK_BYTES + config["packages_bytes"]
         self._walls = None
         if config["walls"]:
-            ruleset = None
+            rulesets = []
             if config["landlock"]:
-                writable = [os.path.dirname(SCRATCH)] if self._namespaces else []
-                ruleset = lockdown.make_landlock_ruleset(
-                    config["readable"] + config["sites"] * self._namespaces,
-                    config["libraries"],
-                    writable,
-                )
-            self._walls = lockdown.Walls(ruleset, config["threads"])
+                readable = config["readable"] + config["sites"] * self._namespaces
+                for writable in ([], [os.path.dirname(SCRATCH)] * self._namespaces):
+                    given = readable, config["libraries"], writable
+                    rulesets.append(lockdown.make_landlock_ruleset(*given))
+            self._walls = lockdown.Walls(rulesets)
         self._output = os.dup(OUTPUT)
         null = os.open("/dev/null", os.O_RDWR)
         os.dup2(null, OUTPUT)
@@ -124,6 +123,10 @@ class Zygote:
         timed_out = not error and not self._wait(children, timeout_s)
         wall_s = time.monotonic() - began
         codes = [_reap(child) for child in children] + [0, 0]
+        if self._namespaces and not error:
+            detach = 2
+            unmounted = lockdown.libc.umount2(SCRATCH.encode(), detach)
+            lockdown.check_call(unmounted, "unmount a file system")
         what = SETUP_FAILED if error else TIMED_OUT if timed_out else DONE
         written = [os.fstat(fd).st_size for fd in (report, output)]
         sizes = [min(pair) for pair in zip(written, (max_report, max_output), strict=True)]
@@ -144,6 +147,8 @@ class Zygote:
             # a pid namespace for each child; unshare works once, so set the old one first
             lockdown.check_call(lockdown.libc.setns(self._self_fd, lockdown.CLONE_NEWPID), "setns")
             lockdown.check_call(lockdown.libc.unshare(lockdown.CLONE_NEWPID), "unshare")
+            if role != _CHECKER:  # tests that need files run in the program's process
+                _mount_scratch()
         pid = os.fork()
         if pid == 0:
             self._live(role, started, descriptors, limits)
@@ -162,7 +167,7 @@ class Zygote:
         code = 1
         try:
             os.dup2(started, _STARTED_FD)
-            job = self._enter(descriptors, limits, threads=role != _CHECKER)
+            job = self._enter(role, descriptors, limits)
             os.write(_STARTED_FD, b"R")
             os.close(_STARTED_FD)
         except BaseException as error:
@@ -179,7 +184,7 @@ class Zygote:
             os._exit(code)
 
     def _enter(
-        self, descriptors: dict[int, int], limits: tuple[int, int, int], threads: bool
+        self, role: bytes, descriptors: dict[int, int], limits: tuple[int, int, int]
     ) -> dict:
         """Take the payload, keep only the named descriptors, raise the walls."""
         lockdown.die_with_parent()
@@ -200,17 +205,12 @@ class Zygote:
         for target in wanted:
             os.dup2(_PARKED_FD + target, target)
         os.closerange(_PARKED_FD, lockdown.RULESET_FD)
-        if self._namespaces:
-            lockdown.check_call(lockdown.libc.unshare(lockdown.CLONE_NEWNS), "unshare")
-            options = b"size=64m,nr_inodes=4096,mode=0777"
-            nosuid_nodev = 6
-            mounted = lockdown.libc.mount(
-                b"tmpfs", SCRATCH.encode(), b"tmpfs", nosuid_nodev, options
-            )
-            lockdown.check_call(mounted, "mount a file system")
+        if self._namespaces and role != _CHECKER:
             os.chdir(SCRATCH)
+        elif self._namespaces and not self._walls.rulesets:  # else Landlock keeps it from SCRATCH
+            lockdown.check_call(lockdown.libc.unshare(lockdown.CLONE_NEWNS), "unshare")
         if self._walls is not None:
-            self._walls.enclose(*limits, threads)
+            self._walls.enclose(*limits, foreign=role != _CHECKER)
         return job
 
     def _wait(self, children: list[int], timeout_s: float) -> bool:
@@ -225,12 +225,13 @@ class Zygote:
         poll.register(REQUEST, 0)  # only the hang-up, which means that nobody waits any more
         until = time.monotonic() + timeout_s * MAX_WAITING
         events = poll.poll(timeout_s * 1000)
-        used = _computed_s(children)
+        used, idle = _computed_s(children), 0
         while not events and used < timeout_s and time.monotonic() < until:
             slice_s = min(_SLICE_S, timeout_s)
             events = poll.poll(min(slice_s, max(timeout_s - used, 0.01)) * 1000)
             before, used = used, _computed_s(children)
-            if used - before < _PROGRESS_S and timeout_s - before > _PROGRESS_S:
+            idle = idle + 1 if used - before < _PROGRESS_S else 0
+            if idle == 2 and timeout_s - before > _PROGRESS_S:  # once may be a crowded machine
                 break
         os.close(fd)
         if any(ready == REQUEST for ready, _ in events):
@@ -266,6 +267,16 @@ def _play(role: bytes, job: dict) -> int:
     return checker.run_checker(job)
 
 
+def _mount_scratch() -> None:
+    """Give the next child an empty file system to write to; `_serve` takes it away again.
+
+    In the zygote's own mount namespace: one for each child costs more than all its other walls.
+    """
+    options, nosuid_nodev = b"size=64m,nr_inodes=4096,mode=0777", 6
+    mounted = lockdown.libc.mount(b"tmpfs", SCRATCH.encode(), b"tmpfs", nosuid_nodev, options)
+    lockdown.check_call(mounted, "mount a file system")
+
+
 def _reap(child: int) -> int:
     """Make sure that a child is gone; return its exit code, or 0 when it had to be killed."""
     ended, status = os.waitpid(child, os.WNOHANG)
@@ -288,10 +299,11 @@ def _read_exactly(fd: int, size: int) -> bytes:
 
 
 def _forget_other_packages(sites: list[str], readable: list[str]) -> None:
-    """Let packages that cannot be read be missing, as ModuleNotFoundError says it."""
+    """Let packages that no program can read be missing: also for those that would use them."""
     for site in sites:
-        finder = sys.path_importer_cache.get(site)
+        finder = pkgutil.get_importer(site)
         if finder is not None:
+            finder.find_spec("nothing")  # it reads its folder when first asked
             finder._path_cache &= {os.path.basename(path) for path in readable}
 
 
@@ -315,9 +327,9 @@ def main() -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     sys.path += config["sites"]
+    _forget_other_packages(config["sites"], config["readable"])
     for name in config["packages"]:
         importlib.import_module(name)
-    _forget_other_packages(config["sites"], config["readable"])
     _warm_up()
     lockdown.drop_bounding_set()
     zygote = Zygote(config)
