@@ -1,4 +1,4 @@
-"""How many programs a second the sandbox judges, next to plain `python -I -S` and to another checkout.
+"""How many programs a second the sandbox judges, next to `python -I -S` and another checkout.
 
     python benchmarks/execution.py                                # asserts, calls, plain, memory
     python benchmarks/execution.py --against ../old/src --turns 9

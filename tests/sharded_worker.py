@@ -7,6 +7,7 @@ raises or dies: what the second process does after a checkpoint.
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -17,11 +18,11 @@ from transformers import TrainingArguments as Arguments
 sys.path.insert(0, str(Path(__file__).parent))
 
 import fsdp_on_cpu  # noqa: E402
+from codexhf.adapters import merge_adapters  # noqa: E402
 from codexhf.arguments import PretrainArguments, SFTArguments  # noqa: E402
 from codexhf.data import Data  # noqa: E402
 from codexhf.evaluation import PassAt1  # noqa: E402
 from codexhf.launch import launch  # noqa: E402
-from codexhf.models import merge_adapters  # noqa: E402
 from codexhf.run import run_stage  # noqa: E402
 from conftest import CORPUS, tiny_config  # noqa: E402
 from ppo_setup import whole  # noqa: E402
@@ -140,10 +141,12 @@ def fail(case: str, folder: Path) -> None:
     class Die(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if second and state.global_step == 2:
+                (folder / "failed_at").write_text(str(time.time()))
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def reward(prompts, completions, **columns):
         if second and trainer.state.global_step == 2:
+            (folder / "failed_at").write_text(str(time.time()))
             raise ZeroDivisionError("this reward divides by nothing")
         return [float(len(text)) for text in completions]
 

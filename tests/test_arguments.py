@@ -43,7 +43,9 @@ def lineage(tmp_path, monkeypatch, model_folder):
     """A working folder where every path that the YAMLs name exists."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data_cards").symlink_to(ROOT / "data_cards")
-    for runs in ("runs", "runs/smoke"):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/smollm2").symlink_to(model_folder)
+    for runs in ("runs", "runs/smoke", "runs/smollm2"):
         for name in ("tokenizer", "m0", "m1", "m2", "rm"):
             (tmp_path / runs).mkdir(exist_ok=True)
             (tmp_path / runs / name).symlink_to(model_folder)
@@ -63,7 +65,8 @@ def refusal(capsys, types, recipe, argv) -> str:
 
 
 def test_every_shipped_yaml_was_found():
-    assert len(YAMLS) == 2 * len(STAGES) + 2  # and trl-1.12/ppo.yaml, push.yaml
+    # the laptop's, smoke/, three of pretrained/ without a tokenizer; trl-1.12/ppo.yaml, push.yaml
+    assert len(YAMLS) == 2 * len(STAGES) + 3 * (len(STAGES) - 1) + 2
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -80,7 +83,7 @@ def test_smoke_yaml_sets_what_the_default_sets(name):
     assert default <= smoke
 
 
-@pytest.mark.parametrize("folder", ["recipes", "recipes/smoke"])
+@pytest.mark.parametrize("folder", sorted({str(p.parent) for p in YAMLS if p.stem == "evaluation"}))
 def test_evaluation_weighs_u_as_ppo_trains(folder):
     ppo, evaluation = (load_yaml(ROOT / folder / f"{name}.yaml") for name in ("ppo", "evaluation"))
     for weight in ("alpha_sft", "beta_rlhf", "gamma_reg", "kl_coef"):

@@ -22,7 +22,6 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).parent))
 
 import ppo_setup as setup  # noqa: E402
-from codexhf.chat import left_pad  # noqa: E402
 from codexhf.generation import native as native_engine  # noqa: E402
 from codexhf.generation.engines import (  # noqa: E402
     ContinuousBatchingEngine,
@@ -45,6 +44,7 @@ from codexhf.ppo.rollout import (  # noqa: E402
     shape_scores,
 )
 from codexhf.ppo.schedule import Schedule  # noqa: E402
+from codexhf.prompts import left_pad  # noqa: E402
 
 TOKENIZER = setup.tokenizer()
 VOCABULARY = len(TOKENIZER)

@@ -22,7 +22,6 @@ from codexhf.checkpoints import fault  # noqa: E402
 from conftest import weights_hash  # noqa: E402
 
 CASES = ["pretrain-full", "sft-full", "sft-lora", "rm-full", "rm-lora"]
-STARTING = 60  # seconds that two processes may take to import everything on a busy machine
 ROOT = Path(__file__).parent.parent
 SLOW = pytest.mark.slow
 HOWS = ["fsdp2", pytest.param("ddp", marks=SLOW), pytest.param("pieces", marks=SLOW)]
@@ -115,9 +114,8 @@ def test_slurm_file_and_yaml_start_two_hosts_of_one_process(tmp_path):
     [("raises", "ZeroDivisionError: this reward divides by nothing"), ("dies", "SIGKILL")],
 )
 def test_a_process_that_fails_ends_the_run_with_its_error(tmp_path, case, said):
-    start = time.monotonic()
     done = launched(tmp_path, "fail", case)
-    assert time.monotonic() - start < 60 + STARTING
+    assert time.time() - float((tmp_path / "failed_at").read_text()) < 60
     cause = done.stderr[done.stderr.index("Root Cause") :]
     assert done.returncode == 1 and "rank      : 1" in cause and said in cause, done.stderr[-3000:]
     if case == "raises":

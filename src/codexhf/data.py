@@ -20,9 +20,10 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from codexhf.cards import Card, CardError, load_card
-from codexhf.chat import text_of
 from codexhf.execution import NOT_SUPPORTED, check_isolation
+from codexhf.filters import NearDuplicates, left_out
 from codexhf.overlap import HeldOut, hash_of
+from codexhf.prompts import text_of
 from codexhf.references import wrong_rows
 from codexhf.rows import COLUMNS, EXTRA, Reader, RowError, called_name, one_form, wrap
 from codexhf.sources import BATCH_BYTES, BATCH_ROWS, load_source, spool
@@ -32,11 +33,10 @@ from codexhf.tokens import (
     learned_tokens,
     longest_of,
     packed_rows,
-    progress,
     prompt_lengths,
     table_of,
 )
-from codexhf.workers import in_order
+from codexhf.workers import in_order, progress
 
 TOO_LONG_SHARE = 0.01
 WRONG_SHARE = 0.05
@@ -93,28 +93,15 @@ def read_card(card: Card, split: str = "train") -> Data:
 
 def _read_card(card: Card, split: str, heldout: HeldOut | None, others: set[bytes]) -> Data:
     """Do `read_card` without rows that overlap or whose hashes are in `others`; add those kept."""
-    own: set[bytes] = set()
-    dropped: Counter = Counter()
-    read = 0
+    kept = Kept(card, others)
 
-    def kept() -> Iterator[pa.Table]:
-        nonlocal read
+    def tables() -> Iterator[pa.Table]:
         for rows in _checked(card, split, heldout):
-            read += len(rows.faults)
-            keep = []  # of the rows without a fault, which are the table's
-            for fault, key, opposite in zip(*rows[1:], strict=True):
-                reason = fault
-                if key is not None:
-                    reason = _repeated(key, opposite, own, others) or fault
-                dropped[reason] += 1
-                if fault is None:
-                    keep.append(reason is None)
+            keep = kept.of(rows)
             yield rows.table if all(keep) else rows.table.filter(pa.array(keep, pa.bool_()))
 
-    dataset = _dataset(spool(kept(), one_form))
-    others |= own
-    del dropped[None]
-    return Data(dataset, stats={"rows_read": read, "dropped": dict(dropped), "rows": len(dataset)})
+    dataset = _dataset(spool(tables(), one_form))
+    return Data(dataset, stats=kept.done())
 
 
 class _Rows(NamedTuple):
@@ -125,48 +112,114 @@ class _Rows(NamedTuple):
         faults: why a row is left out, whatever stands in the rows before it; None for none.
         keys: a hash of the row's texts; None where it can be no duplicate.
         opposites: the hash of a pair that says the opposite.
+        signatures: what near duplicates are found by, where the card asks for it.
     """
 
     table: pa.Table
     faults: list[str | None]
     keys: list[bytes | None]
     opposites: list[bytes | None]
+    signatures: list
 
 
 def _checked(card: Card, split: str, heldout: HeldOut | None) -> Iterator[_Rows]:
     """Yield a card's rows in order, checked in several processes."""
     source = load_source(card)
     size = max(1, min(BATCH_ROWS, BATCH_BYTES * source.num_rows // max(source.nbytes, 1)))
-
-    def check(start: int) -> _Rows:
-        table, faults = reader.read(source.slice(start, size), start)
-        names = [n for n in (*COLUMNS[card.type], "completion") if n in table.column_names]
-        columns = {n: [text_of(v) for v in table[n].to_pylist()] for n in dict.fromkeys(names)}
-        keys: list[bytes | None] = [None] * len(faults)
-        opposites = list(keys)
-        for i, cells in enumerate(zip(*columns.values(), strict=True)):
-            texts = dict(zip(columns, cells, strict=True))
-            needed = [texts[name] for name in COLUMNS[card.type]]
-            faults[i] = faults[i] or _fault(card, texts) or _in_split(card, needed[0], split)
-            if faults[i] is None:
-                keys[i] = _key(needed)
-                if card.type == "preference":
-                    opposites[i] = _key([needed[0], *needed[:0:-1]])
-                faults[i] = heldout and heldout.overlap(card.type, texts)
-        # take() lays the rows out afresh, so that a process sends what it read and no more
-        sound = pa.array([i for i, fault in enumerate(faults) if fault is None], pa.int64())
-        return _Rows(table.take(sound), faults, keys, opposites)
-
     try:
-        reader = Reader(card, source)
+        check = row_check(card, source, split, heldout)
         starts = range(0, source.num_rows, size)
         what, size_b = f"Checking {card.name}", source.nbytes / source.num_rows
         with progress(None, what, total=source.nbytes, unit="B", unit_scale=True) as bar:
-            for rows in in_order(check, starts):
+            for rows in in_order(lambda start: check(source.slice(start, size), start), starts):
                 yield rows
                 bar.update(round(len(rows.faults) * size_b))
     except RowError as error:
         raise CardError(f"{card.path}: {error}") from None
+
+
+def row_check(
+    card: Card, source: pa.Table, split: str, heldout: HeldOut | None
+) -> Callable[[pa.Table, int], _Rows]:
+    """Return a function from a batch of a source and its first row's number to its rows.
+
+    Raises:
+        CardError: the card's columns or its filter cannot be used.
+    """
+    try:
+        reader = Reader(card, source)
+        near = card.filter.get("near_duplicates")
+        signature = NearDuplicates(near).signature if near else None
+    except ValueError as error:
+        raise CardError(f"{card.path}: {error}") from None
+
+    def check(batch: pa.Table, start: int) -> _Rows:
+        table, faults = reader.read(batch, start)
+        names = [n for n in (*COLUMNS[card.type], "completion") if n in table.column_names]
+        columns = {n: [text_of(v) for v in table[n].to_pylist()] for n in dict.fromkeys(names)}
+        said = {n: batch[n].to_pylist() for n in ("unreadable",) if n in batch.column_names}
+        licenses = reader.texts("license", batch) if "licenses" in card.filter else None
+        empty: list = [None] * len(faults)
+        out = _Rows(table, faults, empty, list(empty), list(empty))
+        for i, cells in enumerate(zip(*columns.values(), strict=True)):
+            texts = dict(zip(columns, cells, strict=True))
+            needed = [texts[name] for name in COLUMNS[card.type]]
+            faults[i] = (
+                faults[i]
+                or (said and said["unreadable"][i])
+                or _fault(card, texts)
+                or _in_split(card, needed[0], split)
+                or (card.filter and left_out(card.filter, needed[0], licenses and licenses[i]))
+                or None
+            )
+            if faults[i] is None:
+                out.keys[i] = _key(needed)
+                if card.type == "preference":
+                    out.opposites[i] = _key([needed[0], *needed[:0:-1]])
+                faults[i] = heldout and heldout.overlap(card.type, texts)
+                if signature and faults[i] is None:
+                    out.signatures[i] = signature(needed[0])
+        # take() lays the rows out afresh, so that a process sends what it read and no more
+        sound = pa.array([i for i, fault in enumerate(faults) if fault is None], pa.int64())
+        return out._replace(table=table.take(sound))
+
+    return check
+
+
+class Kept:
+    """Which rows of one card are kept, in order, given those that were kept before them.
+
+    Args:
+        others: hashes of earlier cards' rows; those of this card are added by `done`.
+    """
+
+    def __init__(self, card: Card, others: set[bytes]):
+        near = card.filter.get("near_duplicates")
+        self.near = NearDuplicates(near) if near else None
+        self.own: set[bytes] = set()
+        self.others, self.read = others, 0
+        self.dropped: Counter = Counter()
+
+    def of(self, rows: _Rows) -> list[bool]:
+        """Return for each row of the batch's table whether it is kept; counts the others."""
+        keep = []
+        for fault, key, opposite, signature in zip(*rows[1:], strict=True):
+            reason = fault
+            if key is not None:
+                reason = _repeated(key, opposite, self.own, self.others) or fault
+            if reason is None and self.near and self.near.is_copy(signature):
+                reason = "near duplicate"
+            self.dropped[reason] += 1
+            if fault is None:
+                keep.append(reason is None)
+        self.read += len(rows.faults)
+        return keep
+
+    def done(self) -> dict:
+        """Return the stats of the card."""
+        self.others |= self.own
+        kept = self.dropped.pop(None, 0)
+        return {"rows_read": self.read, "dropped": dict(self.dropped), "rows": kept}
 
 
 def _repeated(key: bytes, opposite: bytes | None, own: set, others: set) -> str | None:
@@ -620,8 +673,8 @@ def _check_separated(data: Data) -> None:
         raise CardError(
             f"{cards_of(data)}: nothing separates prompt and answer in {len(glued)} of {len(ends)} "
             f"rows ({(row['prompt'][-20:] + row['completion'][:20])!r}): the tokenizer has no chat "
-            "template, and there is no white space where they meet. Give sft a template "
-            "(--chat_template_path recipes/chat_template.jinja), or end the prompts of every card "
+            "template, and there is no white space where they meet. Give sft one (--chat_template "
+            "plain, or --chat_template_path with a file), or end the prompts of every card "
             'in a line break (codexhf.columns: {prompt: "{{ prompt }}\\n"}).'
         )
 

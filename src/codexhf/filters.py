@@ -1,4 +1,4 @@
-"""What a card leaves out of a corpus: by licence and size, generated files, secrets, near copies."""
+"""What a card leaves out of a corpus: by licence, size, generated files, secrets, near copies."""
 
 import re
 from collections.abc import Mapping
@@ -8,8 +8,6 @@ import numpy as np
 
 from codexhf.overlap import word_hashes
 
-DROPS = ("generated", "secrets")
-KEYS = ("licenses", "min_bytes", "max_bytes", "drop", "near_duplicates")
 PERMUTATIONS = 64  # of MinHash: the error of an estimated similarity is about an eighth
 SHINGLE = 5  # words in a row, of which two documents share a part
 HEAD = 1000  # characters in which a generated file says that it is one
@@ -24,26 +22,6 @@ SECRET = re.compile(
     r"|\bsk-[A-Za-z0-9_-]{32,}|\bxox[abprs]-[A-Za-z0-9-]{10,}|\bAIza[A-Za-z0-9_-]{35}\b"
     r"|-----BEGIN ([A-Z]+ )?PRIVATE KEY-----"
 )
-
-
-def filter_errors(own: Any) -> list[str]:
-    """Return what is wrong with a card's `filter`."""
-    if not isinstance(own, Mapping):
-        return [f"got {own!r}, expected a mapping of {', '.join(KEYS)}."]
-    out = [f"got the key {key!r}, expected {', '.join(KEYS)}." for key in own if key not in KEYS]
-    for key in ("min_bytes", "max_bytes"):
-        if type(own.get(key, 1)) is not int or own.get(key, 1) < 1:
-            out.append(f"{key}: got {own[key]!r}, expected a number of bytes above 0.")
-    for key, known in (("licenses", None), ("drop", DROPS)):
-        names = own.get(key, [])
-        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            out.append(f"{key}: got {names!r}, expected a list of names.")
-        elif known and set(names) - set(known):
-            out.append(f"{key}: got {names!r}, expected some of {', '.join(known)}.")
-    share = own.get("near_duplicates", 0.8)
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-        out.append(f"near_duplicates: got {share!r}, expected a similarity in (0, 1), e.g. 0.8.")
-    return out
 
 
 def left_out(own: Mapping[str, Any], text: str, license: str | None) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from codexhf.chat import text_of
+from codexhf.prompts import text_of
 
 NGRAM = 13  # words of an overlap between a corpus and a held-out set (Brown et al. 2020, app. C)
 WORD = re.compile(r"\w+|[^\w\s]")

@@ -20,10 +20,10 @@ import pyarrow as pa
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from codexhf.cards import Card
-from codexhf.chat import ROLES, content_text, text_of
 from codexhf.execution.items import Settings
 from codexhf.execution.testcode import entry_point_in
 from codexhf.label_words import check_labels, read_label, read_winner
+from codexhf.prompts import ROLES, content_text, text_of
 from codexhf.refusals import nearest
 from codexhf.sources import concat, values_of
 
@@ -102,6 +102,18 @@ class Reader:
             shaped.setdefault(name, _extra(name, columns[name], faults, self.card.execution))
         order = dict.fromkeys((*COLUMNS[self.card.type], *EXTRA, *self.card.columns))
         return pa.table({name: shaped[name] for name in order if name in shaped}), faults
+
+    def texts(self, name: str, batch: pa.Table) -> list[str | None]:
+        """Return a column of a batch as text, whether the card maps it or the source has it.
+
+        Raises:
+            RowError: there is no such column.
+        """
+        if name not in self.getters:
+            raise RowError(f"rows have no column {name!r}. Map it under codexhf.columns.")
+        getter = self.getters[name]
+        by_row = _rows(batch) if callable(getter) else []
+        return [_text(value) for value in _values(_column(getter, batch, by_row))]
 
     def _shaped(self, columns: dict, faults: list[str | None], start: int) -> dict:
         """Return the type's columns; text that stands where it should is not looked at."""

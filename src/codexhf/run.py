@@ -237,8 +237,8 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
     """Save model and tokenizer ready for use: with a cache, and knowing their limits."""
     from transformers import PreTrainedModel
 
-    from codexhf.chat import end_ids
     from codexhf.models import shortest_context
+    from codexhf.prompts import end_ids
 
     tokenizer = trainer.processing_class
     for model in {m for m in trainer.model.modules() if isinstance(m, PreTrainedModel)}:
@@ -246,6 +246,7 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
         if tokenizer is not None and model.can_generate():
             ends = list(end_ids(tokenizer, model.generation_config))
             model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
+            model.generation_config.use_cache = True  # generate asks here, not the config
     if tokenizer is not None:
         context = shortest_context([trainer.model])
         if context is not None:

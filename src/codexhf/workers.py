@@ -49,6 +49,14 @@ def in_order(function: Callable[[Any], Any], items: Iterable) -> Iterator:
         pool.shutdown(cancel_futures=True)
 
 
+def progress(items: Iterable, what: str, total: int | None = None, **kwargs: Any) -> Iterable:
+    """Show a bar on the first process of what takes more than two seconds."""
+    from datasets.utils.tqdm import tqdm  # datasets switches bars off for all
+
+    silent = int(os.environ.get("RANK", "0")) > 0
+    return tqdm(items, desc=what, total=total, delay=2, leave=False, disable=silent, **kwargs)
+
+
 def _adopt(function: Callable) -> None:
     global _function
     _function = function

@@ -218,11 +218,16 @@ class Client:
         return self._handles[key]
 
 
-class Handle:
-    """An object of the program, as the tests see it: a function, or data to read."""
+class Handle(wire.StandIn):
+    """An object of the program, as the tests see it: a function, or data to read.
+
+    It has methods that the object may lack, and another type. So whoever asks what it is or has
+    (`isinstance`, `hasattr`, `dir`, a method by its name with underscores) gets no answer here.
+    """
 
     def __init__(self, client: Client, number: int, kind: str, type_name: str):
-        self.__dict__.update(_client=client, _number=number, _kind=kind, _type_name=type_name)
+        own = {"_client": client, "_number": number, "_kind": kind, "_type_name": type_name}
+        object.__getattribute__(self, "__dict__").update(own)
 
     def _do(self, op: str, *operands: object) -> object:
         return self._client.perform(op, self, *operands, mode=type(self))
@@ -230,9 +235,12 @@ class Handle:
     def __call__(self, *args: object, **kwargs: object) -> object:
         return self._do("call", list(args), kwargs)
 
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):
+    def __getattribute__(self, name: str) -> object:
+        if name.startswith("__") and name != "__name__":
             raise self._client.refuse(f"{name} of an object that the program made")
+        return object.__getattribute__(self, name)
+
+    def __getattr__(self, name: str) -> object:
         value = self._do("getattr", name)
         if isinstance(value, Handle) and value._kind == "function":
             raise self._client.refuse(f"{name!r}, a method of an object that the program made")
@@ -285,9 +293,7 @@ def _refused(name: str) -> Callable:
 
 _BINARY = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift divmod".split()
 _DECIDING = "lt le gt ge contains neg pos abs invert round index complex reversed".split()
-_DECIDING += "enter exit await aiter aenter aexit fspath bytes trunc floor ceil".split()
-for _name in ("doc", "module", "annotations"):
-    setattr(Handle, f"__{_name}__", property(_refused(_name)))
+_DECIDING += "enter exit await aiter aenter aexit fspath bytes trunc floor ceil format".split()
 for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), *_DECIDING):
     setattr(Handle, f"__{_name}__", _refused(_name))
 
@@ -303,8 +309,6 @@ class ClassObject(Handle):
     """A class that the tests name, and its objects: methods and fields may be used."""
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__") and name != "__name__":
-            raise self._client.refuse(f"{name} of an object that the program made")
         return self._do("getattr", name)
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -22,7 +22,7 @@ from transformers import (
     set_seed,
 )
 
-from codexhf.chat import end_ids, vocabulary_size
+from codexhf.adapters import share_base
 from codexhf.launch import launch_errors
 from codexhf.models import base_model, disable_dropout, load_policy, shortest_context
 from codexhf.ppo.config import PPOConfig
@@ -32,6 +32,7 @@ from codexhf.ppo.objective import AdaptiveKL
 from codexhf.ppo.rollout import NOT_REWARD_COLUMNS, PromptEncoder
 from codexhf.ppo.sampling import recomputes
 from codexhf.ppo.schedule import Schedule
+from codexhf.prompts import end_ids, vocabulary_size
 from codexhf.reward_model import IdReward, ModelReward, check_scalar_head, load_reward_model
 from codexhf.rewards import RewardSum, as_list, combine
 
@@ -153,6 +154,9 @@ def build(given: Given) -> Parts:
         dropouts=dropouts,
     )
     _refuse(_length_errors(given, parts))
+    whole = not args.deepspeed and os.environ.get("ACCELERATE_USE_FSDP", "false") == "false"
+    if whole and not isinstance(parts.policy, PreTrainedModel):
+        share_base(parts.policy, parts.critic, parts.reference, *parts.reward_models)
     return parts
 
 

@@ -11,6 +11,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from codexhf.ppo.objective import kl_estimate
 from codexhf.ppo.rollout import Completions, shape_scores
 from codexhf.sharding import is_sharded
+from codexhf.trackers import log_samples
 
 EVALUATION = 2**40
 """Rollout numbers from here on seed evaluations; no run has that many rollouts."""
@@ -115,7 +116,10 @@ class EvaluationMixin:
 
     @torch.no_grad()
     def generate_completions(self, sampling: bool = False) -> None:
-        """Print completions of evaluation prompts with scores; a few with `sampling`, or all."""
+        """Show completions of evaluation prompts with scores; a few with `sampling`, or all.
+
+        They are printed, and sent to trackers.
+        """
         if self.eval_dataset is None:
             return
         sets = self.eval_dataset
@@ -128,7 +132,12 @@ class EvaluationMixin:
                 rows = [row for _, row in batch]
                 scores, _, texts = self._score(self.eval_scorer, rows, ids, completions)
                 prompts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
-                for prompt, text, score in zip(prompts, texts, scores.tolist(), strict=True):
+                shown = list(zip(prompts, texts, scores.tolist(), strict=True))
+                for prompt, text, score in shown:
                     self.accelerator.print(f"[{score:+.3f}] {prompt!r} -> {text!r}")
+                if self.is_world_process_zero():
+                    names = ("prompt", "completion", "score")
+                    rows = [dict(zip(names, row, strict=True)) for row in shown]
+                    log_samples(self.args, self.state.global_step, rows)
                 if sampling:
                     break

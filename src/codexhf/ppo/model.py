@@ -73,7 +73,7 @@ class PolicyAndCritic(nn.Module):
     @property
     def _no_split_modules(self) -> list[str]:
         """Layer classes that FSDP wraps one by one."""
-        models = (base_model(self.policy), self.value_model)
+        models = (base_model(self.policy), base_model(self.value_model))
         return sorted({name for model in models for name in (model._no_split_modules or [])})
 
     @property
@@ -88,22 +88,22 @@ class PolicyAndCritic(nn.Module):
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute activations in the backward pass, in policy and critic."""
-        for model in (base_model(self.policy), self.value_model):
+        for model in (base_model(self.policy), base_model(self.value_model)):
             model.activation_checkpointing_enable(**kwargs)
 
     def activation_checkpointing_disable(self) -> None:
         """Keep activations again."""
-        for model in (base_model(self.policy), self.value_model):
+        for model in (base_model(self.policy), base_model(self.value_model)):
             model.activation_checkpointing_disable()
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         """`activation_checkpointing_enable` under its name before transformers 5.23."""
-        for model in (base_model(self.policy), self.value_model):
+        for model in (base_model(self.policy), base_model(self.value_model)):
             model.gradient_checkpointing_enable(**kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
         """`activation_checkpointing_disable` under its name before transformers 5.23."""
-        for model in (base_model(self.policy), self.value_model):
+        for model in (base_model(self.policy), base_model(self.value_model)):
             model.gradient_checkpointing_disable()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:

@@ -9,12 +9,12 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from codexhf.chat import left_pad
 from codexhf.models import base_model, evaluating, nonfinite_parameter
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.metrics import Clock
 from codexhf.ppo.objective import masked_sum, truncated_importance_weights
 from codexhf.ppo.rollout import Completions, Rollout, Scorer, advantages, mark, shape_scores
+from codexhf.prompts import left_pad
 from codexhf.sharding import gathered
 
 LARGEST_GAP = 0.005

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from codexhf.chat import vocabulary_size
 from codexhf.generation import Sampling, engine_for
 from codexhf.guards import StopOnNaN
 from codexhf.models import base_model, compile_layers
@@ -30,6 +29,7 @@ from codexhf.ppo.objective import AdaptiveKL, kl_estimate, policy_losses, value_
 from codexhf.ppo.rollout import MicroBatch, Rollout, Scorer, demonstration_batch
 from codexhf.ppo.sampling import RolloutMixin
 from codexhf.ppo.schedule import Position
+from codexhf.prompts import vocabulary_size
 from codexhf.rewards import RewardSum
 from codexhf.sharding import keep_float32, shard
 

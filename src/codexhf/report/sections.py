@@ -19,7 +19,7 @@ from codexhf.report.comparison import (
     share_interval,
     written,
 )
-from codexhf.report.manifests import CARDS, STATS, Runs, number, symbol
+from codexhf.report.manifests import CARDS, STATS, Runs, folder_of, number, symbol
 
 U = {"alpha_sft": "L_SFT", "beta_rlhf": "L_RLHF", "gamma_reg": "Ω"}
 
@@ -99,7 +99,7 @@ def cautions(runs: Runs, bases: Mapping[str, str]) -> list[str]:
         for parent in manifest["parents"].values():
             if runs.same(parent) is False:
                 out.append(
-                    f"{name} was made from another {Path(parent['path']).name} than the one in "
+                    f"{name} was made from another {folder_of(parent)} than the one in "
                     "this folder: their sha256 differ. Run it again before comparing."
                 )
     for name, labeller in runs.agreement.get("labellers", {}).items():
@@ -325,7 +325,7 @@ def lineage(runs: Runs) -> Section:
     rows = []
     for name, manifest in runs.stages.items():
         parents = [
-            (symbol(Path(p["path"]).name) if "stage" in p else p["path"])
+            (symbol(folder_of(p)) if "stage" in p else p["path"])
             + {True: "\u00a0✓", False: "\u00a0✗ differs", None: ""}[runs.same(p)]
             for p in manifest["parents"].values()
         ]
