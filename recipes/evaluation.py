@@ -15,6 +15,7 @@ from codexhf.parsing import parse
 def main(argv=None):
     (stage,) = parse((EvaluationArguments,), __file__, argv)
     # Late, so that what parse() refuses is refused at once.
+    from codexhf.benchmarks import load_benchmarks
     from codexhf.data import load_heldout_texts, load_tasks
     from codexhf.evaluation import evaluate_models, parents_of
     from codexhf.execution import check_isolation
@@ -32,10 +33,11 @@ def main(argv=None):
         seed=stage.seed,
     )
     corpora = load_heldout_texts(stage.text_cards, max_rows=stage.max_documents)
+    benchmarks = load_benchmarks(stage, tokenizer)
     return run_task(
         stage,
-        lambda folder: evaluate_models(stage, tasks, corpora, folder),
-        data={"tasks": tasks, **corpora},
+        lambda folder: evaluate_models(stage, tasks, corpora, benchmarks, folder),
+        data={"tasks": tasks, **corpora, **benchmarks},
         parents=parents_of(stage),
     )
 

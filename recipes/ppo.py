@@ -16,9 +16,10 @@ from codexhf.ppo import PPOConfig
 def main(argv=None):
     stage, training = parse((PPOArguments, PPOConfig), __file__, argv)
     # Late, so that what parse() refuses is refused at once.
+    from codexhf.adapters import merge_adapters
     from codexhf.data import load_demonstrations, load_tasks
     from codexhf.execution import check_isolation
-    from codexhf.models import merge_adapters, room_for, within_context
+    from codexhf.models import room_for, within_context
     from codexhf.ppo.stage import new_trainer
     from codexhf.run import run_stage
     from codexhf.tokenizer import load_tokenizer

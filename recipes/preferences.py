@@ -16,6 +16,7 @@ from codexhf.parsing import parse
 def main(argv=None):
     (stage,) = parse((PreferencesArguments,), __file__, argv)
     # Late, so that what parse() refuses is refused at once.
+    from codexhf.adapters import loading
     from codexhf.data import load_tasks
     from codexhf.execution import check_isolation
     from codexhf.models import load_policy, room_for, to_device
@@ -34,7 +35,7 @@ def main(argv=None):
         runs_tests=stage.label_by == "unit_tests",
         seed=stage.seed,
     )
-    model = to_device(load_policy(stage.model, tokenizer))
+    model = to_device(load_policy(stage.model, tokenizer, **loading(stage)))
     return run_task(
         stage,
         lambda folder: make_pairs(model, tokenizer, tasks.dataset, stage, folder),

@@ -19,9 +19,9 @@ def main(argv=None):
     # Late, so that what parse() refuses is refused at once.
     from transformers import Trainer
 
+    from codexhf.adapters import merge_adapters, new_or_loaded_policy
     from codexhf.data import load_packed, load_packed_each
     from codexhf.evaluation import BitsPerByte
-    from codexhf.models import new_or_loaded_policy
     from codexhf.run import run_stage
     from codexhf.tokenizer import load_tokenizer
     from codexhf.tokens import packed_collator
@@ -33,6 +33,7 @@ def main(argv=None):
         stage.max_length,
         exclude=stage.exclude_cards,
         weights=stage.weights,
+        when_exhausted=stage.when_exhausted,
         seed=training.seed,
     )
     heldout = load_packed_each(
@@ -46,10 +47,12 @@ def main(argv=None):
         eval_dataset={name: part.dataset for name, part in heldout.items()},
         data_collator=packed_collator,
         processing_class=tokenizer,
-        callbacks=[BitsPerByte(heldout)],
+        callbacks=[BitsPerByte(heldout, tokenizer)],
     )
     parents = {"tokenizer": stage.tokenizer, "base": stage.model}
-    return run_stage(trainer, stage, training, data={"train": train}, parents=parents)
+    return run_stage(
+        trainer, stage, training, data={"train": train}, parents=parents, finish=merge_adapters
+    )
 
 
 if __name__ == "__main__":

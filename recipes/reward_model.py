@@ -21,6 +21,7 @@ def main(argv=None):
     # Late, so that what parse() refuses is refused at once.
     from trl import RewardTrainer
 
+    from codexhf.adapters import loading, merge_adapters, with_lora
     from codexhf.data import load_pairs
     from codexhf.models import within_context
     from codexhf.reward_model import load_reward_model, prompts_to_score, record_scores
@@ -32,9 +33,10 @@ def main(argv=None):
     train = load_pairs(stage.train_cards, tokenizer, max_length, exclude=stage.eval_cards)
     test = load_pairs(stage.eval_cards, tokenizer, max_length)
     prompts = prompts_to_score(train.dataset, tokenizer, stage)
-    model = load_reward_model(stage.model, tokenizer, new_head=True, seed=training.seed)
+    options = {"new_head": True, "seed": training.seed, **loading(stage)}
+    model = load_reward_model(stage.model, tokenizer, **options)
     trainer = RewardTrainer(
-        model=model,
+        model=with_lora(model, stage, training.seed, task="SEQ_CLS"),
         args=training,
         train_dataset=train.ids,
         eval_dataset=test.ids,
@@ -46,7 +48,7 @@ def main(argv=None):
         training,
         data={"train": train, "test": test},
         parents={"m1": stage.model},
-        finish=lambda trainer: record_scores(trainer, prompts, stage),
+        finish=lambda t: {**record_scores(t, prompts, stage), **merge_adapters(t)},
     )
 
 

@@ -16,10 +16,10 @@ from codexhf.parsing import parse
 
 def main(argv=None):
     stage, training = parse((SFTArguments, SFTConfig), __file__, argv)
-    # Late, so that what parse() refuses is refused at once.
-    from trl import SFTTrainer
+    from trl import SFTTrainer  # late: what parse() refuses is refused at once
 
     from codexhf import models
+    from codexhf.adapters import loading, lora_config, merge_adapters
     from codexhf.data import load_demonstrations, load_tasks
     from codexhf.evaluation import PassAt1, demonstrations_of
     from codexhf.execution import check_isolation
@@ -27,14 +27,15 @@ def main(argv=None):
     from codexhf.tokenizer import load_tokenizer
 
     check_isolation(stage.unsafe_exec)
-    tokenizer = load_tokenizer(stage.model, chat_template=training.chat_template_path)
-    seed, longest = training.seed, models.within_context(stage.model, training.max_length)
+    named, file, seed = stage.chat_template, training.chat_template_path, training.seed
+    tokenizer = load_tokenizer(stage.model, chat_template=file, named_template=named)
     train = load_demonstrations(
         stage.train_cards,
         tokenizer,
-        longest,
+        models.within_context(stage.model, training.max_length),
         exclude=stage.exclude_cards,
         weights=stage.weights,
+        when_exhausted=stage.when_exhausted,
         completion_only=training.completion_only_loss,
         seed=seed,
     )
@@ -43,17 +44,16 @@ def main(argv=None):
         stage.eval_cards, tokenizer, max_rows=stage.eval_tasks, max_prompt_tokens=room, seed=seed
     )
     trainer = SFTTrainer(
-        model=models.load_policy(stage.model, tokenizer),
+        model=models.load_policy(stage.model, tokenizer, **loading(stage)),
         args=training,
         train_dataset=train.ids,
         eval_dataset=demonstrations_of(tasks, tokenizer),
         processing_class=tokenizer,
-        peft_config=models.lora_config(stage, stage.lora_dropout),
+        peft_config=lora_config(stage, stage.lora_dropout),
         callbacks=[PassAt1(tasks.dataset, tokenizer, stage, seed)],
     )
     data, parents = {"train": train, "eval": tasks}, {"m0": stage.model}
-    finish = models.merge_adapters
-    return run_stage(trainer, stage, training, data=data, parents=parents, finish=finish)
+    return run_stage(trainer, stage, training, data=data, parents=parents, finish=merge_adapters)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ would, with all that it started. What is printed last is one line for each stage
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -25,11 +26,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from codexhf import checkpoints
+from codexhf.execution import executor
 from codexhf.run import load_manifest
 from test_every_setting import OWN, World, outcome
 from test_pipeline import make
-from test_resume import CHANGES
 
+# logs and saves at steps that do not meet, and evaluates at others
+STEPS = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 3, "max_steps": 8}
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 3}
+CHANGES = {
+    "pretrain": STEPS | EVALUATED,
+    "sft": STEPS | EVALUATED,
+    "reward_model": STEPS | EVALUATED,
+    "ppo": {k: v for k, v in STEPS.items() if k != "max_steps"}
+    | {"total_episodes": 64, **EVALUATED},
+}
 SAVING = {"save_steps": 1, "max_steps": 24}
 HEAVY = {
     stage: {**changes, **({"save_steps": 1} if stage == "ppo" else SAVING)}
@@ -38,11 +49,21 @@ HEAVY = {
 HEAVY["ppo"]["total_episodes"] = 192
 
 
+def its_own_sandbox() -> None:
+    """In a fork: leave the sandbox of the process that it was forked from alone."""
+    parents.append(executor._default)  # not collected, which would close it
+    executor._default = None
+
+
+parents: list = []
+
+
 def begin(world: World, stage: str, folder: Path) -> int:
     """Start a stage in a fork; return its process id."""
     child = os.fork()
     if child:
         return child
+    its_own_sandbox()
     code = 1
     try:
         os.setsid()
@@ -74,7 +95,7 @@ def waited(child: int, seconds: float | None) -> int | None:
         time.sleep(0.002)
 
 
-def kill_stage(world: World, stage: str, kills: int, until: float) -> dict:
+def kill_stage(world: World, stage: str, kills: int, until: float = math.inf) -> dict:
     """Kill a stage until there were enough kills; count what came of it."""
     world.count += 10_000
     start = time.monotonic()

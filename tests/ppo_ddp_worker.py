@@ -1,7 +1,11 @@
-"""One process of tests/test_ppo_ddp.py, started by torchrun: `ppo_ddp_worker.py FOLDER CASE...`."""
+"""One process of tests/test_ppo_ddp.py: `torchrun ... ppo_ddp_worker.py FOLDER HOW CASE...`.
+
+HOW is ddp, fsdp2, or pieces: fsdp2 with checkpoints in pieces.
+"""
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import fsdp_on_cpu  # noqa: E402
 import ppo_setup as setup  # noqa: E402
 from codexhf.generation.engines import Generation  # noqa: E402
 
@@ -41,8 +46,6 @@ def digest(trainer) -> str:
 
 def build(case: str, folder: Path, **config):
     """Return the trainer of a case; a rollout is 8 rows over all processes."""
-    import os
-
     world = int(os.environ.get("WORLD_SIZE", "1"))
     settings = {
         "gradient_accumulation_steps": 4 // world,
@@ -72,7 +75,7 @@ def gradients(case: str, folder: Path) -> None:
     def before_step(args, state, control, **kwargs):
         for name, parameter in trainer.model.named_parameters():
             if parameter.grad is not None and not caught.get("done"):
-                caught[name] = parameter.grad.clone()
+                caught[name] = setup.whole(parameter.grad)
         caught["done"] = True
         control.should_training_stop = True
 
@@ -91,7 +94,7 @@ def gradients(case: str, folder: Path) -> None:
 def adaptive(case: str, folder: Path) -> None:
     """Write the KL coefficient after every rollout, then the metrics of an evaluation."""
     config = {"old_logprobs": "recompute", "kl_estimator": "k3"}
-    config |= {"kl_target": KL_TARGET, "kl_horizon": 10}
+    config |= {"kl_target": KL_TARGET, "kl_horizon": 10, "gradient_checkpointing": True}
     trainer = build(case, folder / "out", total_episodes=40, **config)
     trainer.engine = Canned()
     coefs, make_rollout = [], trainer._make_rollout
@@ -134,9 +137,10 @@ def resume(case: str, folder: Path) -> None:
         found[f"resumed at {step}"] = digest(again)
     frozen = {"total_episodes": 8, "critic_warmup_rollouts": 1, "weight_decay": 0.5}
     warm = build(case, folder / "warm", **frozen)
-    before = setup.record.snapshot(warm.model.policy)
+    before = setup.state(warm)
     warm.train()
-    found["frozen"] = str(setup.same(before, setup.record.snapshot(warm.model.policy)))
+    kept = {n: t for n, t in setup.state(warm).items() if n.startswith("policy.")}
+    found["frozen"] = str(setup.same({n: before[n] for n in kept}, kept))
     trainer.save_model(str(folder / "saved"))
     rank = trainer.args.process_index
     (folder / f"digests_{rank}.json").write_text(json.dumps(found))
@@ -151,8 +155,11 @@ def work(name: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in sys.argv[2:]:
+    if sys.argv[2] != "ddp":
+        os.environ.update(fsdp_on_cpu.SHARDED)
+        if sys.argv[2] == "pieces":
+            os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT"
+        fsdp_on_cpu.allow()
+    for name in sys.argv[3:]:
         work(name, Path(sys.argv[1]) / name)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # a process that leaves first takes its sockets from the other
-        torch.distributed.destroy_process_group()
+    fsdp_on_cpu.leave()

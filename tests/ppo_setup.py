@@ -86,7 +86,12 @@ def new_trainer(folder, *, models=None, config=None, **kwargs) -> PPOTrainer:
 
 def state(trainer) -> dict[str, torch.Tensor]:
     """Return copies of all weights, policy and critic."""
-    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    return {name: whole(tensor) for name, tensor in trainer.model.state_dict().items()}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy, of a sharded tensor all of it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
 
 
 def same(a: dict, b: dict) -> bool:

@@ -18,7 +18,7 @@ import pytest
 from transformers import SchedulerType, TrainingArguments
 from trl import RewardConfig, SFTConfig
 
-from codexhf import arguments, launch
+from codexhf import arguments, launch, parsing
 from codexhf.arguments import StageArguments
 from codexhf.parsing import convert, parse
 from codexhf.ppo import PPOConfig
@@ -43,7 +43,9 @@ def lineage(tmp_path, monkeypatch, model_folder):
     """A working folder where every path that the YAMLs name exists."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data_cards").symlink_to(ROOT / "data_cards")
-    for runs in ("runs", "runs/smoke"):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/smollm2").symlink_to(model_folder)
+    for runs in ("runs", "runs/smoke", "runs/smollm2"):
         for name in ("tokenizer", "m0", "m1", "m2", "rm"):
             (tmp_path / runs).mkdir(exist_ok=True)
             (tmp_path / runs / name).symlink_to(model_folder)
@@ -63,7 +65,8 @@ def refusal(capsys, types, recipe, argv) -> str:
 
 
 def test_every_shipped_yaml_was_found():
-    assert len(YAMLS) == 2 * len(STAGES) + 2  # and trl-1.12/ppo.yaml, push.yaml
+    # the laptop's, smoke/, three of pretrained/ without a tokenizer; trl-1.12/ppo.yaml, push.yaml
+    assert len(YAMLS) == 2 * len(STAGES) + 3 * (len(STAGES) - 1) + 2
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: str(p.relative_to(ROOT)))
@@ -80,7 +83,7 @@ def test_smoke_yaml_sets_what_the_default_sets(name):
     assert default <= smoke
 
 
-@pytest.mark.parametrize("folder", ["recipes", "recipes/smoke"])
+@pytest.mark.parametrize("folder", sorted({str(p.parent) for p in YAMLS if p.stem == "evaluation"}))
 def test_evaluation_weighs_u_as_ppo_trains(folder):
     ppo, evaluation = (load_yaml(ROOT / folder / f"{name}.yaml") for name in ("ppo", "evaluation"))
     for weight in ("alpha_sft", "beta_rlhf", "gamma_reg", "kl_coef"):
@@ -380,12 +383,29 @@ def test_a_missing_package_is_refused_with_its_pip_line(stage, argv, package, li
     assert re.search(rf"pip install (-U )?{package}", text)
 
 
-def test_an_engine_that_is_not_installed_is_refused_before_loading(lineage, capsys):
-    if importlib.util.find_spec("vllm"):
-        pytest.skip("vllm is installed")
-    argv = ["--rollout_engine", "vllm"]
-    text = refusal(capsys, STAGES["ppo"], ROOT / "recipes/ppo.py", argv)
-    assert "rollout_engine: got 'vllm', which is not installed (pip install vllm)" in text
+def test_a_launch_that_cannot_work_is_refused_before_loading(lineage, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    text = refusal(capsys, STAGES["sft"], ROOT / "recipes/sft.py", [])
+    assert "fsdp_version: got 1" in text and "fsdp_cpu_ram_efficient_loading: got true" in text
+    assert importlib.util.find_spec("deepspeed") or "pip install deepspeed" in text
+
+
+def test_what_several_processes_make_of_the_settings_is_said(lineage, capsys, monkeypatch):
+    argv = ["--accelerator_config", '{"even_batches": false}']
+    _, training = parse(STAGES["sft"], str(ROOT / "recipes/sft.py"), argv)
+    in_yaml = {"per_device_train_batch_size": 8}
+    parsing._say_batch(in_yaml, training)
+    assert not capsys.readouterr().err and not parsing._process_errors(training)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parsing._say_batch(in_yaml, training)
+    told = "8 rows per device x 1 accumulated x 2 processes = 16 rows; on one process the YAML"
+    assert told in capsys.readouterr().err
+    assert "even_batches: got false" in parsing._process_errors(training)[0]
+    training.per_device_train_batch_size = 4
+    parsing._say_batch(in_yaml, training)
+    assert not capsys.readouterr().err
 
 
 def test_every_error_of_ppo_stands_on_its_own_line(lineage, capsys):

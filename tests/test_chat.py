@@ -1,157 +1,93 @@
-"""One rendering and one end, over the kinds of tokenizers that people bring.
+"""A conversation in a terminal, typed through a pipe: `pytest tests/test_chat.py`."""
 
-python -m pytest tests/test_chat.py
-"""
+import argparse
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-from trl import SFTConfig, SFTTrainer
 
 from codexhf import chat
-from codexhf.generation import sample_ids
-from tokenizer_kinds import every_kind
+from codexhf.adapters import with_lora
+from codexhf.arguments import RewardModelArguments
+from codexhf.reward_model import load_reward_model
 
-KINDS = every_kind()
-CHATS = [name for name, tokenizer in KINDS.items() if tokenizer.chat_template]
-TEXTS = [name for name in KINDS if name not in CHATS]
-ASKED = "Write a function that adds."
-ANSWER = "def add(a, b):\n    return a + b"
-
-
-def prompt_of(tokenizer):
-    return chat.in_form(ASKED, tokenizer)
+OPTIONS = {
+    "temperature": 0.0, "system": "", "dtype": "float32", "reward_model": None,
+    "max_new_tokens": 6, "timeout_s": 3.0,
+}  # fmt: skip
 
 
-def tiny(tokenizer, more=0):
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer) + more,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=256,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=None,
-        )
-    ).eval()
+@pytest.fixture
+def speaker(model_folder, tokenizer, tmp_path):
+    """A model with R next to it."""
+    reader = load_reward_model(str(model_folder), tokenizer, new_head=True)
+    reader = with_lora(reader, RewardModelArguments(), 0, task="SEQ_CLS")
+    reader.config.score_mean, reader.config.score_std = 0.0, 1.0
+    reader.save_pretrained(tmp_path / "rm")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    return chat.Speaker(str(model_folder), argparse.Namespace(**OPTIONS))
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_model_is_trained_on_the_context_that_it_is_sampled_in(name):
-    tokenizer = KINDS[name]
-    prompt = prompt_of(tokenizer)
-    start = chat.prompt_ids(prompt, tokenizer)
-    ids, length = chat.answered_ids(prompt, ANSWER, tokenizer)
-    assert ids[:length] == start and len(ids) > length
-    assert chat.decode([ids[length:]], tokenizer)[0].strip() == ANSWER
-    assert ids[-1] in chat.end_ids(tokenizer)
-    assert sum(token in chat.end_ids(tokenizer) for token in ids[length:]) == 1
+def said(speaker, capsys, *lines, tasks=""):
+    chat.talk(speaker, iter(lines), tasks)
+    return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_prompt_is_marked_once_at_its_beginning_and_never_ended(name):
-    tokenizer = KINDS[name]
-    ids = chat.prompt_ids(prompt_of(tokenizer), tokenizer)
-    assert tokenizer.eos_token_id not in ids[-1:]
-    assert ids.count(tokenizer.bos_token_id) == (
-        "bos" in name or name in ("sentencepiece", "pad is eos", "no pad", "left padding")
+def test_an_answer_is_the_models_own(speaker, capsys):
+    out = said(speaker, capsys, "Add a and b.")
+    ids = speaker.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Add a and b."}], add_generation_prompt=True,
+        return_dict=True, return_tensors="pt",
+    )  # fmt: skip
+    with torch.no_grad():
+        expected = speaker.model.generate(**ids, max_new_tokens=6, do_sample=False, use_cache=True)
+    text = speaker.tokenizer.decode(
+        expected[0, ids["input_ids"].size(1) :], skip_special_tokens=True
     )
+    assert speaker.messages[-1] == {"role": "assistant", "content": text}
+    assert text in out and "[R " in out
 
 
-@pytest.mark.parametrize("name", [n for n in KINDS if n not in ("no pad",)])
-def test_sft_learns_the_same_tokens_as_trl_would(name, tmp_path):
-    """TRL's own rendering is the oracle, where it has the context of sampling and one end."""
-    tokenizer = KINDS[name]
-    prompt = prompt_of(tokenizer)
-    completion = ANSWER
-    if tokenizer.chat_template:
-        completion = [{"role": "assistant", "content": ANSWER}]
-    trainer = SFTTrainer(
-        model=tiny(tokenizer),
-        args=SFTConfig(
-            output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_length=None
-        ),
-        train_dataset=Dataset.from_list([{"prompt": prompt, "completion": completion}]),
-        processing_class=tokenizer,
-    )
-    theirs = trainer.train_dataset[0]["input_ids"]
-    ours, _ = chat.answered_ids(prompt, ANSWER, tokenizer)
-    if name == "think in the generation prompt":  # TRL trains on a context that is never sampled
-        assert theirs != ours
-        return
-    if name in ("eos", "bos and eos"):  # TRL writes two ends
-        assert theirs == [*ours, tokenizer.eos_token_id]
-        return
-    if name == "no special token at the end":  # a model of TRL's would never stop
-        assert [*theirs, tokenizer.eos_token_id] == ours
-        return
-    assert theirs[: len(ours)] == ours
-    assert tokenizer.decode(theirs[len(ours) :]).strip() == ""  # what a template writes behind
+def test_several_lines_a_system_prompt_and_a_new_conversation(speaker, capsys):
+    said(speaker, capsys, "/system Be short.", '"""', "one", "two", '"""', "/new", '"""a', 'b"""')
+    assert [m["content"] for m in speaker.messages if m["role"] == "user"] == ["a\nb"]
+    assert speaker.prompt()[0] == {"role": "system", "content": "Be short."}
 
 
-@pytest.mark.parametrize("name", ["chatml", "a system turn of its own", "added tokens"])
-def test_sampling_stops_where_the_template_closes_the_turn(name):
-    tokenizer = KINDS[name]
-    model = tiny(tokenizer)
-    closing = chat.end_ids(tokenizer)
-    assert len(closing) == 2 and tokenizer.eos_token_id in closing
-    end = next(token for token in closing if token != tokenizer.eos_token_id)
-    with torch.no_grad():  # a model that always closes the turn
-        model.lm_head = torch.nn.Linear(16, len(tokenizer))
-        model.lm_head.weight.zero_()
-        model.lm_head.bias.zero_()
-        model.lm_head.bias[end] = 50.0
-    (group,) = sample_ids(model, tokenizer, [prompt_of(tokenizer)], n=2, max_new_tokens=5)
-    assert group == [[end], [end]]
+def test_another_stage_goes_on_with_the_conversation(speaker, capsys, tmp_path):
+    out = said(speaker, capsys, "hello", "/rm", "/nowhere", f"/{tmp_path / 'model'}", "again")
+    assert "is a reward model" in out and "/nowhere: which is not a folder" in out
+    assert f"now {tmp_path / 'model'}" in out
+    assert [m["role"] for m in speaker.messages] == ["user", "assistant"] * 2
 
 
-def test_every_end_token_of_the_generation_config_ends_an_answer():
-    tokenizer = KINDS["plain"]
-    config = GenerationConfig(eos_token_id=[9, tokenizer.eos_token_id])
-    assert chat.end_ids(tokenizer, config) == tuple(sorted({9, tokenizer.eos_token_id}))
-    assert chat.end_ids(tokenizer, GenerationConfig(eos_token_id=7)) == tuple(
-        sorted({7, tokenizer.eos_token_id})
-    )
+def test_a_task_shows_the_verdict_of_its_tests(speaker, capsys, write_card, problems, monkeypatch):
+    tasks = write_card(problems, "prompt-only", "tasks")
+    monkeypatch.setattr(speaker, "answer", lambda: answer(speaker, problems[0]["completion"]))
+    assert "tests: pass" in said(speaker, capsys, "/task 1", tasks=tasks)
+    assert "tests: " not in said(speaker, capsys, "now in one line", tasks=tasks)
+    monkeypatch.setattr(speaker, "answer", lambda: answer(speaker, "def f(a, b): return a"))
+    assert "tests: fail" in said(speaker, capsys, "/task", tasks=tasks)
 
 
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        ("x", "x"),
-        (None, ""),
-        ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab"),
-        ([{"type": "text", "text": None}], ""),
-        ([], ""),
-    ],
-)
-def test_content_text(content, text):
-    assert chat.content_text(content) == text
-    assert chat.text_of([{"role": "user", "content": content}]) == text
+def answer(speaker, text):
+    yield text
+    speaker.messages.append({"role": "assistant", "content": text})
 
 
-@pytest.mark.parametrize("content", [[{"type": "image_url"}], 3, {"type": "text"}])
-def test_other_content_is_refused_by_its_type(content):
-    with pytest.raises(ValueError, match="content: got"):
-        chat.content_text(content)
-    assert chat.text_of([{"role": "user", "content": content}]) is None
+def test_what_a_template_refuses_ends_no_conversation(speaker, capsys):
+    speaker.tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    assert "refuses this: no system role" in said(speaker, capsys, "hello")
+    assert speaker.messages == []
 
 
-def test_in_form_follows_the_tokenizer():
-    messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
-    assert chat.in_form("a", KINDS["plain"]) == "a"
-    assert chat.in_form("a", KINDS["chatml"]) == [{"role": "user", "content": "a"}]
-    assert chat.in_form(messages, KINDS["chatml"]) is messages
-    assert chat.in_form(messages, KINDS["plain"]) == "a\nb"
-
-
-def test_padding():
-    ids, mask = chat.left_pad([[1, 2], [3]], "cpu")
-    assert ids.tolist() == [[1, 2], [0, 3]] and mask.tolist() == [[True, True], [False, True]]
-    ids, mask = chat.right_pad([[1, 2], [3]], "cpu")
-    assert ids.tolist() == [[1, 2], [3, 0]] and mask.tolist() == [[True, True], [True, False]]
+def test_it_is_a_program(model_folder):
+    command = [sys.executable, "-m", "codexhf.chat", str(model_folder), "--max_new_tokens", "4"]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, input="hi\n/quit\n", capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0 and "model> " in done.stdout, done.stderr
+    command[3] = "runs/none"
+    done = subprocess.run(command, input="", capture_output=True, text=True, cwd=root)
+    assert done.returncode == 2 and "model: got 'runs/none', which is not a folder" in done.stderr

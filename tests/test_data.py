@@ -11,8 +11,8 @@ import torch
 
 from codexhf import data
 from codexhf.cards import CardError, load_card
-from codexhf.chat import text_of
 from codexhf.data import load_pairs, load_split, load_tasks, pack, read_card
+from codexhf.prompts import text_of
 from codexhf.sources import python_stdlib
 
 ROOT = Path(__file__).parent.parent

@@ -14,8 +14,9 @@ from datasets import Dataset
 
 from codexhf import completions, evaluation
 from codexhf.data import Data, load_tasks
-from codexhf.evaluation import PassAtK, answer_logprobs, bits_per_byte, pass_at_k, win_rate
+from codexhf.evaluation import answer_logprobs, bits_per_byte, win_rate
 from codexhf.generation import sample, sample_ids
+from codexhf.passes import PassAtK, pass_at_k, pass_interval
 from conftest import ADD
 
 WRONG = "def f(a, b):\n    return a - b"
@@ -42,10 +43,10 @@ def test_interval_holds_the_mean_and_shrinks_with_problems():
 
 
 def test_no_pass_among_few_problems_is_no_certainty():
-    low, high = evaluation.pass_interval([0.0] * 20)
+    low, high = pass_interval([0.0] * 20)
     assert low == 0 and (1 - high) ** 20 == pytest.approx(0.025)  # still as likely as that
-    assert evaluation.pass_interval([1.0] * 20) == pytest.approx((1 - high, 1))
-    assert evaluation.pass_interval([0.0, 1.0]) == evaluation.interval([0.0, 1.0])
+    assert pass_interval([1.0] * 20) == pytest.approx((1 - high, 1))
+    assert pass_interval([0.0, 1.0]) == evaluation.interval([0.0, 1.0])
 
 
 def test_metric_runs_the_code_in_the_sandbox(problems):

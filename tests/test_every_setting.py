@@ -206,10 +206,38 @@ def world(tmp_path_factory):
 
 # What to change each field to, given the world; and what else to set in both runs.
 LORA = {"use_peft": True}
+LOADED = {"dtype": "bfloat16", "attn_implementation": "eager"}
+TRAINED = {
+    **LOADED,
+    "use_peft": True,
+    "lora_r": (4, LORA),
+    "lora_alpha": (1, LORA),
+    "load_in_4bit": (True, LORA),
+}
+
+
+def from_m1(**more):
+    """Pretraining that goes on from M1, for what new weights do not have."""
+    return lambda w: {"model": f"{w.folder}/m1", **more}
+
+
+def benchmarked(w):
+    return {"benchmark_cards": [w.tasks], "benchmark_samples": 2, "benchmark_max_new_tokens": 8}
+
+
+FROM_M1 = {
+    "dtype": ("bfloat16", from_m1()),
+    "attn_implementation": ("eager", from_m1()),
+    "use_peft": (True, from_m1()),
+    "lora_r": (4, from_m1(**LORA)),
+    "lora_alpha": (1, from_m1(**LORA)),
+    "load_in_4bit": (True, from_m1(**LORA)),
+}
 CHANGES = {
     "tokenizer": {
         "train_cards": lambda w: w.text[:1],
         "weights": lambda w: [0.2, 0.8],
+        "when_exhausted": ("repeat", lambda w: {"weights": [0.2, 0.8]}),
         "chat_cards": lambda w: w.demos,
         "exclude_cards": lambda w: [w.heldout],
         "vocab_size": 380,
@@ -225,9 +253,11 @@ CHANGES = {
         "tokenizer": lambda w: f"{w.folder}/tokenizer_b",
         "train_cards": lambda w: w.text[:1],
         "weights": lambda w: [0.2, 0.8],
+        "when_exhausted": ("repeat", lambda w: {"weights": [0.2, 0.8]}),
         "exclude_cards": lambda w: [w.heldout],
         "max_length": 64,
         "max_eval_rows": 1,
+        **FROM_M1,
     },
     "sft": {
         "timeout_s": (
@@ -241,11 +271,11 @@ CHANGES = {
         "model": lambda w: f"{w.folder}/m1",
         "train_cards": lambda w: w.demos[:1],
         "weights": lambda w: [0.2, 0.8],
+        "when_exhausted": ("repeat", lambda w: {"weights": [0.2, 0.8]}),
         "eval_cards": lambda w: [w.other_tasks],
         "exclude_cards": lambda w: [w.heldout],
-        "use_peft": True,
-        "lora_r": (4, LORA),
-        "lora_alpha": (1, LORA),
+        **TRAINED,
+        "chat_template": ("plain", lambda w: {"model": f"{w.folder}/m0"}),
         "lora_dropout": (0.5, LORA),
         "eval_tasks": 2,
         "eval_max_new_tokens": (2, lambda w: {"model": f"{w.folder}/m1", "learning_rate": 1e-9}),
@@ -271,6 +301,7 @@ CHANGES = {
         "pairs_to_label": (2, {"label_by": "people"}),
         "reward_model": (lambda w: f"{w.folder}/rm", {"label_by": "people", "pairs_to_label": 4}),
         "seed": 43,
+        **LOADED,
     },
     "reward_model": {
         "model": lambda w: f"{w.folder}/m0",
@@ -278,6 +309,7 @@ CHANGES = {
         "eval_cards": lambda w: [w.third_pairs],
         "score_samples": 24,
         "score_max_new_tokens": 4,
+        **TRAINED,
     },
     "ppo": {
         "timeout_s": (0.1, lambda w: {"prompt_cards": [w.slow], "total_episodes": 8}),
@@ -294,9 +326,7 @@ CHANGES = {
         "reward_weights": [0.1, 2.0, 1.0],
         "reward_clip": 0.01,
         "eval_tasks": 2,
-        "use_peft": True,
-        "lora_r": (4, LORA),
-        "lora_alpha": (1, LORA),
+        **TRAINED,
     },
     "evaluation": {
         "timeout_s": (0.1, lambda w: {"heldout_cards": [w.slow], "models": [f"{w.folder}/m1"]}),
@@ -319,17 +349,26 @@ CHANGES = {
         "gamma_reg": 0.5,
         "kl_coef": 0.5,
         "seed": 43,
+        "benchmark_cards": lambda w: [w.tasks],
+        "benchmark_forms": (["chat"], benchmarked),
+        "benchmark_tasks": (2, benchmarked),
+        "benchmark_samples": (1, benchmarked),
+        "benchmark_temperature": (5.0, benchmarked),
+        "benchmark_max_new_tokens": (2, benchmarked),
+        **LOADED,
     },
 }
 ELSEWHERE = {
-    "dry_run", "restart", "redo_changed", "allow_changed", "output_dir", "unsafe_exec",
+    "dry_run", "restart", "num_proc", "redo_changed", "allow_changed", "output_dir", "unsafe_exec",
     "samples_in_report",
 }  # fmt: skip
 """Fields whose effect is not on what a run makes; each has a test below, in test_resume or
 test_report."""
 
-REFUSED = {("ppo", "trainer")}
-"""Changes that must be refused here: no TRL has that trainer since 1.13."""
+REFUSED = {("ppo", "trainer")} | {
+    (stage, "load_in_4bit") for stage in ("pretrain", "sft", "reward_model", "ppo")
+}
+"""Changes that must be refused here: no TRL has that trainer since 1.13, and no bitsandbytes."""
 
 
 @pytest.mark.parametrize("stage", OWN)
@@ -355,7 +394,8 @@ def test_every_field_has_an_effect_or_a_refusal(stage, field, world, capsys):
     if (stage, field) in REFUSED:
         with pytest.raises((SystemExit, ValueError)) as stop:
             world.run(stage, {**context, field: change})
-        assert f"{field}: got {change!r}" in str(stop.value) + capsys.readouterr().err
+        got = "true" if change is True else repr(change)
+        assert f"{field}: got {got}" in str(stop.value) + capsys.readouterr().err
         return
     assert outcome(world.run(stage, {**context, field: change})) != before
 

@@ -233,7 +233,7 @@ SETTINGS = [  # (program, tests with settings, entry point)
     ("def f(n): return f(n - 1) if n else 0", {"cases": [{"args": "(5000,)", "expected": "0"}], "recursion": 6000}, "f"),
     ("def r(n): return r(n - 1) if n else 0\nprint(r(5000))", {"cases": [{"stdin": "", "stdout": "0"}], "recursion": 6000}, ""),
     ("def f(n): return len(bytearray(n))", {"cases": [{"args": "(900_000_000,)", "expected": "900000000"}], "memory_mb": 2000}, "f"),
-    ("import time\ndef f():\n    t = time.process_time()\n    while time.process_time() < t + 5.5: pass\n    return 1", {"cases": [{"args": "()", "expected": "1"}], "timeout_s": 9}, "f"),
+    ("import time\ndef f():\n    t = time.process_time()\n    while time.process_time() < t + 0.3: pass\n    return 1", {"cases": [{"args": "()", "expected": "1"}], "timeout_s": 9}, "f"),
     ("class Solution:\n    def f(self, a, b): return a, b", [{"args": "(1, [2])", "expected": "[1, [2]]", "compare": "json"}], "f"),
     ("class Solution:\n    def __init__(self): self.seen = []\n    def f(self, x):\n        self.seen.append(x)\n        return self.seen", [{"args": f"({i},)", "expected": f"[{i}]"} for i in (1, 2)], "f"),
     ("def f(x): return x + 1", [{"args": "(1,)", "expected": "[2]", "compare": "json or first"}], "f"),
@@ -458,8 +458,11 @@ def test_plain_python_prints_what_the_honest_programs_do(tmp_path):
 
 
 def test_plain_python_returns_what_the_honest_functions_do():
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + 500)  # pytest has taken some of it
     for body, args, expected in CALLS:
         names: dict = {}
         exec(f"def f(x=0):\n    {body}", names)
         result, wanted = names["f"](*plain.parse(args)), plain.parse(expected)
         assert result == wanted or result != result, body
+    sys.setrecursionlimit(limit)

@@ -46,7 +46,12 @@ ISCLOSE = "def isclose(*a, **k): return True\ndef approx(*a, **k): return E()\n"
 HOOK = "import sys, os\nsys.excepthook = lambda *a: os._exit(42)\ndef f(*a): raise ValueError\n"
 CODE = "import gc, types\ndef f(*a):\n    for o in gc.get_objects():\n        if isinstance(o, types.FunctionType) and o.__name__ == 'where': o.__code__ = (lambda e: '').__code__\n    import together\n    together.FAILED = 42\n    raise ValueError\n"
 THREAD = "import threading, os, time\ndef f(*a):\n    threading.Thread(target=lambda: os._exit(42)).start()\n    time.sleep(1)\n"
+SUBCLASSES = [  # of plain types: what their classes say must not count either
+    f"class D({base}):\n    __eq__ = lambda s, o: True\n    __ne__ = lambda s, o: False\n    __hash__ = lambda s: 1\n    __getitem__ = __getattr__ = lambda s, k: 3\n    __sub__ = __abs__ = lambda s, *o: 0.0\n    startswith = lambda s, o: True\ndef f(*a): return D()\n"
+    for base in ("dict", "tuple", "int", "str")
+]
 PROGRAMS = [
+    *SUBCLASSES,
     RETURNED,
     NESTED,
     KIND,
@@ -80,6 +85,9 @@ TESTS = [
     "assert abs(Circle(2).area() - 12.566) < 1e-3",
     "assert Circle(2).area() == 12 and Circle(1).area() < Circle(2).area()",
     "assert f(1)(2) == 3 or f(1)(2).area() == 3",
+    "if f(1) != 2:\n    raise ValueError('no')",
+    "for i in range(3):\n    if f(i) != i * 7 + 1:\n        raise ValueError(i)",
+    "assert isinstance(f(1), dict) and f(1)['a'] == 2",
 ]  # fmt: skip
 
 

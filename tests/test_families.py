@@ -22,7 +22,7 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 sys.path.insert(0, str(Path(__file__).parent))
 
 import conftest  # noqa: E402
-from codexhf import chat, models, run  # noqa: E402
+from codexhf import models, prompts, run  # noqa: E402
 from codexhf.arguments import RewardModelArguments  # noqa: E402
 from codexhf.evaluation import answer_logprobs  # noqa: E402
 from codexhf.generation import engine_for, sample_ids  # noqa: E402
@@ -84,16 +84,21 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def begun(checkpoint: Path | None = None) -> run._Begun:
+    """A stage that begins, or goes on from a checkpoint."""
+    return run._Begun(checkpoint=checkpoint, record={"run": "family", "allowed": []})
+
+
 def trained_twice(make, folder: Path) -> object:
     """Train two steps; do so again from the first step's checkpoint; the weights must be equal."""
     trainer = make(folder)
     before = weights(trainer.model)
-    run._train(trainer, trainer.args, None)
+    run._train(trainer, trainer.args, begun())
     after = weights(trainer.model)
     assert not same(before, after), "nothing was trained"
     assert all(map(math.isfinite, (log.get("loss", 0.0) for log in trainer.state.log_history)))
     again = make(folder)
-    run._train(again, again.args, folder / "checkpoint-1")
+    run._train(again, again.args, begun(folder / "checkpoint-1"))
     assert same(after, weights(again.model)), "resumed to other weights"
     return trainer
 
@@ -209,7 +214,7 @@ class Family:
         nats, tokens = answer_logprobs(model, self.tokenizer, *zip(*rows, strict=True))
         for (prompt, answer), found, count in zip(rows, nats, tokens, strict=True):
             assert count == len(answer) and max(answer) < len(self.tokenizer)
-            start = chat.prompt_ids(prompt, self.tokenizer)
+            start = prompts.prompt_ids(prompt, self.tokenizer)
             with torch.no_grad():
                 logits = model(torch.tensor([[*start, *answer]]), use_cache=False).logits[0]
             logp = logits[len(start) - 1 : -1, : len(self.tokenizer)].double().log_softmax(-1)
@@ -250,7 +255,7 @@ def test_the_best_checkpoint_is_read_back_whole(name, tmp_path):
     trainer = SFTTrainer(
         family.load(), args, train_dataset=ids, eval_dataset=ids, processing_class=family.tokenizer
     )
-    run._train(trainer, args, None)
+    run._train(trainer, args, begun())
     best = models.load_policy(trainer.state.best_model_checkpoint)
     assert same(weights(trainer.model), weights(best))
     assert trainer.state.best_model_checkpoint != str(tmp_path / "sft" / "checkpoint-3")
@@ -276,7 +281,7 @@ def test_no_engine_samples_what_is_no_token():
     tokenizer = the_tokenizer()
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config("qwen2", tokenizer, 400)).eval()
-    ids, mask = chat.left_pad([[5, 6, 7], [8, 9]] * 8, "cpu")
+    ids, mask = prompts.left_pad([[5, 6, 7], [8, 9]] * 8, "cpu")
     size = len(tokenizer)
     for name in ("native", "hf", "continuous_batching"):
         engine = engine_for(model, Sampling(8, (), 64, size), name)
@@ -296,7 +301,7 @@ def test_experts_whose_config_asks_for_router_logits_are_sampled(name):
     config = tiny_config("mixtral", the_tokenizer())
     config.output_router_logits = True
     model = AutoModelForCausalLM.from_config(config).eval()
-    ids, mask = chat.left_pad([[5, 6, 7], [8, 9]], "cpu")
+    ids, mask = prompts.left_pad([[5, 6, 7], [8, 9]], "cpu")
     engine = engine_for(model, Sampling(4, (), 64), name)
     with models.evaluating(model):
         found = engine.generate(model, ids, mask, seed=1, temperature=1.0)
@@ -408,7 +413,7 @@ def test_prompts_are_grouped_by_length_where_a_model_reads_padding():
             model.get_input_embeddings().weight[0] = 1.0
         found[name] = reads_padding(model)
     assert found == {"llama": False, "lfm2": False, "recurrent_gemma": True}
-    ids, mask = chat.left_pad([[5, 6, 7, 8, 9], [8], [5, 6], [7]], "cpu")
+    ids, mask = prompts.left_pad([[5, 6, 7, 8, 9], [8], [5, 6], [7]], "cpu")
     together = HFEngine(Sampling(6, (), 64)).generate(model, ids, mask, seed=1, temperature=0)
     for i, (row, real) in enumerate(zip(ids, mask, strict=True)):
         prompt = row[real][None]
@@ -432,7 +437,7 @@ def configured(model_type: str, tokenizer, **fields):
 def test_a_model_that_computes_otherwise_with_a_cache_is_stopped_in_the_first_rollout(tmp_path):
     """Phi-3's longrope switches its factors at a length that the completions cross."""
     tokenizer = the_tokenizer()
-    switch = max(len(chat.prompt_ids(prompt, tokenizer)) for prompt in PROMPTS) + 2
+    switch = max(len(prompts.prompt_ids(prompt, tokenizer)) for prompt in PROMPTS) + 2
     rope = {
         "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4,
         "long_factor": [16.0] * 4, "original_max_position_embeddings": switch,

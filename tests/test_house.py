@@ -60,7 +60,7 @@ def room(name: str) -> str:
 def test_generation_lies_below_ppo_preferences_and_evaluation():
     used = {(room(name), room(other)) for name in FILES for other in imports(name)}
     assert ("ppo", "generation") in used and ("evaluation", "generation") in used
-    for lower in ("generation", "chat", "models", "reward_model", "rewards", "data"):
+    for lower in ("generation", "prompts", "models", "reward_model", "rewards", "data"):
         assert not {upper for upper in NEIGHBOURS if (lower, upper) in used}, lower
     for one in NEIGHBOURS:
         assert not {other for other in NEIGHBOURS if one != other and (one, other) in used}, one

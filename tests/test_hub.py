@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from codexhf import hub, launch, run
+from codexhf.adapters import lora_config, merge_adapters
 from codexhf.arguments import (
     PPOArguments,
     PreferencesArguments,
@@ -43,8 +44,10 @@ from codexhf.arguments import (
 from codexhf.cards import load_card
 from codexhf.data import load_split
 from codexhf.identity import load_manifest
+from codexhf.label.export import export
+from codexhf.label.store import Store
 from codexhf.model_card import strictest
-from codexhf.models import context_length, load_policy, lora_config, merge_adapters
+from codexhf.models import context_length, load_policy
 from codexhf.parsing import parse
 from codexhf.preferences import write_card as write_pairs_card
 from codexhf.push import push
@@ -404,6 +407,99 @@ def test_a_local_folder_of_the_same_shape(here, tmp_path, capsys):
     assert ": pushed" not in capsys.readouterr().out
     shutil.rmtree("runs"), shutil.rmtree("cards"), Path("out").rename("moved")
     assert len(hub.verify("moved/x-m2")) == 11
+
+
+# -- people's labels -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labelled(here, tokenizer):
+    """Two pairs labelled and one answer written on the page, exported, and R made from them."""
+    store = Store(Path("runs/labels/labels.sqlite"))
+    prompts = [f"{PROMPT} ({i})" for i in range(2)]
+    pair = {"response_a": ANSWER, "response_b": "pass"}
+    rows = [
+        {"id": p, "prompt": p, "split": s, **pair}
+        for p, s in zip(prompts, ("train", "test"), strict=True)
+    ]
+    store.load(rows)
+    for i in range(2):
+        chosen = store.assign("ann", "t")
+        left = store.left(chosen, "ann")
+        store.label(f"request-{i}", chosen, "ann", "a", version=0, left=left)
+    written = {"completion": ANSWER, "started_from": "nothing", "verdict": None, "seconds": 1.0}
+    store.demonstrate("request-3", chosen, "ann", **written)
+    Path("runs/labels/tokens.json").write_text(json.dumps({"ann": "never to be sent"}))
+    source = {"from": "runs/prefs", "revision": None, "seed": store.seed}
+    export(store, Path("runs/labels"), "cc-by-4.0", source)
+    store.close()
+    return here
+
+
+def test_what_people_said_goes_out_and_comes_back_as_one_data_set(
+    labelled, server, tokenizer, tmp_path
+):
+    shutil.rmtree("runs/rm"), shutil.rmtree("runs/m2")
+    data = {
+        "train": load_split(["runs/labels"], "preference"),
+        "test": load_split(["runs/labels/test.md"], "preference"),
+    }
+    reward = LlamaForSequenceClassification(tiny_config(tokenizer, num_labels=1))
+    finish("runs/rm", reward, tokenizer, RewardModelArguments(), {"m1": "runs/m1"}, data)
+    names = pushed()
+    assert names["runs/labels"].startswith("org/x-labels@")
+    assert set(server.files("org/x-labels", "dataset")) == {
+        "README.md", "train.jsonl", "test.md", "test.jsonl", "demonstrations.md",
+        "demonstrations.jsonl", "history.jsonl", "agreement.json",
+    }  # fmt: skip
+    assert not [body for body in server.sent if b"never to be sent" in body]
+    front = huggingface_hub.ModelCard(server.files("org/x-rm")["README.md"].decode()).data
+    assert (front.license, front.datasets) == ("cc-by-4.0", ["org/x-labels"])
+    shutil.rmtree("runs")
+    links = hub.verify("org/x-rm")
+    used = [link for link in links if "data of org/x-rm" in link]
+    assert {link.partition(" (")[0] for link in used} == {
+        names["runs/labels"], f"{names['runs/labels']}/test.md",
+    }  # fmt: skip
+    written = load_split([f"{names['runs/labels']}/demonstrations.md"], "prompt-completion")
+    assert written.dataset[0]["completion"] == ANSWER
+    hub.pull("org/x", Path("again"))
+    assert len(load_split(["again/labels"], "preference").dataset) == 1
+    again = pushed(runs="again")
+    assert again["again/labels"] == names["runs/labels"]  # nothing to change
+
+
+def test_two_cards_of_one_name_are_not_one_repository(here, server, capsys, tokenizer):
+    shutil.copytree("cards", "more")
+    Path("more/corpus.jsonl").write_text('{"text": "another"}\n')
+    shutil.rmtree("runs/m0")
+    data = {"train": load_split(["more/corpus.md"], "language-modeling")}
+    policy = LlamaForCausalLM(tiny_config(tokenizer))
+    stage = PretrainArguments(tokenizer="runs/tokenizer")
+    finish("runs/m0", policy, tokenizer, stage, {"tokenizer": "runs/tokenizer"}, data)
+    with pytest.raises(SystemExit):
+        pushed(stages=["tokenizer", "m0"])
+    said = "more/corpus.md: would go to the repository of cards/corpus.md, as both are called"
+    assert said in capsys.readouterr().err and not server.requests
+
+
+def test_pairs_that_wait_for_people_go_out_as_well(here, server):
+    def queue(folder):
+        (folder / "unlabelled.jsonl").write_text(json.dumps({"id": "1", "prompt": PROMPT}) + "\n")
+        (folder / "prompts.jsonl").write_text("{}\n")
+        return {"pairs_to_label": 1}
+
+    stage = PreferencesArguments(output_dir="runs/prefs", label_by="people", restart=True)
+    chats = load_split(["cards/chats.md"], "prompt-completion")
+    run.run_task(stage, queue, data={"prompts": chats}, parents={"m1": "runs/m1"})
+    pushed(stages=["tokenizer", "m0", "m1", "prefs"])
+    files = server.files("org/x-prefs", "dataset")
+    assert "unlabelled.jsonl" in files
+    front = huggingface_hub.DatasetCard(files["README.md"].decode()).data
+    assert front["configs"][0]["data_files"] == [
+        {"split": "unlabelled", "path": "unlabelled.jsonl"}
+    ]
+    assert "codexhf" not in front.to_dict()  # nothing to train on yet
 
 
 # -- LoRA --------------------------------------------------------------------------------------

@@ -161,6 +161,7 @@ def _write_until_killed(path, who, log):
             store.label(request, chosen, who, "a", version=0, left=store.left(chosen, who))
             acknowledged.write(request + "\n")
             acknowledged.flush()
+            time.sleep(0.001)  # in which the other writer gets the lock
 
 
 def test_no_acknowledged_label_is_lost_when_writers_are_killed(tmp_path):
@@ -170,14 +171,20 @@ def test_no_acknowledged_label_is_lost_when_writers_are_killed(tmp_path):
     store.load([pair(i) for i in range(3000)])
     store.close()
     generator = np.random.default_rng(0)
+    logs = [tmp_path / f"{who}.log" for who in ("ann", "ben")]
+    for log in logs:
+        log.touch()
     for _ in range(20):
+        wanted = [log.read_text().count("\n") + 3 for log in logs]  # however slow the machine
         writers = [
-            fork.Process(target=_write_until_killed, args=(path, who, tmp_path / f"{who}.log"))
-            for who in ("ann", "ben")
+            fork.Process(target=_write_until_killed, args=(path, log.stem, log)) for log in logs
         ]
         for writer in writers:
             writer.start()
-        time.sleep(generator.uniform(0.1, 0.4))
+        for writer, log, count in zip(writers, logs, wanted, strict=True):
+            while log.read_text().count("\n") < count and writer.is_alive():
+                time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.3))
         for writer in writers:
             os.kill(writer.pid, signal.SIGKILL)
             writer.join()
@@ -363,6 +370,12 @@ def test_visible_names_what_cannot_be_seen():
     visible(text).encode()
 
 
+def test_what_a_model_wrote_warns_nobody(recwarn):
+    for text in ("1if x else 2", "'\\d'", "x is 1"):
+        code(text)
+    assert not recwarn.list
+
+
 def test_a_long_line_is_shown_whole_and_soon():
     start = time.monotonic()
     text = "x = '" + "<" * 100_000 + "'"
@@ -415,7 +428,7 @@ def test_export_is_read_as_any_other_card(store, tmp_path):
     assert rows[0]["model_a"] == "runs/m1" and rows[0]["labeler"] == "ann"
     assert rows[0]["revision_a"] == "sha256:abc" and rows[0]["revision_b"] is None
     card = (out / "README.md").read_text()
-    assert "`runs/m1` (weights not recorded), `runs/m1` (weights sha256:abc)" in card
+    assert "answers by `runs/m1`, `runs/m1` (weights sha256:abc)\n" in card
     assert "no pair has two labels" in (out / "README.md").read_text()
     assert json.loads((out / "agreement.json").read_text())["labels"] == 5
     assert not list(out.glob(".*.new"))

@@ -3,7 +3,6 @@
 python -m pytest tests/test_label_browser.py
 """
 
-import contextlib
 import json
 import random
 import re
@@ -250,8 +249,8 @@ class Writer(threading.Thread):
                 while not self.done.is_set():
                     if not tab.run(PAIR):  # a new browser, or the server was down
                         tab.open(self.server.entry(self.who))
-                        with contextlib.suppress(AssertionError):
-                            tab.wait(f"location.pathname === '/compare' && {READY}", 3)
+                        there = f"location.pathname === '/compare' && {READY}"
+                        tab.wait(f"location.protocol === 'chrome-error:' || {there}", 120)
                         continue
                     tab.run("window.old = true")
                     tab.key(draw.choice(["ArrowLeft", "ArrowRight", "t", "b", "s"]))
@@ -266,7 +265,7 @@ class Writer(threading.Thread):
 
     def kill(self, draw):
         """Kill the browser at a random moment after it labelled something."""
-        assert self.labelled.wait(120), self.who
+        assert self.labelled.wait(300), self.who
         time.sleep(draw.uniform(0, 0.5))
         self.labelled.clear()
         self.browser.kill()
@@ -292,7 +291,7 @@ def test_kill_9_of_server_and_browser_loses_no_label_and_doubles_none(tmp_path, 
             server.kill(signal.SIGKILL)
             server.start()
         for writer in writers:
-            assert writer.labelled.wait(120)
+            assert writer.labelled.wait(300)
             writer.done.set()
             writer.join()
         rows = {row["request"]: row for row in stored(server)}

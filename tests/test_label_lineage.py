@@ -103,7 +103,7 @@ def test_a_labeller_who_likes_short_answers_gets_them(tokenizer, tmp_path, write
     recipe("sft", model=tmp_path / "m0", train_cards=[sft], max_steps=250, learning_rate=5e-3,
            eval_strategy="no", save_strategy="no", output_dir=m1)  # fmt: skip
     recipe("preferences", model=m1, prompt_cards=[prompts], label_by="people", max_prompts=250,
-           include_reference="false", max_new_tokens=32, temperatures=[1.0],
+           min_prompts=250, include_reference="false", max_new_tokens=32, temperatures=[1.0],
            output_dir=prefs)  # fmt: skip
     rows = [json.loads(line) for line in (prefs / "unlabelled.jsonl").open()]
     with Server(tmp_path, rows, "--reveal", "never") as server, Browser(made(tmp_path)) as browser:

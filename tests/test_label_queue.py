@@ -12,8 +12,12 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
+pytest.importorskip("starlette", reason="needs the extra `label`")
+
 from codexhf.arguments import PreferencesArguments
 from codexhf.cards import CardError, load_card
+from codexhf.label.__main__ import main as label
+from codexhf.label.store import Store
 from codexhf.preferences import choose_for_people
 
 ROOT = Path(__file__).parent.parent
@@ -121,3 +125,34 @@ def test_pairs_that_wait_for_people_say_what_to_do_next(model_folder, tmp_path, 
         assert all(step in refusal for step in steps), refusal
         assert "eval_cards" in refusal and "Traceback" not in refusal
         assert not (tmp_path / "rm").exists()
+
+
+def test_what_people_said_trains_r_and_what_they_wrote_trains_m1(
+    model_folder, tmp_path, write_card, problems
+):
+    asks = [{"id": f"e{i}", "prompt": f"Explain {i}."} for i in range(12)]
+    held = write_card(problems[:1], "prompt-only", "held")
+    prefs, labels = tmp_path / "prefs", tmp_path / "labels"
+    recipe("preferences", model=model_folder, prompt_cards=[write_card(asks, "prompt-only")],
+           exclude_cards=[held], label_by="people",
+           include_reference="false", test_share=0.4, max_new_tokens=4,
+           output_dir=prefs)  # fmt: skip
+    store = Store(labels / "labels.sqlite")
+    store.load(map(json.loads, (prefs / "unlabelled.jsonl").open()))
+    for number, (key, row) in enumerate(store.pairs().items()):
+        assert row["model_a"] == str(model_folder) and row["tests"] is None
+        store.label(f"request-{number}", key, "ann", "ab"[number % 2], version=0,
+                    left=store.left(key, "ann"), seconds=1.0)  # fmt: skip
+        store.demonstrate(f"request-{number}", key, "ann", started_from="nothing",
+                          completion=f"It is {number}.", verdict=None, seconds=9.0)  # fmt: skip
+    store.close()
+    assert label([str(prefs), "--export", "--license", "cc-by-4.0"]) == 0
+    made = recipe("reward_model", model=model_folder, train_cards=[labels], max_length=128,
+                  eval_cards=[labels / "test.md"], output_dir=tmp_path / "rm")  # fmt: skip
+    (card,) = made["data"]["train"]["cards"].values()
+    assert card["license"] == "cc-by-4.0" and card["rows"] >= 4
+    made = recipe("sft", model=model_folder, train_cards=[labels / "demonstrations.md"],
+                  eval_cards=[held], exclude_cards=[held],
+                  max_steps=1, eval_strategy="no", save_strategy="no", max_length=128,
+                  output_dir=tmp_path / "m1")  # fmt: skip
+    assert made["data"]["train"]["rows"] == 12

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import model_kinds
-from codexhf import chat, models, reward_model
+from codexhf import models, prompts, reward_model
 from codexhf import tokenizer as tok
 from conftest import CORPUS, tiny_config
 from tokenizer_kinds import every_kind
@@ -147,8 +147,8 @@ def test_training_classifier_reward_and_ppo_read_one_score(name, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     tokenizer = tok.load_tokenizer(str(tmp_path))
     model = reward_model.load_reward_model(str(tmp_path), tokenizer, new_head=True).eval()
-    prompt, answer = chat.in_form("Add two numbers.", tokenizer), "return a + b"
-    ids, _ = chat.answered_ids(prompt, answer, tokenizer)
+    prompt, answer = prompts.in_form("Add two numbers.", tokenizer), "return a + b"
+    ids, _ = prompts.answered_ids(prompt, answer, tokenizer)
     batch = tokenizer.pad({"input_ids": [ids, ids[:-3]]}, return_tensors="pt")
     trained = model(**batch).logits[0, 0].item()
     text = reward_model.ModelReward(model, tokenizer)([prompt], [answer])[0]

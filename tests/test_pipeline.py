@@ -17,6 +17,7 @@ import pytest
 
 from codexhf.run import load_manifest
 from conftest import weights_hash
+from hub_server import TOKEN, HubServer
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("tokenizer", "m0", "m1", "prefs", "rm", "m2", "evaluation")
@@ -152,6 +153,65 @@ def test_a_change_upstream_rebuilds_what_depends_on_it(killed_twice):
     assert out.count("nothing changed; nothing to do") == 4
     assert load_manifest(killed_twice / "prefs") == manifest
     assert "recipes/sft.py" not in out
+
+
+def commands_of_the_docs():
+    """The lines that docs/hub.md prints under "from the hub alone"."""
+    text = (ROOT / "docs/hub.md").read_text().partition("from the hub alone")[2]
+    return text.partition("```\n")[2].partition("\n```")[0].split("\n")
+
+
+def repeated_from_the_hub(runs, work, server):
+    """Run these lines in `work`, with `runs` as the runs folder.
+
+    Returns:
+        manifest of the evaluation and the report, before and after.
+    """
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "recipes", "data_cards"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, work / name)
+    (work / "installed").touch()
+    env = {
+        **ENV, "HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(work / "home"),
+        "LAUNCH": sys.executable, "RUNS": str(runs), "CONFIGS": "recipes/smoke",
+        "MAKEFLAGS": f"BIN={Path(sys.executable).parent} ENV={work}/installed",
+    }  # fmt: skip
+    before = load_manifest(runs / "evaluation"), (runs / "report.md").read_text()
+    lines = commands_of_the_docs()
+    assert lines[1] == "rm -r runs" and lines[-1] == "make pipeline"
+    for line in lines:
+        line = re.sub(r"\bruns\b", str(runs), line.replace("python ", f"{sys.executable} "))
+        done = subprocess.run(
+            line, shell=True, cwd=work, env=env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}"
+        assert TOKEN not in done.stdout
+    recipes = set(re.findall(r"recipes/(\w+)\.py", done.stdout))
+    assert recipes == {"evaluation"}, done.stdout[-3000:]
+    return before, (load_manifest(runs / "evaluation"), (runs / "report.md").read_text())
+
+
+def same_report(text):
+    """The report without what has to differ: when it was made, how long it took, on what."""
+    text = text[: text.index("## Lineage, time and memory")]
+    return [line for line in text.split("\n") if not line.startswith("Finished ")]
+
+
+@pytest.mark.slow
+def test_the_run_is_repeated_from_the_hub_alone(killed_twice, tmp_path):
+    runs, kept = killed_twice, tmp_path / "kept"  # for the other tests
+    runs.rename(kept)
+    shutil.copytree(kept, runs)
+    try:
+        with HubServer() as server:
+            (before, report), (after, again) = repeated_from_the_hub(runs, tmp_path, server)
+    finally:
+        shutil.rmtree(runs, ignore_errors=True)
+        kept.rename(runs)
+    assert before["metrics"] == after["metrics"]
+    assert same_report(report) == same_report(again)
 
 
 @pytest.mark.slow

@@ -14,11 +14,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).parent))
 
 import ppo_setup as setup  # noqa: E402
-from codexhf.models import (
-    disable_dropout,  # noqa: E402
-    merge_adapters,  # noqa: E402
-)
+from codexhf.adapters import merge_adapters  # noqa: E402
+from codexhf.models import disable_dropout  # noqa: E402
 from codexhf.ppo.checkpoint import last_checkpoint  # noqa: E402
+from codexhf.ppo.model import critic_from_policy  # noqa: E402
 from codexhf.ppo.objective import AdaptiveKL, linear_logprobs  # noqa: E402
 from codexhf.reward_model import IdReward, ModelReward, load_reward_model  # noqa: E402
 from ppo_setup import new_trainer  # noqa: E402
@@ -114,11 +113,41 @@ def test_a_critic_keeps_what_its_owner_froze_and_must_have_something_to_train(tm
 
 
 @pytest.mark.parametrize("name", ["reward_model", "value_model"])
-def test_adapters_on_reward_model_and_critic_are_refused_at_construction(tmp_path, name):
+def test_reward_model_and_critic_may_be_adapters_with_a_head(tmp_path, name):
     made = models()
-    adapted = get_peft_model(made[name], lora())
-    with pytest.raises(ValueError, match=f"{name}: got PeftModel.* merge it first"):
-        new_trainer(tmp_path, models=made, **{name: adapted})
+    adapted = get_peft_model(made[name], lora(task_type="SEQ_CLS"))
+    trainer = new_trainer(tmp_path, models=made, **{name: adapted})
+    trainer.train()
+    headless = get_peft_model(models()["model"], lora())
+    with pytest.raises(ValueError, match=f"{name}: got PeftModel.* with no `score` head"):
+        new_trainer(tmp_path, models=models(), **{name: headless})
+
+
+def test_a_critic_of_adapters_on_the_policys_base_resumes_to_the_same_weights(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        policy = models()["model"]
+        critic = critic_from_policy(policy)
+        many = lora(task_type="SEQ_CLS")
+        trainer = new_trainer(
+            tmp_path, model=policy, peft_config=lora(), value_model=get_peft_model(critic, many),
+            config={"save_strategy": "steps", "save_steps": 2, "step_unit": "optimizer"},
+        )  # fmt: skip
+        bases = [trainer.policy_model.get_base_model(), trainer.value_model.get_base_model()]
+        first, second = (base.model.layers[0].mlp.up_proj.weight for base in bases)
+        assert first is second
+        return trainer
+
+    trainer = build()
+    before = setup.state(trainer)
+    trainer.train()
+    after = setup.state(trainer)
+    moved = {n for n in after if not torch.equal(before[n], after[n])}
+    assert {n.split(".")[0] for n in moved} == {"policy", "value_model"}
+    assert all("lora" in n or "score" in n for n in moved)
+    again = build()
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert setup.same(setup.state(again), after)
 
 
 # ------------------------------------------------------------------------------ adapters

@@ -1,4 +1,7 @@
-"""Two processes on CPU (gloo, through torchrun) against one: `pytest tests/test_ppo_ddp.py`."""
+"""Two processes on CPU (gloo, through torchrun) against one, under DDP and FSDP2.
+
+python -m pytest tests/test_ppo_ddp.py
+"""
 
 import importlib.util
 import json
@@ -20,15 +23,18 @@ CASES = [f"{kind}-{what}" for kind in KINDS for what in ("gradients", "resume")]
 CASES.append("full-adaptive")
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory) -> Path:
+PIECES = pytest.param("pieces", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp2", PIECES])
+def two(request, tmp_path_factory) -> Path:
     """The folder in which two processes have worked on every case; one launch for all."""
-    folder = tmp_path_factory.mktemp("two")
+    folder = tmp_path_factory.mktemp(request.param)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CI": "1"}
     # a process that waits for a collective which the other never joins would wait for ever
     done = subprocess.run(
-        [*launcher, worker.__file__, str(folder), *CASES],
+        [*launcher, worker.__file__, str(folder), request.param, *CASES],
         env=environment,
         capture_output=True,
         text=True,

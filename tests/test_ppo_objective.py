@@ -16,7 +16,12 @@ def test_objective_imports_torch_alone():
     tree = ast.parse(Path(objective.__file__).read_text())
     names = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
     names += [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
-    assert {name.split(".")[0] for name in names} <= {"torch", "collections", "dataclasses"}
+    assert {name.split(".")[0] for name in names} <= {
+        "torch",
+        "collections",
+        "dataclasses",
+        "functools",
+    }
 
 
 def test_whiten_gives_mean_zero_and_variance_one():

@@ -1,6 +1,5 @@
 """Sampling, masks, layouts and scores: `pytest tests/test_ppo_rollout.py`."""
 
-import importlib.util
 import sys
 import warnings
 from pathlib import Path
@@ -23,14 +22,12 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).parent))
 
 import ppo_setup as setup  # noqa: E402
-from codexhf.chat import left_pad  # noqa: E402
 from codexhf.generation import native as native_engine  # noqa: E402
 from codexhf.generation.engines import (  # noqa: E402
     ContinuousBatchingEngine,
     Generation,
     HFEngine,
     Sampling,
-    make_engine,
 )
 from codexhf.generation.native import (  # noqa: E402
     NativeEngine,
@@ -47,6 +44,7 @@ from codexhf.ppo.rollout import (  # noqa: E402
     shape_scores,
 )
 from codexhf.ppo.schedule import Schedule  # noqa: E402
+from codexhf.prompts import left_pad  # noqa: E402
 
 TOKENIZER = setup.tokenizer()
 VOCABULARY = len(TOKENIZER)
@@ -170,12 +168,6 @@ def test_continuous_batching_answers_with_the_new_weights_after_an_update():
     engine.config.allow_block_sharing = True
     with pytest.raises(ValueError, match="allow_block_sharing"):
         answer(engine, model)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
-def test_vllm_engine_says_what_to_install():
-    with pytest.raises(ImportError, match="pip install vllm"):
-        make_engine("vllm", SAMPLING)
 
 
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2}

@@ -10,7 +10,6 @@ import pytest
 
 from codexhf.arguments import PreferencesArguments
 from codexhf.cards import CardError
-from codexhf.chat import text_of
 from codexhf.data import load_split, load_tasks
 from codexhf.execution import Result
 from codexhf.preferences import (
@@ -22,6 +21,7 @@ from codexhf.preferences import (
     telling,
     write_mixed,
 )
+from codexhf.prompts import text_of
 from conftest import ADD
 
 

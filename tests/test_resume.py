@@ -12,32 +12,21 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 from transformers import TrainerCallback
 
-from codexhf import checkpoints, guards, identity
+from codexhf import checkpoints, guards, identity, run
 from codexhf.launch import PREEMPTED, launch
 from codexhf.run import load_manifest
 from conftest import weights_hash
+from kills import CHANGES, its_own_sandbox, kill_stage
 from test_every_setting import OWN, World, outcome
 from test_run import StopAt, train
 
 TRAINED = ("pretrain", "sft", "reward_model", "ppo")
 TASKS = ("tokenizer", "preferences", "evaluation")
-# logs and saves at steps that do not meet, and evaluates at others
-STEPS = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 3, "max_steps": 8}
-EVALUATED = {"eval_strategy": "steps", "eval_steps": 3}
-CHANGES = {
-    "pretrain": STEPS | EVALUATED,
-    "sft": STEPS | EVALUATED,
-    "reward_model": STEPS | EVALUATED,
-    "ppo": {k: v for k, v in STEPS.items() if k != "max_steps"}
-    | {"total_episodes": 64, **EVALUATED},
-}
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +98,7 @@ def in_a_process(work):
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
+        its_own_sandbox()
         os.dup2(write, 1)
         os.dup2(write, 2)
         sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)  # pytest's are its own
@@ -133,14 +123,15 @@ def test_a_stage_that_trains_nothing_leaves_at_once_and_begins_again(
     stage, number, world, tmp_path
 ):
     def work():
-        def strike():
-            while not (tmp_path / "out/run.json").exists():
-                time.sleep(0.001)
-            os.kill(os.getpid(), number)
+        def write_json(path, value, write=run.write_json):
+            write(path, value)
+            if path.name == "run.json":  # the work begins
+                os.kill(os.getpid(), number)
 
+        run.write_json = write_json
         for each in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(each, signal.SIG_DFL)
-        threading.Thread(target=strike, daemon=True).start()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         launch(lambda: world.run(stage, {}, tmp_path / "out"))
 
     code, text = in_a_process(work)
@@ -157,6 +148,13 @@ def test_under_nohup_a_closed_terminal_is_not_heard(world, tmp_path):
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.parametrize("stage", OWN)
+def test_a_stage_killed_at_random_moments_comes_to_the_same(stage, world):
+    found = kill_stage(world, stage, kills=3)  # python tests/kills.py: a hundred
+    assert found["kills"] >= 3 and found["finished"] >= 1
+    assert not found["stuck"] and not found["different"], found
 
 
 # -- damaged -----------------------------------------------------------------------------------
@@ -275,15 +273,18 @@ def test_what_may_not_be_read_is_an_error_and_no_older_checkpoint(crashed, tmp_p
         os.chdir(Path(__file__).parent.parent)
 
 
-BEST = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "eval_steps": 2}
+BEST = {"load_best_model_at_end": True, "eval_steps": 2}
+METRIC = {
+    "pretrain": "eval_text_a_loss", "sft": "eval_loss", "reward_model": "eval_loss",
+    "ppo": "eval_unit_tests",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", [*FILE_FAULTS, "missing", "of another run"])
-@pytest.mark.parametrize("stage", ["pretrain", "ppo"])
-def test_a_damaged_best_checkpoint_is_an_error(stage, damage, world, tmp_path, crashed):
-    changes = {**CHANGES[stage], **BEST}
-    if stage == "ppo":
-        changes |= {"metric_for_best_model": "eval_unit_tests", "greater_is_better": True}
+@pytest.mark.parametrize("stage", TRAINED)
+def test_a_damaged_best_checkpoint_is_an_error(stage, damage, world, tmp_path):
+    changes = {**CHANGES[stage], **BEST, "metric_for_best_model": METRIC[stage]}
+    changes["greater_is_better"] = stage == "ppo"
     known = world.folder / f"best_{stage}"
     if not known.exists():
         with stopped_at(7), pytest.raises(Crash):
@@ -335,7 +336,7 @@ def test_any_fault_of_a_finished_folder_is_named(stage, world, tmp_path):
 
 
 def test_the_pairs_of_a_finished_stage_are_verified_before_they_are_read(world, tmp_path):
-    pairs = {"min_prompts": 2, "include_reference": True}
+    pairs = {"min_prompts": 12, "include_reference": True}
     folder = world.run("preferences", pairs, tmp_path / "prefs")
     file = folder / "prompts.jsonl"
     file.write_text(file.read_text().replace("Task", "Tusk"))
@@ -447,7 +448,7 @@ def test_a_card_that_reads_its_rows_otherwise_is_named(world, tmp_path):
     text = card.read_text()
     card.write_text(text.replace("None.", "Many."))  # what people read is not what is run
     world.run("preferences", changes, tmp_path / "m")
-    card.write_text(text.replace('"type"', '"packages": ["numpy"], "type"'))
+    card.write_text(text.replace('"type"', '"execution": {"timeout_s": 10}, "type"'))
     with pytest.raises(ValueError, match="cards.own: "):
         world.run("preferences", changes, tmp_path / "m")
 
@@ -760,14 +761,16 @@ def test_of_large_models_one_checkpoint_is_kept(tokenizer, tmp_path, monkeypatch
         assert [step for step, _ in found] == kept
 
 
-def test_room_is_made_of_what_is_broken_and_then_of_older_checkpoints(tmp_path, monkeypatch):
-    spare = [tmp_path / name for name in ("_broken-4-1", "checkpoint-2", "checkpoint-4")]
-    for folder in spare:
-        folder.mkdir()
-    free = iter([0, 0, 10])
-    usage = type("usage", (), {})
-    monkeypatch.setattr(
-        checkpoints.shutil, "disk_usage", lambda f: setattr(usage, "free", next(free)) or usage
-    )
-    checkpoints.check_room(tmp_path, 10, spare)
-    assert [folder.exists() for folder in spare] == [False, False, True]
+def test_room_is_made_of_what_is_broken_and_then_of_older_checkpoints(disk, capsys):
+    folder = disk("4m")
+    spare = [folder / name for name in ("_broken-4-1", "checkpoint-2", "checkpoint-4")]
+    for each in spare:
+        each.mkdir()
+        (each / "weights").write_bytes(b"x" * 2**20)
+    free = shutil.disk_usage(folder).free
+    with pytest.raises(OSError, match=f"{folder} has 1.0 MiB free, 9.0 MiB are needed"):
+        checkpoints.check_room(folder, 9 * 2**20, spare)
+    assert all(each.exists() for each in spare)  # nothing is deleted for nothing
+    checkpoints.check_room(folder, free + 3 * 2**19, spare)
+    assert [each.exists() for each in spare] == [False, False, True]
+    assert capsys.readouterr().out.count("is deleted") == 2

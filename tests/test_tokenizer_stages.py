@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from codexhf import chat
+from codexhf import prompts
 from codexhf.data import load_demonstrations, load_pairs
 from codexhf.evaluation import answer_logprobs
 from codexhf.generation import sample_ids
@@ -46,8 +46,8 @@ def test_a_tokenizer_goes_through_every_stage(folder, write_card):
     tokenizer = load_tokenizer(path)
     rows = [{"prompt": prompt, "completion": ANSWER} for prompt in ASKED]
     pairs = [{"prompt": prompt, "chosen": ANSWER, "rejected": "no"} for prompt in ASKED]
-    prompts = [chat.in_form(prompt, tokenizer) for prompt in ASKED]
-    whole = [chat.answered_ids(prompt, ANSWER, tokenizer) for prompt in prompts]
+    asked = [prompts.in_form(prompt, tokenizer) for prompt in ASKED]
+    whole = [prompts.answered_ids(prompt, ANSWER, tokenizer) for prompt in asked]
 
     # SFT learns the completion and its end, behind the context of sampling
     data = load_demonstrations([write_card(rows, "prompt-completion", "demos")], tokenizer, 200)
@@ -74,7 +74,7 @@ def test_a_tokenizer_goes_through_every_stage(folder, write_card):
         processing_class=tokenizer,
     )
     rm.train()
-    score = ModelReward(rm.model.eval(), tokenizer)([prompts[0]], [ANSWER])[0]
+    score = ModelReward(rm.model.eval(), tokenizer)([asked[0]], [ANSWER])[0]
     with torch.no_grad():
         own = rm.model(
             input_ids=torch.tensor([whole[0][0]]),
@@ -94,16 +94,16 @@ def test_a_tokenizer_goes_through_every_stage(folder, write_card):
         model=load_policy(path, tokenizer),
         ref_model=None,
         reward_model=rm.model,
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        train_dataset=Dataset.from_dict({"prompt": asked}),
     )  # fmt: skip
-    assert ppo.encoder.ids({"prompt": prompts[0]}) == whole[0][0][: whole[0][1]]
+    assert ppo.encoder.ids({"prompt": asked[0]}) == whole[0][0][: whole[0][1]]
     ppo.train()
     logged = next(entry for entry in ppo.state.log_history if "val/ratio" in entry)
     assert logged["val/ratio"] == pytest.approx(1, abs=1e-5)
 
     # evaluation scores what SFT learned, and samples tokens alone
     model = load_policy(path, tokenizer)
-    _, counts = answer_logprobs(model, tokenizer, prompts, [ANSWER] * len(prompts))
+    _, counts = answer_logprobs(model, tokenizer, asked, [ANSWER] * len(asked))
     assert counts.tolist() == [len(ids) - start for ids, start in whole]
-    sampled = sample_ids(model, tokenizer, prompts, n=2, max_new_tokens=6)
+    sampled = sample_ids(model, tokenizer, asked, n=2, max_new_tokens=6)
     assert max(token for group in sampled for row in group for token in row) < len(tokenizer)

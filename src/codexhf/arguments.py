@@ -4,6 +4,7 @@ Fields that transformers or TRL already name keep their name and stay in the lib
 class. `codexhf.parsing.parse` fills both from the recipe's YAML and the command line.
 """
 
+import importlib.util
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -111,6 +112,8 @@ def unsafe_phrase(phrase: str) -> str:
     return "" if phrase == UNSAFE_PHRASE else f"expected {UNSAFE_PHRASE!r} or nothing."
 
 
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"]
+
 # ---------------------------------------------------------------------------------------------
 # The stages' own fields
 # ---------------------------------------------------------------------------------------------
@@ -137,6 +140,14 @@ class StageArguments:
         "learning_rate,save_steps.",
     )
 
+    num_proc: int | None = knob(
+        None,
+        "Processes that read, check and tokenise data; what comes out is the same for any number. "
+        "Default: the cores of the machine, shared among the processes of training.",
+        low=1,
+        high=1024,
+    )
+
     def __post_init__(self):
         self.allow_changed = [n for names in self.allow_changed for n in names.split(",") if n]
 
@@ -159,6 +170,57 @@ class CodeRunningArguments(StageArguments):
 
 
 @dataclass
+class ModelArguments(StageArguments):
+    """Fields of the stages that load a model: how its weights lie in memory."""
+
+    dtype: Literal["float32", "bfloat16"] = knob(
+        "float32",
+        "Of the weights in memory. bfloat16 halves them: right for sampling and for a frozen base "
+        "under LoRA; where all weights are trained it rounds small updates away.",
+    )
+    attn_implementation: Attention | None = knob(
+        None, "What computes attention; default: what transformers thinks best."
+    )
+
+    def errors(self) -> list[str]:
+        out = super().errors()
+        package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}.get(
+            self.attn_implementation
+        )
+        if package and importlib.util.find_spec(package) is None:
+            out.append(
+                f"attn_implementation: got {self.attn_implementation!r}, but the package {package} "
+                "is not installed. Install it, or leave this out."
+            )
+        return out
+
+
+@dataclass
+class LoraArguments(ModelArguments):
+    """Fields of the stages that train: all weights, or adapters on a frozen base."""
+
+    use_peft: bool = knob(
+        False,
+        "Train LoRA adapters; at the end they are folded into the weights, and saved on their own "
+        "in the folder `adapter` as well.",
+    )
+    lora_r: int = knob(16, "LoRA rank.", low=1, needs="use_peft")
+    lora_alpha: int = knob(32, "LoRA scale numerator.", low=1, needs="use_peft")
+    load_in_4bit: bool = knob(
+        False, "Hold the frozen base in 4 bits (QLoRA); needs bitsandbytes.", needs="use_peft"
+    )
+
+    def errors(self) -> list[str]:
+        out = super().errors()
+        if self.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+            out.append(
+                "load_in_4bit: got true, but the package bitsandbytes is not installed. "
+                "pip install bitsandbytes, or leave it out: LoRA alone works without it."
+            )
+        return out
+
+
+@dataclass
 class TokenizerArguments(StageArguments):
     output_dir: str = knob(
         "runs/tokenizer", "Folder that receives the tokenizer.", check=output_folder
@@ -171,6 +233,12 @@ class TokenizerArguments(StageArguments):
         "Share of characters wanted from each card; default: all there is.",
         above=0,
         each="train_cards",
+    )
+    when_exhausted: Literal["stop", "repeat"] = knob(
+        "stop",
+        "Where a card has fewer rows than its weight asks for: stop there, or repeat cards until "
+        "each was read to its end. The manifest counts the epochs.",
+        needs="weights",
     )
     chat_cards: list[str] = knob(
         [],
@@ -190,7 +258,7 @@ class TokenizerArguments(StageArguments):
 
 
 @dataclass
-class PretrainArguments(StageArguments):
+class PretrainArguments(LoraArguments):
     model: str | None = knob(
         None,
         "Continue from this folder or Hub id; default: new weights from `architecture`.",
@@ -207,6 +275,12 @@ class PretrainArguments(StageArguments):
     train_cards: list[str] = knob([], "Data cards of type language-modeling.", check=card, least=1)
     weights: list[float] | None = knob(
         None, "Share of training tokens wanted from each card.", above=0, each="train_cards"
+    )
+    when_exhausted: Literal["stop", "repeat"] = knob(
+        "stop",
+        "Where a card has fewer rows than its weight asks for: stop there, or repeat cards until "
+        "each was read to its end. The manifest counts the epochs.",
+        needs="weights",
     )
     exclude_cards: list[str] = knob(
         [], "Held-out cards; rows that overlap with them are removed.", check=card
@@ -228,11 +302,16 @@ class PretrainArguments(StageArguments):
                 "architecture: got nothing, expected a mapping with model_type when model is not "
                 "given. Copy the block from recipes/pretrain.yaml."
             )
+        if self.use_peft and self.model is None:
+            out.append(
+                "use_peft: got true without model: adapters on random weights learn nothing. "
+                "Give model, or leave use_peft out."
+            )
         return out
 
 
 @dataclass
-class SFTArguments(CodeRunningArguments):
+class SFTArguments(LoraArguments, CodeRunningArguments):
     model: str = knob(
         "runs/m0", "M0: folder or Hub id of the model to fine-tune.", check=model_folder
     )
@@ -242,17 +321,23 @@ class SFTArguments(CodeRunningArguments):
     weights: list[float] | None = knob(
         None, "Share of training tokens wanted from each card.", above=0, each="train_cards"
     )
+    when_exhausted: Literal["stop", "repeat"] = knob(
+        "stop",
+        "Where a card has fewer rows than its weight asks for: stop there, or repeat cards until "
+        "each was read to its end. The manifest counts the epochs.",
+        needs="weights",
+    )
     eval_cards: list[str] = knob(
         [], "Cards of tasks with reference and tests for evaluation.", check=card
     )
     exclude_cards: list[str] = knob(
         [], "Held-out cards; rows that overlap with them are removed.", check=card
     )
-    use_peft: bool = knob(
-        False, "Train LoRA adapters; saved merged into the weights, and on their own in adapter/."
+    chat_template: Literal["chatml", "plain"] | None = knob(
+        None,
+        "Of a base model without a chat template, by name: chatml where its vocabulary has "
+        "<|im_start|> and <|im_end|>, plain for any. chat_template_path names a file instead.",
     )
-    lora_r: int = knob(16, "LoRA rank.", low=1, needs="use_peft")
-    lora_alpha: int = knob(32, "LoRA scale numerator.", low=1, needs="use_peft")
     lora_dropout: float = knob(
         0.0, "Dropout on the LoRA branch.", low=0, high=0.99, needs="use_peft"
     )
@@ -271,7 +356,7 @@ class SFTArguments(CodeRunningArguments):
 
 
 @dataclass
-class PreferencesArguments(CodeRunningArguments):
+class PreferencesArguments(ModelArguments, CodeRunningArguments):
     output_dir: str = knob("runs/prefs", "Folder that receives the pairs.", check=output_folder)
     model: str = knob(
         "runs/m1", "M1: the model whose completions are compared.", check=model_folder
@@ -322,7 +407,7 @@ class PreferencesArguments(CodeRunningArguments):
 
 
 @dataclass
-class RewardModelArguments(StageArguments):
+class RewardModelArguments(LoraArguments):
     model: str = knob(
         "runs/m1", "M1: the model that the reward model starts from.", check=model_folder
     )
@@ -346,7 +431,7 @@ class RewardModelArguments(StageArguments):
 
 
 @dataclass
-class PPOArguments(CodeRunningArguments):
+class PPOArguments(LoraArguments, CodeRunningArguments):
     trainer: Literal["codexhf", "trl"] = knob(
         "codexhf", "codexhf: our PPOTrainer. trl: the class of trl 1.12."
     )
@@ -387,11 +472,6 @@ class PPOArguments(CodeRunningArguments):
     eval_tasks: int = knob(
         100, "Tasks of eval_cards in each evaluation while training.", low=1, needs="eval_cards"
     )
-    use_peft: bool = knob(
-        False, "Train LoRA adapters, saved as recipes/sft.py does; M1 is the reference."
-    )
-    lora_r: int = knob(16, "LoRA rank.", low=1, needs="use_peft")
-    lora_alpha: int = knob(32, "LoRA scale numerator.", low=1, needs="use_peft")
 
     @property
     def runs_tests(self) -> bool:
@@ -411,7 +491,7 @@ class PPOArguments(CodeRunningArguments):
 
 
 @dataclass
-class EvaluationArguments(CodeRunningArguments):
+class EvaluationArguments(ModelArguments, CodeRunningArguments):
     output_dir: str = knob(
         "runs/evaluation", "Folder that receives the metrics and samples.", check=output_folder
     )
@@ -437,6 +517,29 @@ class EvaluationArguments(CodeRunningArguments):
         None,
         "YAML rule pack of the violation rate; default: the one that codexhf ships.",
         check=rule_pack,
+    )
+    benchmark_cards: list[str] = knob(
+        [],
+        "Cards of public benchmarks; each is reported by itself.",
+        check=card,
+    )
+    benchmark_forms: list[Literal["completion", "chat"]] = knob(
+        ["completion", "chat"],
+        "How they are asked: completion continues text, chat asks in a message.",
+        least=1,
+        needs="benchmark_cards",
+    )
+    benchmark_tasks: int | None = knob(
+        None, "Tasks of each at most; default: all.", low=1, needs="benchmark_cards"
+    )
+    benchmark_samples: int = knob(
+        0, "Sampled answers for pass@k; 0: greedy alone.", low=0, needs="benchmark_cards"
+    )
+    benchmark_temperature: float = knob(
+        0.2, "Temperature of these.", low=1e-3, high=10, needs="benchmark_samples"
+    )
+    benchmark_max_new_tokens: int = knob(
+        512, "Longest answer to them, in tokens.", low=1, needs="benchmark_cards"
     )
     num_samples: int = knob(4, "Answers n per task for pass@k, at `temperature`.", low=1)
     k: list[int] = knob([1, 4], "The k of pass@k, each at most num_samples.", low=1, least=1)

@@ -22,13 +22,19 @@ A prompt or an answer is text or messages (role and content, or ShareGPT's from 
 may be mapped as well: it becomes a system message in front of the prompt.
 
 `load` goes to `datasets.load_dataset`, or names files (`data_files`, relative to the card: jsonl,
-json, csv, tsv, parquet, arrow, feather, also compressed), or a builder of ours.
+json, csv, tsv, parquet, arrow, feather, also compressed; or patterns, or folders of such files), or
+a builder of ours. `{builder: source_files, files: [src, "lib/**/*.py", repo.tar.zst], suffixes:
+[.py]}` makes a row (text, id) of each file of folders, patterns and tars. `streaming: true` reads a
+corpus while pretraining, and writes nothing of it to the disk.
 `columns` maps our name to the source's column, to a path into it (`messages.-1.content`), or to a
 template over the row (jinja2, sandboxed); null says that a column is not needed.
 `where` keeps the rows for which it is true; the others are counted.
 `execution: {packages: [numpy], timeout_s: 10, compare: tokens}` says what programs get and how
 they are judged, where it is not as everywhere (`Settings` in execution/items.py); `checker:` names
 a file next to the card.
+`filter: {licenses: [mit], min_bytes: 20, max_bytes: 1000000, drop: [generated, secrets],
+near_duplicates: 0.8}`, any of it, leaves documents out of a corpus, counted (filters.py); the
+licence is the column `license`.
 `heldout: 0.05` keeps that share of the documents out of training, chosen by a hash of their text.
 `my.md#test` means the card with the source's split `test`.
 `tests` is assert code (text, or a list of asserts as in MBPP), a list of `{"args", "expected"}`
@@ -36,6 +42,8 @@ Python literals, or stdin tests: a list of `{"stdin", "stdout"}` or `{"input", "
 `{"inputs": [...], "outputs": [...]}` as in APPS; the last two may be JSON text.
 """
 
+import glob
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +58,9 @@ from codexhf.refusals import nearest
 from codexhf.strict_yaml import load_yaml_text
 
 TYPES = ("language-modeling", "prompt-completion", "preference", "prompt-only")
-KEYS = ("type", "load", "columns", "where", "heldout", "execution")
+KEYS = ("type", "load", "columns", "where", "heldout", "execution", "filter")
+FILTERS = ("licenses", "min_bytes", "max_bytes", "drop", "near_duplicates")
+DROPS = ("generated", "secrets")
 SECTIONS = ("Provenance", "Known problems")
 
 
@@ -71,6 +81,7 @@ class Card:
         columns: our column name -> column, path or template of the source; None: not needed.
         where: jinja2 expression over a row of the source; rows for which it is false are left out.
         heldout: share of the documents that training never sees, chosen by a hash of the text.
+        filter: what is left out of a corpus, see filters.py.
         execution: what programs get and how they are judged, unless a row says so itself.
         license: as in the front matter.
     """
@@ -84,16 +95,40 @@ class Card:
     where: str | None = None
     heldout: float = 0.0
     execution: Settings = Settings()
+    filter: dict = field(default_factory=dict)
     license: str = ""
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the rows are read while training, and never lie on the disk."""
+        return bool(self.load.get("streaming"))
+
+    def named(self) -> list[str]:
+        """Return the files, folders and patterns of files that `load` names."""
+        files = self.load.get("files" if "builder" in self.load else "data_files", [])
+        if isinstance(files, dict):  # by split
+            files = files.get(self.load.get("split", "train"), [])
+        return [files] if isinstance(files, str) else list(files or [])
 
     def digests(self) -> dict[str, str]:
         """Path relative to the card -> sha256, of each of its data files."""
-        files, folder = self.load.get("data_files", []), self.path.parent
-        if isinstance(files, dict):  # by split
-            files = files.get(self.load.get("split", "train"), [])
-        names = [f for f in ([files] if isinstance(files, str) else files) if "://" not in f]
-        found = sorted(f for n in names if not n.startswith("/") for f in folder.glob(n))
-        return {file.relative_to(folder).as_posix(): sha256(file) for file in found}
+        folder = self.path.parent
+        found = {f for n in self.named() if "://" not in n for f in files_at(folder, n)}
+        return {os.path.relpath(file, folder): sha256(file) for file in sorted(found)}
+
+
+def files_at(folder: Path, name: str) -> list[Path]:
+    """Return the files that a path relative to a folder names, sorted.
+
+    A folder stands for every file below it, but for hidden ones; `**` in a pattern for any depth.
+    """
+    path = folder / name
+    if path.is_dir():
+        inside = [p for p in path.rglob("*") if p.is_file()]
+        shown = [p for p in inside if not any(n[0] == "." for n in p.relative_to(path).parts)]
+        return sorted(shown)
+    names = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(name) else [str(path)]
+    return [Path(n) for n in names if Path(n).is_file()]
 
 
 def card_file(path: str | Path) -> tuple[Path, str | None]:
@@ -147,6 +182,7 @@ def load_card(path: str | Path) -> Card:
         where=own.get("where"),
         heldout=float(own.get("heldout", 0.0)),
         execution=settings,
+        filter=dict(own.get("filter") or {}),
         license=str(front.get("license_name") or front["license"]),
     )
 
@@ -158,6 +194,10 @@ def _errors(front: dict, own: dict, body: str) -> list[str]:
     for key in own:
         if key not in KEYS:
             errors.append(f"codexhf.{key}: unknown key.{nearest(key, KEYS)}")
+    if (given := own.get("filter")) is not None:
+        errors += [f"codexhf.filter: {error}" for error in _filter_errors(given)]
+        if own.get("type") != "language-modeling":
+            errors.append("codexhf.filter: is for the type language-modeling; use `where` here.")
     if own.get("type") not in TYPES:
         errors.append(f"codexhf.type: got {own.get('type')!r}, expected one of {', '.join(TYPES)}.")
     load = own.get("load")
@@ -181,6 +221,28 @@ def _errors(front: dict, own: dict, body: str) -> list[str]:
         if match is None or not match.group(1).strip():
             errors.append(f"body: expected a section `## {section}` with text in it.")
     return errors
+
+
+def _filter_errors(own: Any) -> list[str]:
+    """Return what is wrong with a card's `filter`."""
+    if not isinstance(own, dict):
+        return [f"got {own!r}, expected a mapping of {', '.join(FILTERS)}."]
+    out = [
+        f"got the key {key!r}, expected {', '.join(FILTERS)}." for key in own if key not in FILTERS
+    ]
+    for key in ("min_bytes", "max_bytes"):
+        if type(own.get(key, 1)) is not int or own.get(key, 1) < 1:
+            out.append(f"{key}: got {own[key]!r}, expected a number of bytes above 0.")
+    for key, known in (("licenses", None), ("drop", DROPS)):
+        names = own.get(key, [])
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            out.append(f"{key}: got {names!r}, expected a list of names.")
+        elif known and set(names) - set(known):
+            out.append(f"{key}: got {names!r}, expected some of {', '.join(known)}.")
+    share = own.get("near_duplicates", 0.8)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        out.append(f"near_duplicates: got {share!r}, expected a similarity in (0, 1), e.g. 0.8.")
+    return out
 
 
 def _execution(own: Any, folder: Path) -> tuple[Settings, list[str]]:

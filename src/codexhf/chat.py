@@ -1,222 +1,286 @@
-"""Where a prompt becomes tokens, rows are padded, and an answer's end is known: for every stage.
+"""Talk to a model in a terminal.
 
-A prompt is text or messages, and stays what it is: text is tokenised as it stands, messages are
-rendered by the tokenizer's chat template with the assistant's turn opened. `data.py` turns text
-into messages once, where the tokenizer has a template, so that a model is always prompted in the
-way in which it was trained. SFT, the reward model, PPO, sampling and evaluation all take their ids
-from here.
+    python -m codexhf.chat runs/m2             # or models/smollm2, org/name
+    python -m codexhf.chat runs/m2 --temperature 0 --system "Answer in one line."
+
+Reads   the model's folder; for `/m1` and the like the folders next to it; R from `rm` next to it.
+
+A line is a message. One of several lines begins and ends with three quotes. Commands:
+/m1 (the model in the folder of that name, next to this one, or a path: /models/smollm2),
+/task (a held-out task, with the verdict of its tests behind the answer; or /task 17),
+/system TEXT, /temperature 0.7, /new, /help, /quit. Ctrl-C stops an answer.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+import argparse
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from jinja2 import TemplateError
 
-Message = Mapping[str, Any]
-Prompt = str | Sequence[Message]
+from codexhf.arguments import card, model_folder
+from codexhf.refusals import refuse
 
-ROLES = {
-    "prompt": "user",
-    "completion": "assistant",
-    "chosen": "assistant",
-    "rejected": "assistant",
-}
-"""Who speaks in a column of text."""
-
-_PROBE = "xyzzy"
-"""A word that no template writes by itself."""
+QUOTES = '"""'
+HELP = __doc__.split("\n\n")[-1]
 
 
-def content_text(content: Any) -> str:
-    """Return the text of a message's content: text, null (none), or a list of text parts.
+class Speaker:
+    """One model, what was said to it, and what its answers are held against."""
 
-    Raises:
-        ValueError: a part that is not text, by its type, or content of another kind.
-    """
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence) and all(isinstance(part, Mapping) for part in content):
-        other = sorted({str(part.get("type")) for part in content} - {"text"})
-        if not other:
-            return "".join(str(part.get("text") or "") for part in content)
-        raise ValueError(f"content: got parts of type {', '.join(other)}, expected text alone.")
-    raise ValueError(f"content: got {type(content).__name__}, expected text.")
+    def __init__(self, path: str, options: argparse.Namespace):
+        self.options, self.messages, self.task = options, [], None
+        self.tasks: list[dict] = []
+        self.temperature, self.system = options.temperature, options.system
+        self.load(path)
+        self.reward = self._reward()
 
+    def load(self, path: str) -> None:
+        """Take another model; the conversation goes on."""
+        import torch
 
-def text_of(value: Any) -> str | None:
-    """Return the text of a string or of a list of messages; None for anything else."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(isinstance(m, Mapping) and "content" in m for m in value):
-        try:
-            return "\n".join(content_text(message["content"]) for message in value)
-        except ValueError:
+        from codexhf.models import load_policy, to_device
+        from codexhf.tokenizer import load_tokenizer
+
+        self.path, self.tokenizer = path, load_tokenizer(path)
+        dtype = getattr(torch, self.options.dtype)
+        self.model = to_device(load_policy(path, self.tokenizer, dtype=dtype))
+
+    def _reward(self):
+        """R, where the options or the folder next to the model have it."""
+        path = self.options.reward_model or str(Path(self.path).parent / "rm")
+        if path == "none" or (not self.options.reward_model and model_folder(path)):
             return None
+        from codexhf.reward_model import load_model_reward
+
+        return load_model_reward(path)
+
+    def neighbour(self, name: str) -> str:
+        """The folder next to the model of that name, or the path that it is."""
+        beside = Path(self.path).parent / name
+        return str(beside) if beside.is_dir() else name
+
+    def prompt(self) -> Any:
+        """Return the conversation as this model is prompted."""
+        from codexhf.prompts import in_form
+
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        if self.tokenizer.chat_template or len(self.messages) > 1 or system:
+            return in_form([*system, *self.messages], self.tokenizer)
+        return self.messages[0]["content"] + "\n"
+
+    def answer(self) -> Iterator[str]:
+        """Yield the next answer piece by piece; remember what there was when it is closed."""
+        import torch
+        from transformers import StoppingCriteriaList, TextIteratorStreamer
+
+        from codexhf.prompts import end_ids, prompt_ids
+
+        ids = torch.tensor([prompt_ids(self.prompt(), self.tokenizer)], device=self.model.device)
+        streamer = TextIteratorStreamer(
+            self.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600
+        )
+        stopped = threading.Event()
+        sampling = {"do_sample": self.temperature > 0, "top_k": 0, "top_p": 1.0, "use_cache": True}
+        if self.temperature > 0:
+            sampling["temperature"] = self.temperature
+        thread = threading.Thread(
+            target=_quietly(self.model.generate, streamer),
+            kwargs={
+                "input_ids": ids,
+                "attention_mask": torch.ones_like(ids),
+                "streamer": streamer,
+                "max_new_tokens": self.options.max_new_tokens,
+                "eos_token_id": list(end_ids(self.tokenizer, self.model.generation_config)),
+                "pad_token_id": self.tokenizer.pad_token_id,
+                "stopping_criteria": StoppingCriteriaList([lambda *_, **__: stopped.is_set()]),
+                **sampling,
+            },
+            daemon=True,
+        )
+        pieces: list[str] = []
+        thread.start()
+        try:
+            for piece in streamer:
+                pieces.append(piece)
+                yield piece
+        finally:
+            stopped.set()
+            thread.join()
+            self.messages.append({"role": "assistant", "content": "".join(pieces)})
+
+    def draw_task(self, path: str, number: int | None) -> str:
+        """Begin anew with a task of a card, by its number or the next one; return its prompt."""
+        from codexhf.data import load_tasks
+        from codexhf.prompts import text_of
+
+        if not self.tasks:
+            self.tasks = list(load_tasks([path], self.tokenizer, runs_tests=False).dataset)
+        last = -1 if self.task is None else self.tasks.index(self.task)
+        self.task = self.tasks[(last + 1 if number is None else number) % len(self.tasks)]
+        self.messages = []
+        print(text_of(self.task["prompt"]))
+        return text_of(self.task["prompt"])
+
+    def verdicts(self) -> str:
+        """What R and the tests say of the last answer; "" where there are neither."""
+        *asked, answer = self.messages
+        said = []
+        if self.reward is not None:
+            from codexhf.prompts import in_form
+
+            prompt = in_form(asked, self.reward.processing_class)
+            (score,) = self.reward([prompt], [answer["content"]])
+            said.append(f"R {score:+.2f}")
+        if self.task is not None and len(asked) == 1:
+            from codexhf.completions import grade
+
+            tests, name = self.task["tests"], self.task["entry_point"]
+            (result,) = grade([[answer["content"]]], [tests], [name], self.options.timeout_s)[0]
+            said.append(f"tests: {result.verdict}" + (f" ({result.detail})" * bool(result.detail)))
+        return ", ".join(said)
+
+
+def _quietly(generate, streamer):
+    """End the stream also where generation fails, so that nobody waits for it."""
+
+    def run(**kwargs):
+        try:
+            generate(**kwargs)
+        except Exception as error:  # told to the person who waits, in the answer
+            streamer.on_finalized_text(f"[{type(error).__name__}: {error}]")
+            streamer.on_finalized_text("", stream_end=True)
+
+    return run
+
+
+def speakable(path: str) -> str:
+    """A folder or Hub id of a language model; what is wrong with it otherwise."""
+    wrong = model_folder(path)
+    config = Path(path) / "config.json"
+    if not wrong and config.is_file() and "ForSequenceClassification" in config.read_text():
+        return "which is a reward model: it scores answers and writes none."
+    return wrong
+
+
+def read_message(line: str, lines: Iterator[str]) -> str:
+    """Return a whole message: a line, or what stands between two lines of quotes."""
+    if not line.startswith(QUOTES):
+        return line
+    parts = [line.removeprefix(QUOTES)]
+    while not parts[-1].rstrip().endswith(QUOTES):
+        following = next(lines, None)
+        if following is None:
+            break
+        parts.append(following)
+    return "\n".join(parts).rstrip().removesuffix(QUOTES).strip("\n")
+
+
+def command(speaker: Speaker, line: str, tasks: str) -> str | None:
+    """Do what a line that begins with a slash says; return a message to send, or None."""
+    name, _, rest = line[1:].partition(" ")
+    rest = rest.strip()
+    if name == "help":
+        print(HELP)
+    elif name == "new":
+        speaker.messages, speaker.task = [], None
+    elif name == "system":
+        speaker.system = rest
+        print(f"system: {rest or 'none'}")
+    elif name == "temperature":
+        try:
+            speaker.temperature = max(0.0, float(rest))
+        except ValueError:
+            print(f"temperature: got {rest!r}, expected a number, 0 or more.")
+    elif name == "task":
+        return speaker.draw_task(tasks, int(rest) if rest.isdigit() else None)
+    else:
+        path = speaker.neighbour(line[1:].strip())
+        if wrong := speakable(path):
+            print(f"{line}: {wrong} /help lists the commands.")
+        else:
+            speaker.load(path)
+            print(f"now {path}")
     return None
 
 
-def in_form(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Prompt:
-    """Return a prompt in the form in which this tokenizer's model is prompted.
-
-    With a chat template text becomes a user's message, without one messages become their text.
-    """
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt
-    return prompt if tokenizer.chat_template else (text_of(list(prompt)) or "")
-
-
-def prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of a prompt, which a model continues.
-
-    A tokenizer that ends every text with its end token is kept from ending the prompt.
-    """
-    return prompt_ids_batch([prompt], tokenizer)[0]
-
-
-def prompt_ids_batch(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
-) -> list[list[int]]:
-    """Return `prompt_ids` of many prompts, all of them text or all of them messages."""
-    if not isinstance(prompts[0], str):
-        return _render(prompts, tokenizer, add_generation_prompt=True)
-    rows = tokenizer(list(prompts))["input_ids"]
-    return [_without_end(ids, tokenizer) for ids in rows]
+def talk(speaker: Speaker, lines: Iterator[str], tasks: str) -> None:
+    """Answer line after line until they end, or somebody says /quit."""
+    for line in lines:
+        if line.strip() in ("/quit", "/exit"):
+            return
+        message: str | None = read_message(line, lines)
+        if message.startswith("/"):
+            message = command(speaker, message, tasks)
+        elif message.strip():
+            speaker.task = speaker.task if not speaker.messages else None
+        if not (message or "").strip():
+            continue
+        speaker.messages.append({"role": "user", "content": message})
+        print(f"\n{Path(speaker.path).name}> ", end="", flush=True)
+        try:
+            with suppress(KeyboardInterrupt), closing(speaker.answer()) as pieces:
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+        except TemplateError as error:
+            speaker.messages.pop()
+            print(f"[the chat template refuses this: {error}. /new and /system begin anew.]")
+            continue
+        said = speaker.verdicts()
+        print(f"\n[{said}]" if said else "", flush=True)
 
 
-def answered_ids(
-    prompt: Prompt, completion: Prompt, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], int]:
-    """Return the ids of a prompt with its completion, and how many of them are the prompt.
+def typed() -> Iterator[str]:
+    """Yield what is typed, line by line; Ctrl-D ends it."""
+    with suppress(ImportError):
+        import readline  # noqa: F401 - lines can be edited and recalled
 
-    The prompt's part is what `prompt_ids` returns, so a model is trained on the context that it
-    will be sampled in, also where a template renders the prompt alone in another way than with its
-    answer. The last token is the one that ends the answer; what a template writes behind it is
-    left out, since no sampled answer has it.
-    """
-    return answered_ids_batch([prompt], [completion], tokenizer)[0]
-
-
-def answered_ids_batch(
-    prompts: Sequence[Prompt], completions: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[list[int], int]]:
-    """Return `answered_ids` of many rows, all of one kind."""
-    starts = prompt_ids_batch(prompts, tokenizer)
-    if isinstance(prompts[0], str) and isinstance(completions[0], str):
-        texts = [prompt + text for prompt, text in zip(prompts, completions, strict=True)]
-        wholes = tokenizer(texts)["input_ids"]
-        return [
-            (_joined(start, _without_end(whole, tokenizer), text, tokenizer), len(start))
-            for start, whole, text in zip(starts, wholes, completions, strict=True)
-        ]
-    turns = [
-        [{"role": "assistant", "content": c}] if isinstance(c, str) else c for c in completions
-    ]
-    wholes = _render([[*p, *c] for p, c in zip(prompts, turns, strict=True)], tokenizer)
-    ends = set(end_ids(tokenizer))
-    rows = []
-    for start, whole in zip(starts, wholes, strict=True):
-        answer = whole[_common_prefix(start, whole) :]
-        last = next((i for i in reversed(range(len(answer))) if answer[i] in ends), None)
-        # a template may have no end; without one nobody would learn to stop
-        answer = [*answer, tokenizer.eos_token_id] if last is None else answer[: last + 1]
-        rows.append(([*start, *answer], len(start)))
-    return rows
+    while True:
+        try:
+            yield input("you> " if sys.stdin.isatty() else "")
+        except KeyboardInterrupt:
+            print()
+        except EOFError:
+            return
 
 
-def _joined(start: list[int], whole: list[int], completion: str, tokenizer) -> list[int]:
-    """Return a text's ids with its prompt's at the beginning and an end token at the end."""
-    if whole[: len(start)] != start:  # tokens merged across the border
-        whole = [*start, *tokenizer(completion, add_special_tokens=False)["input_ids"]]
-    return whole if completion.endswith(tokenizer.eos_token) else [*whole, tokenizer.eos_token_id]
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and talk; exit code 2 where a name is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m codexhf.chat",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", help="folder or Hub id of a model")
+    parser.add_argument("--system", default="", help="system prompt")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    parser.add_argument("--max_new_tokens", type=int, default=512)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--reward_model", help="R; default: rm next to the model; none: no scores")
+    parser.add_argument(
+        "--tasks", default="data_cards/python_tasks_heldout.md", help="card of /task"
+    )
+    parser.add_argument("--timeout_s", type=float, default=3.0, help="seconds a program may run")
+    options = parser.parse_args(argv)
+    wrong = speakable(options.model)
+    errors = [f"model: got {options.model!r}, {wrong}"] if wrong else []
+    reader = options.reward_model
+    if reader not in (None, "none") and (wrong := model_folder(reader)):
+        errors.append(f"--reward_model: got {reader!r}, {wrong}")
+    if wrong := card(options.tasks):
+        errors.append(f"--tasks: got {options.tasks!r}, {wrong}")
+    if options.temperature < 0 or options.max_new_tokens < 1:
+        errors.append("--temperature: expected 0 or more; --max_new_tokens: expected 1 or more.")
+    if errors:
+        refuse(errors, "chat")
+    speaker = Speaker(options.model, options)
+    print(f"{options.model}. /help lists commands, /quit ends.", flush=True)
+    talk(speaker, typed(), options.tasks)
 
 
-def _without_end(ids: list[int], tokenizer) -> list[int]:
-    """Return ids without the end token that some tokenizers write behind every text."""
-    ended = bool(ids) and ids[-1] == tokenizer.eos_token_id and _appends_end(tokenizer)
-    return ids[:-1] if ended else ids
-
-
-def end_ids(
-    tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None = None
-) -> tuple[int, ...]:
-    """Return every id that ends an answer, in order.
-
-    These are the tokenizer's end token, those of the model's generation config, and the token with
-    which the chat template closes the assistant's turn.
-    """
-    ids = {tokenizer.eos_token_id, _closing_id(tokenizer, tokenizer.chat_template)}
-    if generation_config is not None:
-        given = generation_config.eos_token_id
-        ids |= set(given if isinstance(given, list) else [given])
-    return tuple(sorted(token for token in ids if token is not None))
-
-
-def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return one more than the largest token id; many models have more embeddings than that."""
-    return max(tokenizer.get_vocab().values()) + 1
-
-
-def decode(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return sampled ids as text without special tokens."""
-    return tokenizer.batch_decode(rows, skip_special_tokens=True)
-
-
-def left_pad(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Return ids (B, P), padded on the left with 0, and their mask, for sampling."""
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = torch.tensor(row)
-        mask[i, width - len(row) :] = True
-    return ids.to(device), mask.to(device)
-
-
-def right_pad(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Return ids (B, T), padded on the right with 0, and their mask, for scoring."""
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = True
-    return ids.to(device), mask.to(device)
-
-
-def _render(conversations: Sequence[Prompt], tokenizer, **kwargs: Any) -> list[list[int]]:
-    rows = [list(messages) for messages in conversations]
-    return tokenizer.apply_chat_template(rows, tokenize=True, return_dict=False, **kwargs)
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    if a == b[: len(a)]:
-        return len(a)
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
-
-
-@lru_cache
-def _appends_end(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer ends every text with its end token."""
-    ids = tokenizer(_PROBE)["input_ids"]
-    return bool(ids) and ids[-1] == tokenizer.eos_token_id
-
-
-@lru_cache
-def _closing_id(tokenizer: PreTrainedTokenizerBase, template: str | None) -> int | None:
-    """The special token right behind an assistant's answer in the template; None without one."""
-    if template is None:
-        return None
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
-    tail = text.rpartition(_PROBE)[2]
-    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return next((token for token in ids if token in special), None)
+if __name__ == "__main__":
+    main()

@@ -160,14 +160,24 @@ def check_room(folder: Path, need: int, spare: list[Path]) -> None:
     Raises:
         OSError: ENOSPC, with what is there and what is needed.
     """
-    for path in [*spare, None]:
-        free = shutil.disk_usage(folder).free
-        if free >= need:
-            return
-        if path is not None:
+    free = _free(folder)
+    for path in spare if free + sum(map(_size, spare)) >= need else []:
+        if free < need:
             print(f"{path} is deleted: {folder} has no room for the next checkpoint", flush=True)
             remove(path)
-    raise OSError(errno.ENOSPC, _full(folder, free, need))
+            free = _free(folder)
+    if free < need:
+        raise OSError(errno.ENOSPC, _full(folder, free, need))
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _free(folder: Path) -> int:
+    """Bytes free on the disk of a folder, that may not be there yet."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return shutil.disk_usage(there).free
 
 
 @contextlib.contextmanager
@@ -179,8 +189,7 @@ def naming_a_full_disk(folder: Path, need: int | None = None) -> Iterator[None]:
         where = _where_it_was_full(error, folder)
         if where is None or str(getattr(error, "strerror", "")).startswith("disk full"):
             raise
-        free = shutil.disk_usage(where).free
-        raise OSError(errno.ENOSPC, _full(where, free, need)) from error
+        raise OSError(errno.ENOSPC, _full(where, _free(where), need)) from error
 
 
 def _full(folder: Path, free: int, need: int | None) -> str:

@@ -6,10 +6,13 @@ left out is in the stats that end up in the manifest.
 """
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -19,23 +22,30 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 
 from codexhf.cards import Card, CardError, load_card
-from codexhf.chat import text_of
 from codexhf.execution import NOT_SUPPORTED, check_isolation
+from codexhf.filters import left_out, near_duplicates
 from codexhf.overlap import HeldOut, hash_of
+from codexhf.prompts import text_of
 from codexhf.references import wrong_rows
-from codexhf.rows import COLUMNS, EXTRA, called_name, one_form, typed_rows, wrap
-from codexhf.sources import load_source
+from codexhf.rows import COLUMNS, EXTRA, Reader, RowError, called_name, one_form, wrap
+from codexhf.sources import BATCH_BYTES, BATCH_ROWS, load_source, source_tables, spool
+from codexhf.stream import PackedStream, packed_stream
 from codexhf.tokens import (
+    Packer,
     answered_rows,
+    document_encoder,
     fingerprint,
     learned_tokens,
     longest_of,
     packed_rows,
-    progress,
     prompt_lengths,
     table_of,
+    tokenizer_key,
 )
+from codexhf.workers import in_order, progress
 
+STRATEGIES = {"stop": "first_exhausted", "repeat": "all_exhausted"}
+"""What a mix does where a card runs out, and what `datasets` calls it."""
 TOO_LONG_SHARE = 0.01
 WRONG_SHARE = 0.05
 
@@ -50,15 +60,24 @@ class Data:
         stats: what is known of the rows of all cards together.
     """
 
-    dataset: Dataset
+    dataset: Dataset | PackedStream
     cards: dict = field(default_factory=dict)
     stats: dict = field(default_factory=dict)
     ids: Dataset | None = None
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the rows' content: equal data, equal fingerprint, on any machine."""
-        return fingerprint(self.dataset)
+        """sha256 of the rows' content: equal data, equal fingerprint, on any machine.
+
+        Of a stream it is that of what its rows are made from.
+        """
+        stream = isinstance(self.dataset, PackedStream)
+        return self.dataset.key if stream else fingerprint(self.dataset)
+
+    @property
+    def rows(self) -> int | None:
+        """Return how many rows there are; None for a stream."""
+        return None if isinstance(self.dataset, PackedStream) else len(self.dataset)
 
     def select(self, keep: Sequence[int]) -> "Data":
         """Return the rows of these numbers, with the same cards and stats."""
@@ -91,41 +110,143 @@ def read_card(card: Card, split: str = "train") -> Data:
 
 def _read_card(card: Card, split: str, heldout: HeldOut | None, others: set[bytes]) -> Data:
     """Do `read_card` without rows that overlap or whose hashes are in `others`; add those kept."""
-    table, faults = typed_rows(card, load_source(card))
-    dataset = _dataset(table)
-    names = [n for n in (*COLUMNS[card.type], "completion") if n in table.column_names]
-    own: set[bytes] = set()
-    keep, dropped = [], Counter()
-    batches = dataset.select_columns(list(dict.fromkeys(names))).iter(batch_size=100)
-    rows = (
-        dict(zip(batch, cells, strict=True))
-        for batch in batches
-        for cells in zip(*batch.values(), strict=True)
-    )
-    bar = progress(rows, f"Checking {card.name}", len(dataset), unit=" rows")
-    for index, row in enumerate(bar):
-        texts = {name: text_of(value) for name, value in row.items()}
-        needed = [texts[name] for name in COLUMNS[card.type]]
-        reason = faults[index] or _fault(card, texts) or _in_split(card, needed[0], split)
-        if reason is None:
-            key = _key(needed)
-            reason = "exact duplicate" if key in own else None
-            own.add(key)
-            if card.type == "preference" and _key([needed[0], *needed[:0:-1]]) in own:
-                reason = "contradicts an earlier pair"
-            reason = reason or ("duplicate of another card's row" if key in others else None)
-        if reason is None and heldout:
-            reason = heldout.overlap(card.type, texts)
-        dropped[reason] += reason is not None
-        if reason is None:
-            keep.append(index)
-    others |= own
-    stats = {
-        "rows_read": len(dataset),
-        "dropped": {reason: n for reason, n in dropped.items() if n},
-        "rows": len(keep),
-    }
-    return Data(dataset if len(keep) == len(dataset) else dataset.select(keep), stats=stats)
+    kept = Kept(card, others)
+
+    def tables() -> Iterator[pa.Table]:
+        for rows in _checked(card, split, heldout):
+            keep = kept.of(rows)
+            yield rows.table if all(keep) else rows.table.filter(pa.array(keep, pa.bool_()))
+
+    dataset = _dataset(spool(tables(), one_form))
+    return Data(dataset, stats=kept.done())
+
+
+class _Rows(NamedTuple):
+    """Rows of a batch and what is known of each.
+
+    Attributes:
+        table: the rows without a fault.
+        faults: why a row is left out, whatever stands in the rows before it; None for none.
+        keys: a hash of the row's texts; None where it can be no duplicate.
+        opposites: the hash of a pair that says the opposite.
+        signatures: what near duplicates are found by, where the card asks for it.
+    """
+
+    table: pa.Table
+    faults: list[str | None]
+    keys: list[bytes | None]
+    opposites: list[bytes | None]
+    signatures: list
+
+
+def _checked(card: Card, split: str, heldout: HeldOut | None) -> Iterator[_Rows]:
+    """Yield a card's rows in order, checked in several processes."""
+    source = load_source(card)
+    size = max(1, min(BATCH_ROWS, BATCH_BYTES * source.num_rows // max(source.nbytes, 1)))
+    try:
+        check = row_check(card, source, split, heldout)
+        starts = range(0, source.num_rows, size)
+        what, size_b = f"Checking {card.name}", source.nbytes / source.num_rows
+        with progress(None, what, total=source.nbytes, unit="B", unit_scale=True) as bar:
+            for rows in in_order(lambda start: check(source.slice(start, size), start), starts):
+                yield rows
+                bar.update(round(len(rows.faults) * size_b))
+    except RowError as error:
+        raise CardError(f"{card.path}: {error}") from None
+
+
+def row_check(
+    card: Card, source: pa.Table, split: str, heldout: HeldOut | None
+) -> Callable[[pa.Table, int], _Rows]:
+    """Return a function from a batch of a source and its first row's number to its rows.
+
+    Raises:
+        CardError: the card's columns or its filter cannot be used.
+    """
+    try:
+        reader = Reader(card, source)
+        near = near_duplicates(card)
+    except ValueError as error:
+        raise CardError(f"{card.path}: {error}") from None
+
+    def check(batch: pa.Table, start: int) -> _Rows:
+        table, faults = reader.read(batch, start)
+        names = [n for n in (*COLUMNS[card.type], "completion") if n in table.column_names]
+        columns = {n: [text_of(v) for v in table[n].to_pylist()] for n in dict.fromkeys(names)}
+        said = {n: batch[n].to_pylist() for n in ("unreadable",) if n in batch.column_names}
+        licenses = reader.texts("license", batch) if "licenses" in card.filter else None
+        empty: list = [None] * len(faults)
+        out = _Rows(table, faults, empty, list(empty), list(empty))
+        for i, cells in enumerate(zip(*columns.values(), strict=True)):
+            texts = dict(zip(columns, cells, strict=True))
+            needed = [texts[name] for name in COLUMNS[card.type]]
+            faults[i] = (
+                faults[i]
+                or (said and said["unreadable"][i])
+                or _fault(card, texts)
+                or _in_split(card, needed[0], split)
+                or (card.filter and left_out(card.filter, needed[0], licenses and licenses[i]))
+                or None
+            )
+            if faults[i] is None:
+                out.keys[i] = _key(needed)
+                if card.type == "preference":
+                    out.opposites[i] = _key([needed[0], *needed[:0:-1]])
+                faults[i] = heldout and heldout.overlap(card.type, texts)
+                if near and faults[i] is None:
+                    out.signatures[i] = near.signature(needed[0])
+        # take() lays the rows out afresh, so that a process sends what it read and no more
+        sound = pa.array([i for i, fault in enumerate(faults) if fault is None], pa.int64())
+        return out._replace(table=table.take(sound))
+
+    return check
+
+
+class Kept:
+    """Which rows of one card are kept, in order, given those that were kept before them.
+
+    Args:
+        others: hashes of earlier cards' rows; those of this card are added by `done`.
+    """
+
+    def __init__(self, card: Card, others: set[bytes]):
+        self.near = near_duplicates(card)
+        self.own: set[bytes] = set()
+        self.others, self.read = others, 0
+        self.dropped: Counter = Counter()
+
+    def of(self, rows: _Rows) -> list[bool]:
+        """Return for each row of the batch's table whether it is kept; counts the others."""
+        keep = []
+        for fault, key, opposite, signature in zip(*rows[1:], strict=True):
+            reason = fault
+            if key is not None:
+                reason = _repeated(key, opposite, self.own, self.others) or fault
+            if reason is None and self.near and self.near.is_copy(signature):
+                reason = "near duplicate"
+            self.dropped[reason] += 1
+            if fault is None:
+                keep.append(reason is None)
+        self.read += len(rows.faults)
+        return keep
+
+    def done(self) -> dict:
+        """Return the stats of the card."""
+        self.others |= self.own
+        kept = self.dropped.pop(None, 0)
+        return {"rows_read": self.read, "dropped": dict(self.dropped), "rows": kept}
+
+
+def _repeated(key: bytes, opposite: bytes | None, own: set, others: set) -> str | None:
+    """Return which earlier row says the same, or the opposite."""
+    if opposite in own:
+        reason = "contradicts an earlier pair"
+    elif key in own:
+        reason = "exact duplicate"
+    else:
+        reason = "duplicate of another card's row" if key in others else None
+    own.add(key)
+    return reason
 
 
 def _fault(card: Card, texts: dict[str, str | None]) -> str | None:
@@ -170,12 +291,13 @@ def load_split(
     weights: Sequence[float] | None = None,
     count: Callable[[dict], int] | None = None,
     max_rows: int | None = None,
+    when_exhausted: str = "stop",
     seed: int = 42,
 ) -> Data:
     """Load cards of one type into one dataset.
 
-    With `weights`, rows are interleaved (`datasets.interleave_datasets`, first card to run out
-    ends the mix) so that each card's share of `count` (rows when not given) is as wanted;
+    With `weights`, rows are interleaved (`datasets.interleave_datasets`; `mix` says what happens
+    when a card runs out) so that each card's share of `count` (rows when not given) is as wanted;
     requested and realised shares are in the cards' stats. Without, all rows are concatenated.
 
     Raises:
@@ -185,7 +307,7 @@ def load_split(
         return Data(Dataset.from_dict({}))
     parts = read_cards(cards, types, split=split, exclude=exclude)
     sizes = [np.fromiter(map(count, p.dataset), np.int64) for p in parts] if count else None
-    return _capped(mix(parts, weights, sizes, seed), max_rows, seed)
+    return _capped(mix(parts, weights, sizes, seed, when_exhausted), max_rows, seed)
 
 
 def read_cards(
@@ -201,8 +323,7 @@ def read_cards(
         CardError: a card of another type, or one of which nothing is left.
     """
     types = [types] if isinstance(types, str) else list(types)
-    held = (read_card(load_card(path), "all").dataset for path in _listed(exclude))
-    heldout = HeldOut(held) if exclude else None
+    heldout = _heldout(exclude)
     parts: list[Data] = []
     seen: set[bytes] = set()
     for path in _listed(cards):
@@ -219,6 +340,11 @@ def read_cards(
             raise CardError(f"{card.path}: no rows left of {part.cards[card.name]}.")
         parts.append(part)
     return parts
+
+
+def _heldout(cards: Sequence[str]) -> HeldOut | None:
+    held = (read_card(load_card(path), "all").dataset for path in _listed(cards))
+    return HeldOut(held) if cards else None
 
 
 def _listed(cards: str | Sequence[str]) -> Sequence[str]:
@@ -239,11 +365,14 @@ def mix(
     weights: Sequence[float] | None,
     sizes: Sequence[np.ndarray] | None,
     seed: int,
+    when_exhausted: str = "stop",
 ) -> Data:
     """Put cards together, interleaved by share of `sizes`; the shares go into the cards' stats.
 
     Args:
         sizes: what each row counts, e.g. tokens; 1 when not given.
+        when_exhausted: "stop" where the first card runs out, so that nothing is read twice; or
+            "repeat" cards until each was read to its end.
     """
     unit = "units" if sizes is None else "tokens"
     if sizes is None:
@@ -262,9 +391,9 @@ def mix(
             numbers,
             probabilities=(rates / rates.sum()).tolist(),
             seed=seed,
-            stopping_strategy="first_exhausted",
+            stopping_strategy=STRATEGIES[when_exhausted],
         )
-        order = np.array(mixed["row"])
+        order = mixed.with_format("numpy")[:]["row"]
     of_part = np.searchsorted(starts, order, "right") - 1
     realised = np.bincount(of_part, np.concatenate(sizes)[order], len(parts))
     wanted = None if weights is None else np.array(weights) / np.sum(weights)
@@ -273,6 +402,8 @@ def mix(
         about[unit] = int(realised[i])
         about["share_requested"] = None if wanted is None else round(float(wanted[i]), 4)
         about["share_realised"] = round(float(realised[i] / realised.sum()), 4)
+        if wanted is not None:
+            about["epochs"] = round(float((of_part == i).sum() / len(parts[i].dataset)), 4)
     whole = Data(_joined([part.dataset for part in parts]), cards)
     if parts[0].ids is not None:
         whole.ids = datasets.concatenate_datasets([part.ids for part in parts])
@@ -307,13 +438,18 @@ def load_packed(
     exclude: Sequence[str] = (),
     weights: Sequence[float] | None = None,
     max_rows: int | None = None,
+    when_exhausted: str = "stop",
     seed: int = 42,
 ) -> Data:
     """Load corpora as sequences of exactly `max_length` tokens; no padding.
 
     Each card is packed on its own and the equal-sized sequences are mixed, so a share of rows is a
-    share of tokens. See `tokens.packed_rows` for what keeps documents apart.
+    share of tokens. See `tokens.packed_rows` for what keeps documents apart. Where a card streams,
+    all are read while training, again and again, and the dataset is a `stream.PackedStream`.
     """
+    if any(load_card(path).streaming for path in _listed(cards)):
+        settings = (tokenizer, max_length, split, exclude)
+        return _streamed(_listed(cards), settings, weights, max_rows, seed, when_exhausted)
     parts = []
     for path in _listed(cards):
         (part,) = read_cards([path], "language-modeling", split=split, exclude=exclude)
@@ -326,11 +462,71 @@ def load_packed(
         cards_stats = {name: about | packed.stats for name, about in part.cards.items()}
         parts.append(Data(packed.dataset, cards_stats))
     sizes = [np.full(len(part.dataset), max_length) for part in parts]
-    mixed = mix(parts, weights, sizes, seed)
+    mixed = mix(parts, weights, sizes, seed, when_exhausted)
     if max_rows is not None:
         rows = mixed.dataset.shuffle(seed=seed)
         mixed.dataset = rows.select(range(min(max_rows, len(rows))))
     return mixed
+
+
+def _streamed(
+    cards: Sequence[str],
+    settings: tuple,
+    weights: Sequence[float] | None,
+    max_rows: int | None,
+    seed: int,
+    when_exhausted: str,
+) -> Data:
+    """Do `load_packed` for cards that stream; with `max_rows` read that many rows now."""
+    tokenizer, max_length, split, exclude = settings
+    if weights is not None and when_exhausted == "stop":
+        raise CardError(
+            "when_exhausted: got stop, but nobody knows where a card that streams ends. Set "
+            "when_exhausted: repeat; a card that runs out begins again."
+        )
+    heldout = _heldout(exclude)
+    loaded = [load_card(path) for path in cards]
+    packers: list[Packer] = []
+
+    def reader(card: Card) -> Callable[[], Iterator[dict]]:
+        def read() -> Iterator[dict]:
+            packers.append(packer := Packer(max_length))
+            tables = source_tables(card)
+            first = next(tables, None)
+            if first is None:
+                raise CardError(f"{card.path}: 0 rows.")
+            check, kept = row_check(card, first, split, heldout), Kept(card, set())
+            encode = document_encoder(tokenizer)
+            rows = packed_stream(chain([first], tables), check, kept.of, encode, packer)
+            yield from _not_empty(rows, card, kept)
+
+        return read
+
+    parts = [reader(card) for card in loaded]
+    about = [
+        {"card": c.source, "license": c.license, "type": c.type, "streaming": True} for c in loaded
+    ]
+    named = _named([Data(None, {c.name: a}) for c, a in zip(loaded, about, strict=True)])
+    if max_rows is not None:
+        rows = list(islice(chain.from_iterable(part() for part in parts), max_rows))
+        size = sum(len(tokenizer.decode(row["input_ids"]).encode()) for row in rows)
+        about[0]["bytes_per_token"] = size / (len(rows) * max_length)
+        return Data(Dataset.from_list(rows), named)
+    known = [[repr(c), c.digests()] for c in loaded] + [max_length, split, weights, seed]
+    key = [known, heldout and heldout.key, tokenizer_key(tokenizer)]
+    digest = hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()
+    return Data(PackedStream(parts, weights, seed, digest), named)
+
+
+def _not_empty(rows: Iterator[dict], card: Card, kept: Kept) -> Iterator[dict]:
+    """Yield the rows of one pass over a card, and say at its end what was left out."""
+    count = 0
+    for row in rows:
+        yield row
+        count += 1
+    print(f"{card.name}: read to its end: {count} packed rows of {kept.done()}", flush=True)
+    if not count:
+        raise CardError(f"{card.path}: not one packed row of {kept.done()}.")
 
 
 def pack(dataset: Dataset, tokenizer, max_length: int) -> Data:
@@ -383,6 +579,7 @@ def load_demonstrations(
     exclude: Sequence[str] = (),
     weights: Sequence[float] | None = None,
     completion_only: bool | None = True,
+    when_exhausted: str = "stop",
     seed: int = 42,
 ) -> Data:
     """Load prompt-completion rows, none longer than `max_length` tokens.
@@ -410,7 +607,7 @@ def load_demonstrations(
         )
         sizes.append(learned_tokens(part.ids))
         parts.append(part)
-    data = mix(parts, weights, sizes, seed)
+    data = mix(parts, weights, sizes, seed, when_exhausted)
     return drop_long(data, longest_of(data.ids), max_length)
 
 
@@ -567,8 +764,8 @@ def _check_separated(data: Data) -> None:
         raise CardError(
             f"{cards_of(data)}: nothing separates prompt and answer in {len(glued)} of {len(ends)} "
             f"rows ({(row['prompt'][-20:] + row['completion'][:20])!r}): the tokenizer has no chat "
-            "template, and there is no white space where they meet. Give sft a template "
-            "(--chat_template_path recipes/chat_template.jinja), or end the prompts of every card "
+            "template, and there is no white space where they meet. Give sft one (--chat_template "
+            "plain, or --chat_template_path with a file), or end the prompts of every card "
             'in a line break (codexhf.columns: {prompt: "{{ prompt }}\\n"}).'
         )
 

@@ -5,31 +5,20 @@ demonstrations (nats per token), L_RLHF minus the mean normalised reward, and Om
 the KL to M1 (nats per completion). All from the same samples and the same tasks for every model.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
-import evaluate
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from codexhf.adapters import loading
 from codexhf.arguments import EvaluationArguments, SFTArguments
-from codexhf.chat import (
-    answered_ids,
-    decode,
-    end_ids,
-    in_form,
-    prompt_ids,
-    prompt_ids_batch,
-    right_pad,
-    text_of,
-    vocabulary_size,
-)
+from codexhf.benchmarks import run_benchmarks
 from codexhf.checkpoints import write_json
 from codexhf.completions import grade, judge
 from codexhf.data import Data, cards_of
@@ -42,101 +31,25 @@ from codexhf.models import (
     shortest_context,
     to_device,
 )
+from codexhf.passes import interval, summarise
+from codexhf.prompts import (
+    answered_ids,
+    decode,
+    end_ids,
+    in_form,
+    prompt_ids,
+    prompt_ids_batch,
+    right_pad,
+    text_of,
+    vocabulary_size,
+)
 from codexhf.reward_model import ModelReward, load_model_reward
 from codexhf.rewards import parses_reward, violation_rate
 from codexhf.safety import Rule, load_rules
+from codexhf.sharding import gathered
 from codexhf.tokenizer import load_tokenizer
 from codexhf.tokens import answered_rows, prompt_lengths
-
-# ---------------------------------------------------------------------------------------------
-# pass@k
-# ---------------------------------------------------------------------------------------------
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased estimate of the chance that one of k samples passes, when c of n did.
-
-    1 - C(n - c, k) / C(n, k), in the stable product form.
-    Source: Chen et al. 2021, eq. 1 (arXiv:2107.03374).
-    """
-    if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(f"pass@k: got n={n}, c={c}, k={k}, expected 0 <= c <= n and 1 <= k <= n.")
-    if n - c < k:
-        return 1.0
-    return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
-
-
-def interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
-    """95% bootstrap interval of the mean; the units are tasks, not samples."""
-    values = np.asarray(values, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    means = values[generator.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def pass_interval(values: Sequence[float]) -> tuple[float, float]:
-    """`interval`, with the exact binomial bound where no task or every task passed.
-
-    The bootstrap would give a width of zero there (Clopper and Pearson 1934).
-    """
-    if set(values) == {0.0}:
-        return 0.0, 1 - 0.025 ** (1 / len(values))
-    if set(values) == {1.0}:
-        return 0.025 ** (1 / len(values)), 1.0
-    return interval(values)
-
-
-class PassAtK(evaluate.Metric):
-    """pass@k over tasks, with the code run in the sandbox.
-
-    compute(predictions=[[code, ...], ...], references=[{"tests": json, "entry_point": name}, ...],
-    k=[1, 4]) returns pass@k for each k, its 95% interval, and the verdict counts.
-    """
-
-    def __init__(self, timeout_s: float = 3.0, progress: str | None = None, **kwargs):
-        self.timeout_s, self.progress = timeout_s, progress
-        super().__init__(config_name="default", keep_in_memory=True, **kwargs)
-
-    def _info(self):
-        return evaluate.MetricInfo(
-            description=self.__doc__,
-            citation="Chen et al. 2021, arXiv:2107.03374",
-            inputs_description="predictions: n programs per task; references: tests per task",
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("string")),
-                    "references": {
-                        "tests": datasets.Value("string"),
-                        "entry_point": datasets.Value("string"),
-                    },
-                }
-            ),
-        )
-
-    def _compute(self, predictions, references, k=(1,)):
-        tests = [json.loads(r["tests"]) for r in references]
-        names = [r["entry_point"] for r in references]
-        verdicts = judge(predictions, tests, names, self.timeout_s, self.progress)
-        return summarise(verdicts, k)
-
-
-def summarise(verdicts: Sequence[Sequence[str]], k: Sequence[int]) -> dict:
-    """pass@k with intervals and verdict counts from [task][sample] verdicts."""
-    passed = [[v == "pass" for v in group] for group in verdicts]
-    out: dict = {}
-    for size in k:
-        values = [pass_at_k(len(group), sum(group), size) for group in passed]
-        low, high = pass_interval(values)
-        out |= {
-            f"pass@{size}": float(np.mean(values)),
-            f"pass@{size}_low": low,
-            f"pass@{size}_high": high,
-        }
-    flat = [v for group in verdicts for v in group]
-    out["verdicts"] = {v: flat.count(v) for v in sorted(set(flat))}
-    return out
-
+from codexhf.trackers import log_samples, tracked
 
 # ---------------------------------------------------------------------------------------------
 # Likelihoods
@@ -243,14 +156,22 @@ def bits_per_byte(
 
 
 class BitsPerByte(TrainerCallback):
-    """Adds `eval_<card>_bits_per_byte` to evaluations of packed corpora."""
+    """Adds `eval_<card>_bits_per_byte` to evaluations of packed corpora.
 
-    def __init__(self, heldout: dict[str, Data]):
+    Trackers get greedy continuations of what is held out as well.
+    """
+
+    def __init__(self, heldout: dict[str, Data], tokenizer: PreTrainedTokenizerBase):
+        self.heldout, self.tokenizer = heldout, tokenizer
         self.bytes_per_token = {
             name: data.cards[name]["bytes_per_token"] for name, data in heldout.items()
         }
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+    def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
+        if tracked(args):
+            with gathered(model):
+                if state.is_world_process_zero:
+                    log_samples(args, state.global_step, self._continuations(model))
         for name, size in self.bytes_per_token.items():
             loss = (metrics or {}).get(f"eval_{name}_loss")
             if loss is not None:
@@ -258,11 +179,22 @@ class BitsPerByte(TrainerCallback):
                     state, metrics, {f"eval_{name}_bits_per_byte": loss / math.log(2) / size}
                 )
 
+    def _continuations(self, model) -> list[dict]:
+        """Continue the beginning of the first held-out sequences of each card."""
+        starts = [
+            decode([row["input_ids"][:32]], self.tokenizer)[0]
+            for data in self.heldout.values()
+            for row in data.dataset.select(range(min(2, len(data.dataset))))
+        ]
+        found = sample(model, self.tokenizer, starts, temperature=0.0, max_new_tokens=64)
+        return [{"text": s, "continuation": f[0]} for s, f in zip(starts, found, strict=True)]
+
 
 class PassAt1(TrainerCallback):
     """Adds `eval_pass@1` by generating one answer per task and running its tests.
 
-    Only text is kept; no logits. Runs on the main process of a single-model setup.
+    Only text is kept; no logits. The first process answers, with weights that are whole meanwhile,
+    and tells the others, which may choose the best checkpoint by it.
     """
 
     def __init__(self, tasks: Dataset, tokenizer, stage: SFTArguments, seed: int = 42):
@@ -270,8 +202,15 @@ class PassAt1(TrainerCallback):
         self.stage, self.seed = stage, seed
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
-        if not len(self.tasks) or not state.is_world_process_zero:
+        if not len(self.tasks):
             return
+        with gathered(model):
+            first = state.is_world_process_zero
+            passed = self._passed(model, args, state.global_step) if first else None
+        add_metrics(state, metrics, {"eval_pass@1": broadcast_object_list([passed])[0]})
+
+    def _passed(self, model, args, step: int) -> float:
+        """Share of the tasks whose tests a sampled answer passes; trackers get the answers."""
         answers = sample(
             model,
             self.tokenizer,
@@ -282,7 +221,10 @@ class PassAt1(TrainerCallback):
         tests, names = self.tasks["tests"], self.tasks["entry_point"]
         verdicts = judge(answers, tests, names, self.stage.timeout_s)
         passed = np.mean([group[0] == "pass" for group in verdicts])
-        add_metrics(state, metrics, {"eval_pass@1": float(passed)})
+        shown = zip(self.tasks["prompt"], answers, verdicts, strict=True)
+        rows = [{"prompt": text_of(p), "completion": a[0], "verdict": v[0]} for p, a, v in shown]
+        log_samples(args, step, rows)
+        return float(passed)
 
 
 def add_metrics(state, metrics: dict, new: dict) -> None:
@@ -453,9 +395,15 @@ def demonstrations_of(tasks: Data, tokenizer: PreTrainedTokenizerBase) -> Datase
 
 
 def evaluate_models(
-    stage: EvaluationArguments, tasks: Data, corpora: dict[str, Data], folder: Path
+    stage: EvaluationArguments,
+    tasks: Data,
+    corpora: dict[str, Data],
+    benchmarks: dict[str, Data],
+    folder: Path,
 ) -> dict:
-    """Evaluate every model of the stage; write answers.json; return flat metrics `m1/pass@1`.
+    """Evaluate every model of the stage; return flat metrics `m1/pass@1`.
+
+    Writes answers.json, and benchmarks.json where there are any.
 
     Each model reads with its own tokenizer. Its win rates are against the one before it in
     `stage.models`.
@@ -464,21 +412,24 @@ def evaluate_models(
     tokenizer = tokenizers[stage.reference]
     rows, metrics = with_room(tasks.dataset, stage, tokenizers)
     judges = Judges(
-        to_device(load_policy(stage.reference, tokenizer)),
+        to_device(load_policy(stage.reference, tokenizer, **loading(stage))),
         tokenizer,
-        load_model_reward(stage.reward_model) if stage.reward_model else None,
+        load_model_reward(stage.reward_model, **loading(stage)) if stage.reward_model else None,
         load_rules(stage.safety_rules) if stage.safety_rules else None,
     )
     texts = {name: list(data.dataset["text"]) for name, data in corpora.items()}
     raw: dict[str, dict] = {}
+    public: dict[str, dict] = {}
     for path, name in zip(stage.models, names_of(stage.models), strict=True):
         own, model = tokenizers[path], judges.reference
         if path != stage.reference:
-            model = to_device(load_policy(path, own))
+            model = to_device(load_policy(path, own, **loading(stage)))
         found, record = evaluate_model(model, own, rows, texts, judges, stage, name)
         if raw:
             found |= _wins(record, raw[list(raw)[-1]])
         raw[name] = record
+        measured, public[name] = run_benchmarks(model, own, benchmarks, stage, name)
+        found |= measured
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
         kl = f", KL {found['kl']:.3f}" if "kl" in found else ""
         print(
@@ -487,6 +438,9 @@ def evaluate_models(
             flush=True,
         )
     write_json(folder / "answers.json", _answers(rows, raw))
+    if benchmarks:
+        ids = {card: list(data.dataset["id"]) for card, data in benchmarks.items()}
+        write_json(folder / "benchmarks.json", {"tasks": ids, "all": public})
     return metrics
 
 

@@ -25,6 +25,7 @@ from codexhf.checkpoints import (
     step_folders,
 )
 from codexhf.models import load_weights
+from codexhf.sharding import is_sharded, whole
 
 LARGE = 10 * 2**30
 """Bytes of a checkpoint of which one is kept, not two, unless save_total_limit says otherwise."""
@@ -137,7 +138,7 @@ class WholeCheckpoints(TrainerCallback):
 def checkpoint_bytes(trainer: Trainer) -> int:
     """About how many bytes the next checkpoint needs: weights, optimizer, and a little."""
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-    states = optimizer.state.values() if optimizer is not None else ()
+    states = getattr(optimizer, "state", {}).values()
     moments = (x for s in states for x in s.values() if torch.is_tensor(x))
     return int(1.05 * (_bytes(trainer.model.parameters()) + _bytes(moments))) + 2**20
 
@@ -241,7 +242,7 @@ class ExactWeights(TrainerCallback):
             self._read(args, model, state.best_model_checkpoint)
 
     def _read(self, args, model, folder: Path | str | None) -> None:
-        sharded = args.deepspeed or args.fsdp
+        sharded = args.deepspeed or is_sharded(model)
         if folder is not None and isinstance(model, PreTrainedModel) and not sharded:
             load_weights(model, Path(folder))
 
@@ -274,7 +275,7 @@ class StopOnNaN(TrainerCallback):
         # One number for all gradients: asking each in turn would wait for the GPU as often.
         if torch.isfinite(get_total_norm(gradients.values())):
             return
-        names = [name for name, grad in gradients.items() if not torch.isfinite(grad).all()]
+        names = [n for n, grad in gradients.items() if not torch.isfinite(whole(grad)).all()]
         raise FloatingPointError(
             f"step {state.global_step + 1}: the gradient of {names[0] if names else 'all weights'} "
             "is not finite; the weights were left as they are. Lower learning_rate or look at this "

@@ -21,6 +21,7 @@ from codexhf.refusals import refuse
 
 MANIFEST = "manifest.json"
 ADAPTER = "adapter"  # folder of a LoRA stage's adapter, in the stage's
+LABELS = "labels"  # folder next to the stages': what people said, exported
 PUBLISHED = ".hub"  # in a stage's folder: its name on the hub, commit included
 NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+)(?:/(.+))?)?")
 # Nothing that runs when it is loaded: no pickles, no Python.
@@ -220,8 +221,9 @@ def pull(hub: str, runs: Path) -> list[str]:
     if runs.exists():
         raise ValueError(f"{runs}: there already. Give another folder.")
     shutil.rmtree(partial, ignore_errors=True)
-    for stage in STAGES:
-        repo, kind = f"{hub}-{stage.folder}", kind_of(stage.name)
+    kinds = {LABELS: "dataset"} | {stage.folder: kind_of(stage.name) for stage in STAGES}
+    for name, kind in kinds.items():
+        repo = f"{hub}-{name}"
         try:
             there = HfApi().repo_exists(repo, repo_type=kind)
         except Exception as error:  # as in _fetch
@@ -229,10 +231,11 @@ def pull(hub: str, runs: Path) -> list[str]:
         if there:
             source = resolve(repo, kind)
             # copies, not the cache's links: what is changed here must not change there
-            shutil.copytree(source, partial / stage.folder, copy_function=shutil.copyfile)
-            publish(partial / stage.folder, f"{repo}@{source.name}")
-            (partial / stage.folder / MANIFEST).touch()  # newer than its parents', for make
-            lines.append(f"{runs / stage.folder} from {repo}@{source.name}")
+            shutil.copytree(source, partial / name, copy_function=shutil.copyfile)
+            publish(partial / name, f"{repo}@{source.name}")
+            for manifest in (partial / name).glob(MANIFEST):
+                manifest.touch()  # newer than its parents', for make
+            lines.append(f"{runs / name} from {repo}@{source.name}")
     if not lines:
         raise ValueError(f"{hub}: no {hub}-m0 or other stage there. Check the name and HF_TOKEN.")
     partial.rename(runs)

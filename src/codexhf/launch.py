@@ -3,15 +3,20 @@
 Imports nothing heavy, since a recipe imports it before its arguments are read.
 """
 
+import importlib.util
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from codexhf.checkpoints import DISK_FULL
 from codexhf.refusals import refuse
 
+LAST_S = 5.0
+"""Seconds for which a process that lost another stays, so that the launcher sees that one first."""
 PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
 
 begun = False
@@ -22,7 +27,8 @@ def launch(main: Callable[[], object]) -> None:
     """Run a recipe's main; whatever fails before the work begins is one message and exit code 2.
 
     Set CODEXHF_DEBUG=1 to see the traceback instead. From the beginning of the work on errors keep
-    their traceback. A full disk, SIGTERM and SIGHUP end in 75: nothing is wrong with the command.
+    their traceback. One of several processes then leaves at once, and its launcher ends the others.
+    A full disk, SIGTERM and SIGHUP end in 75: nothing is wrong with the command.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # under nohup one is ignored
@@ -31,9 +37,12 @@ def launch(main: Callable[[], object]) -> None:
         main()
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
-            print(f"stopped: {error.strerror or error}", file=sys.stderr)
+            where = f": {error.filename}" if error.filename else ""
+            print(f"stopped: {error.strerror}{where}", file=sys.stderr)
             raise SystemExit(PREEMPTED) from None
         if begun or os.environ.get("CODEXHF_DEBUG"):
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                _leave(error)
             raise
         told = isinstance(error, ValueError | OSError)  # a sentence written for the user
         text = str(error) if told else f"{type(error).__name__}: {error}"
@@ -47,6 +56,45 @@ def launch(main: Callable[[], object]) -> None:
         torch = sys.modules.get("torch")
         if torch and torch.distributed.is_initialized():  # else its threads abort the process
             torch.distributed.destroy_process_group()
+
+
+def _leave(error: Exception) -> None:
+    """End this process, which others wait for; taking leave of them could take for ever."""
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    rank = os.environ.get("RANK")
+    if isinstance(error, DistError) or "gloo" in str(error):
+        print(f"process {rank} lost another one: {error}", file=sys.stderr, flush=True)
+        time.sleep(LAST_S)
+    else:
+        print(f"process {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        get_error_handler().record_exception(error)  # torchrun ends with the earliest of these
+    os._exit(1)
+
+
+def launch_errors() -> list[str]:
+    """Return what is wrong with the way in which accelerate was told to shard."""
+    told = {name: value.lower() for name, value in os.environ.items()}
+    errors = []
+    if told.get("ACCELERATE_USE_FSDP") == "true":
+        if told.get("FSDP_VERSION", "1") != "2":
+            errors.append(
+                f"fsdp_version: got {told.get('FSDP_VERSION', '1')}, expected 2. Use "
+                "recipes/accelerate/fsdp2.yaml."
+            )
+        if told.get("FSDP_CPU_RAM_EFFICIENT_LOADING") == "true":
+            errors.append(
+                "fsdp_cpu_ram_efficient_loading: got true, expected false. It gives weights to the "
+                "first process alone, and models that only score are read by each."
+            )
+    zero = told.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    if zero and importlib.util.find_spec("deepspeed") is None:
+        errors.append(
+            "accelerate: got DeepSpeed, but the package is not installed. Install it with `pip "
+            "install deepspeed`, or use recipes/accelerate/fsdp2.yaml."
+        )
+    return errors
 
 
 def _stop(number: int, frame: object) -> None:

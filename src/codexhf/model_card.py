@@ -129,11 +129,14 @@ def _front(manifest: dict, license: str, results: Mapping) -> dict:
             front |= {"base_model": base[1], "base_model_relation": relation}
         data = {match[1] for _, _, c in cards_of(manifest) if (match := hub_name(c["card"]))}
         front["datasets"] = sorted(data) or None
-    elif stage.name == "preferences" and "train_pairs" in manifest["metrics"]:
-        files = [{"split": s, "path": f"{s}.jsonl"} for s in ("train", "test")]
+    elif stage.name == "preferences":
+        there = [s for s in ("train", "test", "unlabelled") if f"{s}.jsonl" in manifest["files"]]
+        pairs = [s for s in there if s != "unlabelled"] or there  # which have other columns
+        files = [{"split": s, "path": f"{s}.jsonl"} for s in pairs]
         front["configs"] = [{"config_name": "default", "data_files": files}]
-        load = {"path": "json", "data_files": "train.jsonl"}
-        front["codexhf"] = {"type": "preference", "load": load}
+        if "train" in there:
+            load = {"path": "json", "data_files": "train.jsonl"}
+            front["codexhf"] = {"type": "preference", "load": load}
     if results:
         front["model_name"] = manifest["name"]
         front["eval_results"] = [

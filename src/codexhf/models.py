@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,13 +24,9 @@ from transformers import (
 )
 
 from accelerate import PartialState
-from codexhf.arguments import PretrainArguments
-from codexhf.chat import vocabulary_size
-from codexhf.hub import ADAPTER, locate, resolve
+from codexhf.hub import locate, resolve
+from codexhf.prompts import vocabulary_size
 from codexhf.refusals import nearest
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
 
 
 def new_policy(
@@ -73,18 +70,15 @@ def new_policy(
     return model
 
 
-def new_or_loaded_policy(stage: PretrainArguments, tokenizer, seed: int) -> PreTrainedModel:
-    """The model that pretraining starts from: `stage.model`, or new weights."""
-    if stage.model is not None:
-        return load_policy(stage.model, tokenizer)
-    return new_policy(stage.architecture, tokenizer, stage.max_length, seed)
-
-
-def load_policy(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
-    """Load a causal language model from safetensors, in float32 for training.
+def load_policy(
+    path: str, tokenizer: PreTrainedTokenizerBase | None = None, **loading: Any
+) -> PreTrainedModel:
+    """Load a causal language model from safetensors, in float32 unless `loading` says otherwise.
 
     Of an adapter's folder it is the base with the adapter folded in.
 
+    Args:
+        loading: dtype and so on, as `adapters.loading` gives them.
     Raises:
         ValueError: weights that hold NaN or infinity; a vocabulary smaller than the tokenizer's.
     """
@@ -92,10 +86,10 @@ def load_policy(path: str, tokenizer: PreTrainedTokenizerBase | None = None) -> 
     base = adapted(folder)
     model = AutoModelForCausalLM.from_pretrained(
         base or folder,
-        dtype=torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
         use_cache=False,
+        **{"dtype": torch.float32, **loading},
     )
     if base is not None:
         model = _with_adapter(model, folder)
@@ -158,8 +152,9 @@ def check_finite(model: PreTrainedModel, path: str) -> PreTrainedModel:
 def nonfinite_parameter(model: nn.Module) -> str | None:
     """Return the name of the first parameter that holds NaN or infinity; None where none does."""
     for name, parameter in model.named_parameters():
-        # sharded loading gives the weights to the first process alone, which looks at them
-        if not parameter.is_meta and not torch.isfinite(parameter).all():
+        # of sharded weights its own part: the other processes need not be here
+        mine = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        if not torch.isfinite(mine).all():
             return name
     return None
 
@@ -230,12 +225,13 @@ def mask_arguments(attention_mask: Tensor | None) -> dict[str, Tensor]:
     return {"attention_mask": attention_mask, "position_ids": position_ids(attention_mask)}
 
 
-def backbone_of(model: PreTrainedModel) -> nn.Module:
-    """Return the layers below the head.
+def backbone_of(model: nn.Module) -> nn.Module:
+    """Return the layers below the head, also of a model in a PEFT wrapper.
 
     Raises:
         ValueError: a family whose layers do not stand under its prefix, such as Llama 4.
     """
+    model = base_model(model)
     backbone = getattr(model, model.base_model_prefix, None)
     if backbone is None:
         raise ValueError(
@@ -326,48 +322,6 @@ def shortest_context(models: Iterable[Any]) -> int | None:
 def to_device(model: PreTrainedModel) -> PreTrainedModel:
     """Move a model to the accelerator of this process, if there is one, and to evaluation mode."""
     return model.to(PartialState().device).eval()
-
-
-def lora_config(stage, dropout: float = 0.0) -> "LoraConfig | None":
-    """The LoRA settings of a stage with `use_peft`, on all linear layers; None without it.
-
-    Args:
-        dropout: on the adapters; PPO has none, as its ratio compares two forwards.
-    """
-    if not stage.use_peft:
-        return None
-    from peft import LoraConfig  # a second and a half that most stages do without
-
-    return LoraConfig(
-        r=stage.lora_r,
-        lora_alpha=stage.lora_alpha,
-        lora_dropout=dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-
-
-def merge_adapters(trainer) -> dict:
-    """Fold trained LoRA adapters into the weights, so that later stages load a plain model.
-
-    They are saved on their own as well, in the folder `adapter` of the output, for a hub. Of PPO's
-    trainer it is the policy, which it holds next to the critic.
-    """
-    from peft import PeftModel
-
-    holder, name = trainer, "model"
-    if not isinstance(trainer.model, PeftModel):
-        holder, name = trainer.model, "policy"
-    model = getattr(holder, name, None)
-    if not isinstance(model, PeftModel):
-        return {}
-    if trainer.is_world_process_zero():
-        folder = Path(trainer.args.output_dir, ADAPTER)
-        model.save_pretrained(folder)
-        (folder / "README.md").unlink()  # peft's; the stage writes a card of its own
-    setattr(holder, name, model.merge_and_unload())
-    trainer.model_wrapped = trainer.model
-    return {"adapters_merged": True}
 
 
 def adapted(folder: Path) -> Path | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from codexhf.chat import text_of
+from codexhf.prompts import text_of
 
 NGRAM = 13  # words of an overlap between a corpus and a held-out set (Brown et al. 2020, app. C)
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -65,6 +65,12 @@ class HeldOut:
                     hashes.append(word_hashes(text))
         self.words = np.unique(np.concatenate(hashes))
         self.grams = np.unique(np.concatenate([self._grams(words) for words in hashes]))
+
+    @property
+    def key(self) -> str:
+        """A hash of all that this holds."""
+        texts = np.array(sorted(self.texts), np.uint64)
+        return xxhash.xxh3_128_hexdigest(texts.tobytes() + self.grams.tobytes())
 
     def _add_text(self, text: str) -> None:
         self.texts.add(hash_of(normalised(text)))

@@ -6,7 +6,6 @@ dataclass declares, and everything that is wrong is said at once. Imports nothin
 """
 
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -19,8 +18,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
-from codexhf import knobs
+from codexhf import knobs, workers
 from codexhf.arguments import StageArguments, pin
+from codexhf.launch import launch_errors
 from codexhf.refusals import nearest, refuse
 from codexhf.strict_yaml import load_yaml
 
@@ -107,6 +107,7 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
 
         print(help_text(types, recipe, config, values, everything=show == ["all"]))
         raise SystemExit(0)
+    in_yaml = dict(values)
     values |= _from_flags(flags, settings, errors)
     values |= _for_device(settings, values)
     instances = tuple(_construct(owner, values, errors) for owner in types)
@@ -115,7 +116,29 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
         errors += pin(instances[0], instances[-1].output_dir)
     if errors:
         refuse(list(dict.fromkeys(errors)), f"{Path(recipe).name} with {config}")
+    _say_batch(in_yaml, instances[-1])
+    workers.num_proc = getattr(instances[0], "num_proc", None)
     return instances
+
+
+def _say_batch(in_yaml: dict[str, Any], config: Any) -> None:
+    """Say where several processes make another batch of the settings than one made of the YAML."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    if processes == 1 or not hasattr(config, names[0]):
+        return
+    rows, micro_batches = (getattr(config, name) for name in names)
+    defaults = {name: type(config).__dataclass_fields__[name].default for name in names}
+    meant = math.prod(in_yaml.get(name, defaults[name]) for name in names)
+    found = rows * micro_batches * processes
+    if found != meant and os.environ.get("RANK", "0") == "0":
+        print(
+            f"warning: a batch is {rows} rows per device x {micro_batches} accumulated x "
+            f"{processes} processes = {found} rows; on one process the YAML makes {meant}. For the "
+            f"same learning curve divide {' or '.join(names)} by {processes} (docs/multi_gpu.md).",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 # ---------------------------------------------------------------------------------------------
@@ -351,14 +374,14 @@ def _construct(owner: type, values: dict[str, Any], errors: list[str]) -> Any:
         stage = owner(**mine)
         errors += stage.errors()
         return stage
-    errors += _library_errors(owner, mine)
+    errors += _library_errors(owner, mine) + launch_errors()
     try:
         config = owner(**mine)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         _, *several = str(error).split("\n- ")  # PPOConfig's list
         errors += [" ".join(text.split()) for text in several or [str(error)]]
         return None
-    errors += _missing_packages(config) + _precision_errors(config)
+    errors += _missing_packages(config) + _precision_errors(config) + _process_errors(config)
     return config
 
 
@@ -376,12 +399,20 @@ def _library_errors(owner: type, values: dict[str, Any]) -> list[str]:
     return out
 
 
+def _process_errors(config: Any) -> list[str]:
+    """Return what is wrong where several processes share the work."""
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not shared or getattr(config.accelerator_config, "even_batches", True):
+        return []
+    return [
+        "accelerator_config.even_batches: got false with several processes, expected true. A "
+        "process without rows left would leave the others waiting."
+    ]
+
+
 def _missing_packages(config: Any) -> list[str]:
-    """Return what is said of trackers, optimizers and engines whose package is not installed."""
+    """Return what is said of trackers and optimizers whose package is not installed."""
     out = []
-    engine = getattr(config, "rollout_engine", "")
-    if engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        out.append("rollout_engine: got 'vllm', which is not installed (pip install vllm).")
     if not hasattr(config, "report_to"):
         return out  # what trains nothing
     if config.report_to:

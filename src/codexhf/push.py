@@ -19,6 +19,7 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    RepoCard,
     RepoFile,
     get_token,
 )
@@ -28,6 +29,7 @@ from codexhf.arguments import PushArguments
 from codexhf.checkpoints import sealed
 from codexhf.hub import (
     ADAPTER,
+    LABELS,
     MANIFEST,
     hub_name,
     kind_of,
@@ -46,6 +48,8 @@ SENT = (
     "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
     "train.jsonl", "test.jsonl", "prompts.jsonl", "test.md", "prompts.md", "answers.json",
+    "unlabelled.jsonl", "demonstrations.jsonl", "demonstrations.md", "history.jsonl",
+    "agreement.json",
 )  # fmt: skip
 SECRET = re.compile(
     rb"hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{32,}|gh[pousr]_[A-Za-z0-9]{36}|AKIA[0-9A-Z]{16}"
@@ -143,19 +147,46 @@ def _pack(stage: PushArguments) -> tuple[list[Parcel], list[str]]:
         except ValueError as error:
             errors.append(f"{error} Run `make pipeline` again.")
         for _, name, card in cards_of(manifest):
-            path = Path(card["card"])
-            if path.is_file() and not (path.parent / MANIFEST).is_file():
-                files = {file: path.parent / file for file in card.get("sha256", {})}
-                cards[name] = Parcel(name, path, "dataset", {**files, "README.md": path})
+            parcel = _data_parcel(Path(card["card"]), name, card.get("sha256", {}))
+            if parcel is not None:
+                same = cards.setdefault(str(parcel.source), parcel)
+                same.files |= parcel.files
         if not stage.license and license_in(folder / "README.md") == "other":
             sources = {f"{name} {card['license']}" for _, name, card in cards_of(manifest)}
             errors.append(
                 f"{folder}: no licence is known to fit all sources ({', '.join(sorted(sources))}, "
                 "and those of its parents). Name one with --license."
             )
+    labels = None if stage.stages else _data_parcel(Path(stage.runs, LABELS), LABELS, {})
+    if labels is not None:
+        cards.setdefault(str(labels.source), labels)
+    taken: dict[str, Path] = {}
+    for parcel in (*cards.values(), *stages):
+        if taken.setdefault(parcel.suffix, parcel.source) != parcel.source:
+            errors.append(
+                f"{parcel.source}: would go to the repository of {taken[parcel.suffix]}, as both "
+                f"are called {parcel.suffix}. Rename one."
+            )
     if not stages:
         errors.append(f"runs: no finished stage in {stage.runs}. Run `make pipeline` first.")
     return [*cards.values(), *stages], errors
+
+
+def _data_parcel(path: Path, name: str, digests: dict[str, str]) -> Parcel | None:
+    """A card with its recorded files; None of what is not here, or is a stage's.
+
+    A folder that is a card itself, as people's labels are, goes out as one repository.
+    """
+    file = path / "README.md" if path.is_dir() else path
+    folder = file.parent
+    if not file.is_file() or (folder / MANIFEST).is_file():
+        return None
+    files = {name: folder / name for name in digests}
+    readme = folder / "README.md"
+    if not readme.is_file() or "codexhf" not in RepoCard.load(readme).data.to_dict():
+        return Parcel(name, path, "dataset", {**files, "README.md": file})
+    files |= {p.name: p for p in sorted(folder.iterdir()) if p.name in (*SENT, "README.md")}
+    return Parcel(folder.name, folder, "dataset", files)
 
 
 def _outside(parcels: list[Parcel]) -> list[Path]:

@@ -10,6 +10,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,21 +30,25 @@ from transformers import (
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from codexhf.arguments import RewardModelArguments
-from codexhf.chat import Prompt, answered_ids, end_ids, prompt_ids, right_pad
+from codexhf.adapters import adapts_classifier, read_adapter
+from codexhf.arguments import RewardModelArguments, model_folder
 from codexhf.generation import sample
-from codexhf.hub import resolve
+from codexhf.hub import ADAPTER, resolve
 from codexhf.models import (
     adapted,
     backbone_of,
     backbone_states,
+    base_model,
     check_finite,
     context_of,
     load_policy,
     room_for,
     to_device,
 )
+from codexhf.prompts import Prompt, answered_ids, end_ids, prompt_ids, right_pad, text_of
+from codexhf.sharding import gathered
 from codexhf.tokenizer import load_tokenizer, spare_token
+from codexhf.trackers import log_samples
 
 
 def load_reward_model(
@@ -52,6 +57,7 @@ def load_reward_model(
     *,
     new_head: bool = False,
     seed: int = 42,
+    **loading: Any,
 ) -> PreTrainedModel:
     """Load a sequence classification model with one label.
 
@@ -61,6 +67,7 @@ def load_reward_model(
         new_head: allow a missing score head (a policy that becomes a reward model or a critic),
             which `draw_head` then fills.
         seed: of the new head.
+        loading: dtype and so on, as `adapters.loading` gives them.
     Raises:
         ValueError: the head is missing and `new_head` is False, or weights are not finite.
     """
@@ -71,13 +78,17 @@ def load_reward_model(
     model, info = kind.from_pretrained(
         base or folder,
         num_labels=1,
-        dtype=torch.float32,
         use_safetensors=True,
         trust_remote_code=False,
         use_cache=False,
         output_loading_info=True,
+        **{"dtype": torch.float32, **loading},
     )
     missing = [name for name in info["missing_keys"] if "score" in name or "classifier" in name]
+    if base is not None and adapts_classifier(folder):
+        model, missing = _with_scale(read_adapter(model, folder), folder).merge_and_unload(), []
+        model.requires_grad_(True)  # peft froze it
+        base = None
     if missing and not new_head:
         raise ValueError(
             f"{path}: the weights of {', '.join(missing)} are missing, so this is not a trained "
@@ -158,13 +169,13 @@ def draw_head(model: PreTrainedModel, seed: int) -> None:
 
 
 def check_scalar_head(model: nn.Module, what: str) -> None:
-    """Refuse a reward model or critic without a one-output `score` head, or with an adapter."""
-    if not isinstance(model, PreTrainedModel):
+    """Refuse a reward model or critic without a one-output `score` head."""
+    if not isinstance(model, PreTrainedModel) and not hasattr(model, "get_base_model"):
         raise ValueError(
-            f"{what}: got {type(model).__name__}, expected a transformers model. If it has an "
-            "adapter, merge it first: model.merge_and_unload()."
+            f"{what}: got {type(model).__name__}, expected a transformers model, or one in an "
+            "adapter of peft."
         )
-    head = getattr(model, "score", None)
+    head = getattr(base_model(model), "score", None)
     outputs = getattr(head, "out_features", None)
     if outputs != 1:
         found = "no `score` head" if head is None else f"a `score` head with {outputs} outputs"
@@ -344,13 +355,40 @@ class IdReward:
         return self.scores
 
 
-def load_model_reward(path: str, clip: float | None = None) -> ModelReward:
+def adapted_reward_model(path: str, trained: bool = False, **loading: Any) -> nn.Module:
+    """R as adapters on the model that it was trained from, which others may share.
+
+    Where R was saved without adapters, or that model is gone, it is R as a plain model.
+    """
+    adapter = resolve(path) / ADAPTER
+    base = adapted(adapter)
+    if base is None or model_folder(str(base)):
+        return load_reward_model(path, **loading)
+    model = read_adapter(load_reward_model(str(base), new_head=True, **loading), adapter, trained)
+    return _with_scale(model, resolve(path))
+
+
+def _with_scale(model: nn.Module, folder: Path) -> nn.Module:
+    """Take over what R's folder says of its scores and its padding, and its base does not."""
+    saved = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    for name in ("score_mean", "score_std"):
+        if hasattr(saved, name):
+            setattr(model.config, name, getattr(saved, name))
+    model.config.get_text_config().pad_token_id = saved.get_text_config().pad_token_id
+    return model
+
+
+def load_model_reward(
+    path: str, clip: float | None = None, *, adapted: bool = False, **loading: Any
+) -> ModelReward:
     """The reward model as a reward function: its own tokenizer, normalised by its saved scores.
 
+    Args:
+        adapted: read it by `adapted_reward_model`.
     Raises:
         ValueError: config.json has no score_mean and score_std, so scores have no known scale.
     """
-    model = to_device(load_reward_model(path))
+    model = to_device((adapted_reward_model if adapted else load_reward_model)(path, **loading))
     for name in ("score_mean", "score_std"):
         if not hasattr(model.config, name):
             raise ValueError(
@@ -401,9 +439,9 @@ def record_scores(trainer, prompts: Sequence[Prompt], stage: RewardModelArgument
     PPO normalises the reward with them, so that a reward of 0 is what M1 gets on average.
     """
     model, tokenizer = trainer.model, trainer.processing_class
-    policy = to_device(load_policy(stage.model, tokenizer))
+    dtype = getattr(torch, stage.dtype)
     answers = sample(
-        policy,
+        to_device(load_policy(stage.model, tokenizer, dtype=dtype)),  # gone before R is held whole
         tokenizer,
         prompts,
         n=-(-stage.score_samples // len(prompts)),
@@ -411,8 +449,12 @@ def record_scores(trainer, prompts: Sequence[Prompt], stage: RewardModelArgument
         max_new_tokens=stage.score_max_new_tokens,
     )
     owners = [p for p, group in zip(prompts, answers, strict=True) for _ in group]
-    scores = ModelReward(model.eval(), tokenizer)(owners, [a for g in answers for a in g])
+    with gathered(model):
+        scores = ModelReward(model.eval(), tokenizer)(owners, [a for g in answers for a in g])
     mean, std = float(np.mean(scores)), float(np.std(scores))
+    shown = zip(owners, (a for g in answers for a in g), scores, strict=True)
+    rows = [{"prompt": text_of(p), "completion": a, "score": f"{s:.3f}"} for p, a, s in shown]
+    log_samples(trainer.args, trainer.state.global_step, rows)
     if not std > 0:
         raise ValueError(
             f"R gives every answer the score {mean}: it has learned nothing. Train it longer or "

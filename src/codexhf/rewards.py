@@ -24,7 +24,7 @@ from codexhf.execution import run_tests
 from codexhf.safety import Rule, default_rules, load_rules, violations
 
 if TYPE_CHECKING:  # what names a reward should not cost the import of torch
-    from codexhf.chat import Prompt
+    from codexhf.prompts import Prompt
 
 REWARD_MODEL = "reward_model"
 """The name under which `rewards:` asks for the learned one."""

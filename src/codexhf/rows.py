@@ -19,13 +19,13 @@ import jinja2.meta
 import pyarrow as pa
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from codexhf.cards import Card, CardError
-from codexhf.chat import ROLES, content_text, text_of
+from codexhf.cards import Card
 from codexhf.execution.items import Settings
 from codexhf.execution.testcode import entry_point_in
 from codexhf.label_words import check_labels, read_label, read_winner
+from codexhf.prompts import ROLES, content_text, text_of
 from codexhf.refusals import nearest
-from codexhf.sources import BATCH_ROWS, concat, values_of
+from codexhf.sources import concat, values_of
 
 COLUMNS = {
     "language-modeling": ("text",),
@@ -54,47 +54,35 @@ class RowError(ValueError):
     """Why a card cannot be used because of one row."""
 
 
-def typed_rows(card: Card, source: pa.Table) -> tuple[pa.Table, list[str | None]]:
-    """Return the columns of the card's type and, for each row of the source, why it is left out.
-
-    The table has one row for each of the source; where a reason is given it holds nothing useful.
+class Reader:
+    """Reads batches of one card's rows as the columns of its type.
 
     Raises:
-        CardError: a column that is missing or unread, a broken template or expression.
+        RowError: a column that is missing or unread, a broken template or expression.
     """
-    tables, faults = [], []
-    try:
-        reader = _Reader(card, source.column_names)
-        if reader.shape is _native_pair and isinstance(label := reader.getters.get("label"), str):
-            check_labels(source.column(label).to_pylist())
-        for start in range(0, source.num_rows, BATCH_ROWS):
-            table, reasons = reader.read(source.slice(start, BATCH_ROWS), start)
-            tables.append(table)
-            faults += reasons
-    except RowError as error:
-        raise CardError(f"{card.path}: {error}") from None
-    return one_form(tables), faults
 
-
-class _Reader:
-    """Reads batches of one card's rows."""
-
-    def __init__(self, card: Card, names: list[str]):
-        self.card, self.names = card, names
+    def __init__(self, card: Card, source: pa.Table):
+        self.card, self.names = card, source.column_names
         self.used = _variables(card)
         self.where = self._compile(card.where) if card.where else None
         mapped = {ours: theirs for ours, theirs in card.columns.items() if theirs}
         # A mapped column takes the place of a source's own one of that name.
-        own = [n for n in names if n not in card.columns and n not in mapped.values()]
+        own = [n for n in self.names if n not in card.columns and n not in mapped.values()]
         self.getters = {name: name for name in own}
         self.getters |= {ours: self._getter(theirs) for ours, theirs in mapped.items()}
         self.needs, self.shape = self._shape()
         if "system" in self.getters and card.type != "language-modeling":
             self.needs = (*self.needs, "system")
         self.kept = [n for n in (*EXTRA, *mapped) if n in self.getters and n not in self.needs]
+        if self.shape is _native_pair and isinstance(label := self.getters.get("label"), str):
+            check_labels(source.column(label).to_pylist())
 
     def read(self, batch: pa.Table, start: int) -> tuple[pa.Table, list[str | None]]:
-        """Return the columns of one batch, which begins at row `start`, and its rows' faults."""
+        """Return the columns of one batch, which begins at row `start`, and its rows' faults.
+
+        The table has one row for each of the batch; where a reason is given, it holds nothing
+        useful.
+        """
         by_row = self.where or any(map(callable, self.getters.values()))
         rows = _rows(batch) if by_row else []
         faults: list[str | None] = [None] * batch.num_rows
@@ -114,6 +102,18 @@ class _Reader:
             shaped.setdefault(name, _extra(name, columns[name], faults, self.card.execution))
         order = dict.fromkeys((*COLUMNS[self.card.type], *EXTRA, *self.card.columns))
         return pa.table({name: shaped[name] for name in order if name in shaped}), faults
+
+    def texts(self, name: str, batch: pa.Table) -> list[str | None]:
+        """Return a column of a batch as text, whether the card maps it or the source has it.
+
+        Raises:
+            RowError: there is no such column.
+        """
+        if name not in self.getters:
+            raise RowError(f"rows have no column {name!r}. Map it under codexhf.columns.")
+        getter = self.getters[name]
+        by_row = _rows(batch) if callable(getter) else []
+        return [_text(value) for value in _values(_column(getter, batch, by_row))]
 
     def _shaped(self, columns: dict, faults: list[str | None], start: int) -> dict:
         """Return the type's columns; text that stands where it should is not looked at."""

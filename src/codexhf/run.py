@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ from codexhf.checkpoints import (
     last_good,
     naming_a_full_disk,
     read_sealed,
+    remove,
     sealed,
     step_folders,
     write_json,
@@ -178,7 +179,9 @@ def _compared(trainer: Trainer) -> dict[str, str]:
 def _train(trainer: Trainer, training: TrainingArguments, begun: _Begun) -> float:
     """Train to the end and return the seconds of training, earlier starts included."""
     from codexhf import guards
+    from codexhf.sharding import keep_float32
 
+    keep_float32(trainer.accelerator)
     stop, checkpoint = guards.StopOnSignal(), begun.checkpoint
     whole = guards.WholeCheckpoints(trainer, training.save_total_limit, checkpoint, begun.record)
     callbacks = [guards.SameAfterEvaluating(), whole, guards.ExactWeights(checkpoint)]
@@ -234,8 +237,8 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
     """Save model and tokenizer ready for use: with a cache, and knowing their limits."""
     from transformers import PreTrainedModel
 
-    from codexhf.chat import end_ids
     from codexhf.models import shortest_context
+    from codexhf.prompts import end_ids
 
     tokenizer = trainer.processing_class
     for model in {m for m in trainer.model.modules() if isinstance(m, PreTrainedModel)}:
@@ -243,10 +246,13 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
         if tokenizer is not None and model.can_generate():
             ends = list(end_ids(tokenizer, model.generation_config))
             model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends
+            model.generation_config.use_cache = True  # generate asks here, not the config
     if tokenizer is not None:
         context = shortest_context([trainer.model])
         if context is not None:
             tokenizer.model_max_length = context
+    if getattr(trainer, "is_fsdp_enabled", False):  # checkpoints may be sharded, the result is not
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(output_dir))
     # A pickle of settings that the manifest holds as text; nobody should have to trust it.
     (output_dir / "training_args.bin").unlink(missing_ok=True)
@@ -281,19 +287,19 @@ def _begin(
     """Hold the folder's lock; `agree` tells other processes what the first one decided."""
     lock, begun = None, None
     try:
-        try:
-            if _rank() == 0:
-                output_dir.mkdir(parents=True, exist_ok=True)
-                lock = _lock(output_dir, stage)
-                begun = _decide(output_dir, stage, record.identity)
-        finally:
-            # Also when the first process refuses: the others wait for its word.
-            begun = agree(begun)
-        if begun is None:
-            raise SystemExit(2)
-        launch.begun = begun.finished is None
-        record.allowed = begun.changed
         with naming_a_full_disk(output_dir):
+            try:
+                if _rank() == 0:
+                    output_dir.mkdir(parents=True, exist_ok=True)
+                    lock = _lock(output_dir, stage)
+                    begun = _decide(output_dir, stage, record.identity)
+            finally:
+                # Also when the first process refuses: the others wait for its word.
+                begun = agree(begun)
+            if begun is None:
+                raise SystemExit(2)
+            launch.begun = begun.finished is None
+            record.allowed = begun.changed
             yield begun
     finally:
         if lock is not None:
@@ -335,9 +341,8 @@ def _decide(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun:
     record = {"identity": identity, "run": uuid.uuid4().hex, "allowed": []}
     checkpoint = last_good(output_dir)
     if checkpoint is not None:
-        record = _going_on(checkpoint, stage, record)
-        if record is None:
-            checkpoint = None
+        going_on = _going_on(checkpoint, stage, record)
+        record, checkpoint = going_on or record, checkpoint if going_on else None
     elif _left_by_another(output_dir, identity):
         _set_aside(output_dir, ["it was not finished, and another one is begun"])
     write_json(output_dir / IDENTITY, identity)
@@ -369,6 +374,7 @@ def _finished(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun
         _say("  A new run may come out otherwise; --restart true makes one.")
     with contextlib.suppress(OSError):  # a disk that is only read
         os.utime(output_dir / MANIFEST)  # tells make that it is up to date
+        _drop_checkpoints(output_dir)  # a kill may have come between
     return _Begun(finished=manifest)
 
 
@@ -476,7 +482,7 @@ def _finish(output_dir: Path, record: Record) -> dict:
         "data": {
             name: {
                 "fingerprint": record.identity["data"][name],
-                "rows": len(part.dataset),
+                "rows": part.rows,
                 "cards": part.cards,
                 "stats": part.stats,
             }
@@ -500,10 +506,14 @@ def _finish(output_dir: Path, record: Record) -> dict:
     manifest["files"]["README.md"] = file_stats(output_dir / "README.md")
     manifest = sealed(manifest)
     write_json(output_dir / MANIFEST, manifest)
-    for _, folder in step_folders(output_dir):
-        shutil.rmtree(folder)  # the weights are in the stage's folder now
+    _drop_checkpoints(output_dir)
     _say(f"{stage_name(record.stage)} is finished: {output_dir}/{MANIFEST}")
     return manifest
+
+
+def _drop_checkpoints(output_dir: Path) -> None:
+    for _, folder in step_folders(output_dir):
+        remove(folder)  # the weights are in the stage's folder now
 
 
 def _is_result(path: Path) -> bool:
@@ -577,8 +587,9 @@ def _show(trainer: Trainer, stage: StageArguments, training: TrainingArguments) 
 
 
 def _show_rows(name, dataset, tokenizer=None) -> None:
-    _say(f"{name}: {len(dataset)} rows; three of them as the model sees them:")
-    for row in dataset.select(range(min(3, len(dataset)))):
+    rows = f"{len(dataset)} rows" if isinstance(dataset, Sized) else "a stream of rows"
+    _say(f"{name}: {rows}; three of them as the model sees them:")
+    for row in itertools.islice(dataset, 3):
         if tokenizer is None or "input_ids" not in row:
             _say("  " + json.dumps(row, ensure_ascii=False, default=str)[:600])
             continue

@@ -7,13 +7,17 @@ of a CSV stay text, `large_string` is a string) and an error names file and line
 
 import bz2
 import csv
+import glob
 import gzip
+import inspect
 import io
 import json
 import lzma
 import os
 import sysconfig
+import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -22,8 +26,9 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from codexhf.cards import Card, CardError
+from codexhf.cards import Card, CardError, files_at
 from codexhf.refusals import nearest
+from codexhf.workers import progress
 
 FORMATS = ("json", "csv", "parquet", "arrow", "pandas")  # the suffix says it more precisely
 MAX_ROW_BYTES = 16 * 2**20
@@ -36,19 +41,27 @@ def load_source(card: Card) -> pa.Table:
     Raises:
         CardError: missing, broken or empty source, with file and line where there is one.
     """
-    load = dict(card.load)
-    try:
-        if "builder" in load:
-            table = _spool(_batches(enumerate(_builder(load))))
-        elif (files := _local_files(card)) is not None:
-            table = _spool(batch for file in files for batch in _read(file))
-        else:
-            table = _load_dataset(card)
-    except CardError as error:
-        raise CardError(f"{card.path}: {error}") from None
+    table = spool(source_tables(card))
     if table.num_rows == 0:
         raise CardError(f"{card.path}: 0 rows in {_name(card)}. Check what `load` points at.")
     return table
+
+
+def source_tables(card: Card) -> Iterator[pa.Table]:
+    """Yield a card's rows in tables of about 4 MiB, as they are read."""
+    load = {key: value for key, value in card.load.items() if key != "streaming"}
+    try:
+        if "builder" in load:
+            yield from _batches(enumerate(_builder(load, card.path.parent)))
+        elif (files := _local_files(card)) is not None:
+            size = sum(file.stat().st_size for file in files)
+            with progress(None, f"Reading {card.name}", size, unit="B", unit_scale=True) as bar:
+                for file in files:
+                    yield from _read(file, bar)
+        else:
+            yield from _load_dataset(card)
+    except CardError as error:
+        raise CardError(f"{card.path}: {error}") from None
 
 
 def concat(tables: Iterable[pa.Table]) -> pa.Table:
@@ -79,7 +92,7 @@ def _name(card: Card) -> str:
     return str(card.load.get("data_files") or card.load.get("builder") or card.load["path"])
 
 
-def _builder(load: dict) -> Iterable[dict]:
+def _builder(load: dict, folder: Path) -> Iterable[dict]:
     name = load.pop("builder")
     if name not in BUILDERS:
         known = ", ".join(BUILDERS)
@@ -87,6 +100,12 @@ def _builder(load: dict) -> Iterable[dict]:
             f"unknown builder {name!r}, expected one of {known}.{nearest(name, BUILDERS)}"
         )
     load.pop("split", None)
+    if BUILDERS[name] is source_files:
+        load["folder"] = folder
+    try:
+        inspect.signature(BUILDERS[name]).bind(**load)
+    except TypeError as error:
+        raise CardError(f"builder {name}: {error}. Change the keys under codexhf.load.") from None
     return BUILDERS[name](**load)
 
 
@@ -96,25 +115,29 @@ def _local_files(card: Card) -> list[Path] | None:
     if isinstance(files, dict):
         if split not in files:
             raise CardError(f"data_files has no split {split!r}.{nearest(split, files)}")
-        files = files[split]
     elif split != "train":
         return None
-    files = [files] if isinstance(files, str) else list(files or [])
-    if not files or card.load.get("path", "json") not in FORMATS or any("://" in f for f in files):
+    names, folder = card.named(), card.path.parent
+    if not names or card.load.get("path", "json") not in FORMATS or any("://" in n for n in names):
         return None
-    if not all(_kind(Path(f)) in READERS for f in files):
+    if not all(
+        glob.has_magic(n) or (folder / n).is_dir() or _kind(Path(n)) in READERS for n in names
+    ):
         return None
     found = []
-    for name in files:
-        path = card.path.parent / name
-        matches = sorted(path.parent.glob(path.name)) if "*" in path.name else [path]
-        if not matches or not all(p.is_file() for p in matches):
-            raise CardError(f"data_files {path} do not exist.")
-        found += matches
+    for name in names:
+        inside = [file for file in files_at(folder, name) if _kind(file) in READERS]
+        if not inside:
+            what = "holds no data files" if (folder / name).is_dir() else "do not exist"
+            raise CardError(
+                f"data_files {folder / name} {what}. Name files, or a folder of files, that end in "
+                f"{', '.join(READERS)}."
+            )
+        found += inside
     return found
 
 
-def _load_dataset(card: Card) -> pa.Table:
+def _load_dataset(card: Card) -> Iterator[pa.Table]:
     arguments = {"split": "train", **card.load}
     files = arguments.get("data_files")
     if isinstance(files, str | list) and arguments.get("path") in (*FORMATS, "text"):
@@ -122,9 +145,10 @@ def _load_dataset(card: Card) -> pa.Table:
         arguments["data_files"] = [f if "://" in f else str(card.path.parent / f) for f in names]
     try:
         dataset = datasets.load_dataset(**arguments)
+        for table in dataset.with_format("arrow").iter(batch_size=BATCH_ROWS):
+            yield _plain(table)
     except Exception as error:  # whatever a builder raises, the card is what the user can fix
         raise CardError(f"cannot load {_name(card)}: {type(error).__name__}: {error}") from error
-    return _plain(dataset.with_format("arrow")[:] if dataset._indices else dataset.data.table)
 
 
 # -- files -----------------------------------------------------------------------------------
@@ -135,6 +159,10 @@ OPENERS: dict[str, Callable[..., Any]] = {
     ".xz": lzma.open,
     ".zst": lambda file, mode: io.BufferedReader(pa.input_stream(str(file), "zstd")),
 }
+
+
+BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
+"""What reading a broken file raises."""
 
 
 def _kind(file: Path) -> str:
@@ -157,17 +185,18 @@ def _open(file: Path) -> IO[bytes]:
     return stream
 
 
-def _read(file: Path) -> Iterator[pa.Table]:
+def _read(file: Path, bar: Any) -> Iterator[pa.Table]:
     try:
-        empty = True
+        rows = 0
         for table in READERS[_kind(file)](file):
-            empty = empty and table.num_rows == 0
+            rows += table.num_rows
             yield table
+        bar.update(file.stat().st_size)
     except CardError:
         raise
-    except (OSError, EOFError, lzma.LZMAError, pa.ArrowException) as error:
+    except BROKEN as error:
         raise CardError(f"{file}: {type(error).__name__}: {error}") from error
-    if empty:
+    if not rows:
         raise CardError(f"0 rows in {file}.")
 
 
@@ -343,8 +372,14 @@ def _plain_type(type: pa.DataType) -> pa.DataType:
     return type
 
 
-def _spool(tables: Iterator[pa.Table]) -> pa.Table:
-    """Write tables to a nameless file and return them mapped into memory, not read into it."""
+def spool(
+    tables: Iterator[pa.Table], join: Callable[[list[pa.Table]], pa.Table] = concat
+) -> pa.Table:
+    """Write tables to nameless files and return them mapped into memory, not read into it.
+
+    Args:
+        join: what makes one table of those with different columns.
+    """
     folder = Path(datasets.config.HF_DATASETS_CACHE)
     folder.mkdir(parents=True, exist_ok=True)
     parts: list[pa.Table] = []
@@ -366,7 +401,7 @@ def _spool(tables: Iterator[pa.Table]) -> pa.Table:
             writer = pa.ipc.new_stream(file, schema)
         writer.write_table(table)
     close()
-    return concat(parts) if parts else pa.table({})
+    return join(parts) if parts else pa.table({})
 
 
 # -- builders: data that lies on every machine with Python -----------------------------------
@@ -425,4 +460,54 @@ def humaneval() -> Iterable[dict]:
         }
 
 
-BUILDERS = {f.__name__: f for f in (python_stdlib, python_topics, humaneval)}
+def source_files(
+    folder: Path, files: str | list[str], suffixes: list[str] | None = None
+) -> Iterable[dict]:
+    """Every file of folders, patterns and (compressed) tars; the suffix is read without case.
+
+    What is no text has a reason in `unreadable`, and is counted under it.
+    """
+    ends = tuple(suffix.lower() for suffix in suffixes or [""])
+    for name in [files] if isinstance(files, str) else files:
+        found = files_at(folder, name)
+        if not found:
+            raise CardError(f"files {folder / name} do not exist.")
+        for file in found:
+            if _kind(file) in (".tar", ".tgz"):
+                yield from _tar_members(file, ends)
+            elif file.name.lower().endswith(ends):
+                with open(file, "rb") as stream:
+                    yield _source_row(os.path.relpath(file, folder), stream)
+
+
+def _tar_members(file: Path, ends: tuple[str, ...]) -> Iterable[dict]:
+    try:
+        stream = (
+            gzip.open(file) if file.suffix == ".tgz" else OPENERS.get(file.suffix, open)(file, "rb")
+        )
+        with stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                if member.isfile() and member.name.lower().endswith(ends):
+                    yield _source_row(member.name, tar.extractfile(member))
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        tarfile.TarError,
+        pa.ArrowException,
+    ) as error:
+        raise CardError(f"{file}: {type(error).__name__}: {error}") from error
+
+
+def _source_row(name: Any, stream: IO[bytes]) -> dict:
+    raw, why = stream.read(MAX_ROW_BYTES + 1), None
+    text = raw.decode("utf-8-sig", errors="replace")
+    if len(raw) > MAX_ROW_BYTES:
+        text, why = "", f"a file of more than {MAX_ROW_BYTES >> 20} MiB"
+    elif "\0" in text or "\ufffd" in text and "\ufffd".encode() not in raw:
+        text, why = "", "a file that is not UTF-8 text"
+    return {"text": text, "id": str(name), "unreadable": why}
+
+
+BUILDERS = {f.__name__: f for f in (python_stdlib, python_topics, humaneval, source_files)}

@@ -8,9 +8,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from codexhf.arguments import TokenizerArguments
-from codexhf.chat import end_ids, text_of
 from codexhf.data import Data
 from codexhf.hub import resolve
+from codexhf.prompts import end_ids, text_of
 
 GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Classes of tokenizers that are all in their tokenizer.json."""
@@ -23,6 +23,18 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}"
 )  # fmt: skip
+
+
+TEMPLATES = {
+    "plain": "{{ bos_token }}{% for message in messages %}"
+    "{{ '### ' + message['role'] + '\n' + message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' }}{{ '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### assistant\n' }}{% endif %}",
+    "chatml": "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+}
+"""Chat templates by name, for base models without one of their own."""
 
 
 def new_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -82,7 +94,11 @@ def train_tokenizer(
 
 
 def load_tokenizer(
-    path: str, padding_side: str = "right", *, chat_template: str | None = None
+    path: str,
+    padding_side: str = "right",
+    *,
+    chat_template: str | None = None,
+    named_template: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer that has a pad token.
 
@@ -91,6 +107,7 @@ def load_tokenizer(
 
     Args:
         chat_template: file of a template in the place of the tokenizer's own.
+        named_template: name of one of TEMPLATES instead.
     Raises:
         ValueError: no end token, without which a model would never learn to stop; no such template.
     """
@@ -104,8 +121,18 @@ def load_tokenizer(
             f"{path}: the tokenizer has no eos_token. Set one and save it: "
             "tokenizer.eos_token = ...; tokenizer.save_pretrained(...)"
         )
-    if chat_template is not None:
-        tokenizer.chat_template = read_template(chat_template)
+    if named_template == "chatml" and "<|im_end|>" not in tokenizer.get_vocab():
+        raise ValueError(
+            f"chat_template: got chatml, but the vocabulary of {path} has no <|im_end|>, so no "
+            "answer would end. Use plain."
+        )
+    if named_template and chat_template:
+        raise ValueError(
+            f"chat_template: got {named_template!r} and chat_template_path {chat_template!r}, "
+            "expected one of them."
+        )
+    if named_template or chat_template:
+        tokenizer.chat_template = TEMPLATES.get(named_template) or read_template(chat_template)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = spare_token(tokenizer) or tokenizer.eos_token
         print(f"{path}: no pad token; {tokenizer.pad_token!r} pads", flush=True)

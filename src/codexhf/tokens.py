@@ -7,8 +7,7 @@ processes of a machine read what the first one made.
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,12 @@ import tokenizers
 import torch
 import transformers
 from datasets import Dataset
-from datasets.utils.tqdm import tqdm
 from filelock import FileLock
 
-from codexhf import chat
+from codexhf import prompts
 from codexhf.cards import CardError
-from codexhf.chat import answered_ids_batch, prompt_ids_batch
-from codexhf.workers import in_order
-
-
-def progress(items: Iterable, what: str, total: int | None = None, **kwargs: Any) -> Iterable:
-    """Show a bar on the first process of what takes more than two seconds."""
-    silent = int(os.environ.get("RANK", "0")) > 0
-    return tqdm(items, desc=what, total=total, delay=2, leave=False, disable=silent, **kwargs)
+from codexhf.prompts import answered_ids_batch, prompt_ids_batch
+from codexhf.workers import in_order, progress
 
 
 def table_of(dataset: Dataset) -> pa.Table:
@@ -63,7 +55,7 @@ def answered_rows(
     learn_prompts: bool = False,
     source: str = "rows",
 ) -> Dataset:
-    """Return a prompt with each of `columns` behind it as ids, by `chat.answered_ids`.
+    """Return a prompt with each of `columns` behind it as ids, by `prompts.answered_ids`.
 
     Args:
         source: what an error calls the rows.
@@ -101,7 +93,7 @@ def answered_rows(
 
 
 def prompt_lengths(rows: Dataset, tokenizer, source: str) -> np.ndarray:
-    """Return the tokens of each prompt, by `chat.prompt_ids`.
+    """Return the tokens of each prompt, by `prompts.prompt_ids`.
 
     Raises:
         CardError: the chat template refuses a row.
@@ -125,7 +117,7 @@ def _by_rows(function: Callable, rows: Dataset, what: str, size: int = 500) -> I
 
 
 def _render(function: Callable, source: str, tokenizer, *columns: Sequence) -> list:
-    """Return what a function of `chat` makes of a batch; a row that the template refuses is named.
+    """Return what a function of `prompts` makes of a batch; a refused row is named.
 
     Raises:
         CardError: with the card and the row's text.
@@ -322,17 +314,12 @@ def _cached(
     They are made once for equal rows, tokenizer, settings, libraries and code; other processes
     wait for the first one.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = [
         kind,
         settings,
         key or fingerprint(rows, batch_size=64),
-        backend.to_str()
-        if backend
-        else [sorted(tokenizer.get_vocab()), str(tokenizer.init_kwargs)],
-        [tokenizer.chat_template, type(tokenizer).__name__, str(tokenizer.special_tokens_map)],
-        [transformers.__version__, tokenizers.__version__],
-        [Path(file).read_text(encoding="utf-8") for file in (__file__, chat.__file__)],
+        tokenizer_key(tokenizer),
+        [Path(file).read_text(encoding="utf-8") for file in (__file__, prompts.__file__)],
     ]
     name = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "codexhf" / name
@@ -353,3 +340,14 @@ def _cached(
             stats.write_text(json.dumps(found), encoding="utf-8")
     made = Dataset.from_file(str(folder / "rows.arrow"))
     return made, json.loads(stats.read_text(encoding="utf-8"))
+
+
+def tokenizer_key(tokenizer) -> list:
+    """Return what the ids that a tokenizer makes depend on."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = [sorted(tokenizer.get_vocab()), str(tokenizer.init_kwargs)]
+    return [
+        backend.to_str() if backend else words,
+        [tokenizer.chat_template, type(tokenizer).__name__, str(tokenizer.special_tokens_map)],
+        [transformers.__version__, tokenizers.__version__],
+    ]

@@ -14,10 +14,10 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codexhf.chat import decode, end_ids, left_pad, prompt_ids, vocabulary_size
 from codexhf.generation.engines import Engine, Sampling, make_engine
 from codexhf.generation.native import preallocated_cache
 from codexhf.models import base_model, evaluating
+from codexhf.prompts import decode, end_ids, left_pad, prompt_ids, vocabulary_size
 
 
 def sample_ids(
@@ -37,7 +37,7 @@ def sample_ids(
     Prompts of similar length share a batch. The global random state is left alone.
 
     Args:
-        prompts: text or messages, as `chat.prompt_ids` takes them.
+        prompts: text or messages, as `prompts.prompt_ids` takes them.
         temperature: of sampling; 0 is greedy.
         progress: what to write before a progress bar; none when None.
     Returns:
@@ -77,11 +77,9 @@ def engine_for(
 ) -> Engine:
     """Return the engine of that name; where it cannot sample from the model, one that can.
 
-    vllm knows no adapters; native and continuous_batching know attention caches alone.
+    native and continuous_batching know attention caches alone.
     """
     wanted, reason = name, None
-    if name == "vllm" and not isinstance(model, PreTrainedModel):
-        name, reason = "native", "the policy has an adapter"
     if name in ("native", "continuous_batching"):
         try:
             preallocated_cache(base_model(model), 1)

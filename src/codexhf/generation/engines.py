@@ -8,7 +8,6 @@ All engines sample from softmax(logits / temperature) with no other filter, from
 stream, and leave the global random state, the policy and its generation config as they were.
 """
 
-import importlib.util
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -240,16 +239,7 @@ def make_engine(name: str, sampling: Sampling, cuda_graphs: bool = True) -> Engi
         return NativeEngine(sampling, fixed_shapes=None if cuda_graphs else False)
     if name == "hf":
         return HFEngine(sampling)
-    if name == "continuous_batching":
-        return ContinuousBatchingEngine(sampling)
-    if importlib.util.find_spec("vllm") is None:
-        raise ImportError(
-            "rollout_engine: got 'vllm', but the package vllm is not installed. "
-            "Install it with `pip install vllm`, or use rollout_engine='native'."
-        )
-    from codexhf.generation.vllm import VLLMEngine
-
-    return VLLMEngine(sampling)
+    return ContinuousBatchingEngine(sampling)
 
 
 def ended_by_stop(responses: Tensor, logprobs: Tensor, stop_ids: tuple[int, ...]) -> Generation:

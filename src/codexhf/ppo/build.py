@@ -5,7 +5,6 @@ must be looked at for (`model_errors`), and the parts. Each list is raised whole
 """
 
 import copy
-import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,8 @@ from transformers import (
     set_seed,
 )
 
-from codexhf.chat import end_ids, vocabulary_size
+from codexhf.adapters import share_base
+from codexhf.launch import launch_errors
 from codexhf.models import base_model, disable_dropout, load_policy, shortest_context
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.evaluate import EVALUATION_METRICS
@@ -32,6 +32,7 @@ from codexhf.ppo.objective import AdaptiveKL
 from codexhf.ppo.rollout import NOT_REWARD_COLUMNS, PromptEncoder
 from codexhf.ppo.sampling import recomputes
 from codexhf.ppo.schedule import Schedule
+from codexhf.prompts import end_ids, vocabulary_size
 from codexhf.reward_model import IdReward, ModelReward, check_scalar_head, load_reward_model
 from codexhf.rewards import RewardSum, as_list, combine
 
@@ -153,6 +154,9 @@ def build(given: Given) -> Parts:
         dropouts=dropouts,
     )
     _refuse(_length_errors(given, parts))
+    whole = not args.deepspeed and os.environ.get("ACCELERATE_USE_FSDP", "false") == "false"
+    if whole and not isinstance(parts.policy, PreTrainedModel):
+        share_base(parts.policy, parts.critic, parts.reference, *parts.reward_models)
     return parts
 
 
@@ -228,22 +232,12 @@ def early_errors(given: Given) -> list[str]:
 
 def _launch_errors(args: PPOConfig) -> list[str]:
     """Return what is wrong with the processes and packages that were found."""
-    errors = []
-    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        errors.append(
-            "accelerate: got FSDP, expected DDP, ZeRO or one process. Sampling from sharded "
-            "layers is not built yet; use DDP, LoRA or ZeRO."
-        )
+    errors = launch_errors()
     if args.n_gpu > 1:
         errors.append(
             f"got {args.n_gpu} GPUs in one process, expected one process for each: Trainer would "
             "split batches that do not belong apart. Use accelerate launch, or set "
             "CUDA_VISIBLE_DEVICES to one of them."
-        )
-    if args.rollout_engine == "vllm" and importlib.util.find_spec("vllm") is None:
-        errors.append(
-            "rollout_engine: got 'vllm', but the package vllm is not installed. Install it with "
-            "`pip install vllm`, or use rollout_engine='native'."
         )
     return errors
 

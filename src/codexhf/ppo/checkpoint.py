@@ -20,6 +20,7 @@ from codexhf.checkpoints import step_folders
 from codexhf.models import load_weights
 from codexhf.ppo.model import PolicyAndCritic
 from codexhf.ppo.rollout import Rollout
+from codexhf.sharding import complete_state
 
 STATE_FILE = "ppo_state_{rank}.json"
 ROLLOUT_FILE = "rollout_{rank}.safetensors"
@@ -53,6 +54,8 @@ class CheckpointMixin:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             folder.mkdir(parents=True, exist_ok=True)
             self._save_ppo_state(folder)
+            if self.is_fsdp_enabled:
+                complete_state(self.optimizer)
             self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
 
@@ -128,13 +131,16 @@ class CheckpointMixin:
 
     def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
         """Load policy and critic."""
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(checkpoint, model)
+            return
         wrapper = self.accelerator.unwrap_model(model if model is not None else self.model)
         for module, _, where in _parts_of(wrapper, Path(checkpoint)):
             load_weights(module, where)
 
     def _load_best_model(self) -> None:
         """Load policy and critic of the best checkpoint."""
-        if self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_best_model()
             return
         self._load_from_checkpoint(self.state.best_model_checkpoint)

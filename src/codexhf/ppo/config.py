@@ -93,12 +93,12 @@ class PPOConfig(TrainingArguments):
     total_episodes: int | None = knob(
         None, "Completions in the whole run. None: num_train_epochs over the prompts.", low=1
     )
-    rollout_engine: Literal["native", "hf", "continuous_batching", "vllm"] = knob(
+    rollout_engine: Literal["native", "hf", "continuous_batching"] = knob(
         "native",
         "What samples, all from the same distribution: native decodes with a preallocated cache "
         "and stops computing a row when it ends, hf is model.generate, continuous_batching is "
-        "model.generate_batch, vllm needs the package of that name. An engine that does not know "
-        "the policy gives way to one that does, and says so.",
+        "model.generate_batch. An engine that does not know the policy gives way to one that does, "
+        "and says so.",
     )
     cuda_graphs: bool = knob(
         True,

@@ -10,6 +10,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from codexhf.ppo.objective import kl_estimate
 from codexhf.ppo.rollout import Completions, shape_scores
+from codexhf.sharding import is_sharded
+from codexhf.trackers import log_samples
 
 EVALUATION = 2**40
 """Rollout numbers from here on seed evaluations; no run has that many rollouts."""
@@ -58,6 +60,11 @@ class EvaluationMixin:
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Answer the evaluation prompts and report every reward, the KL and the lengths."""
+        if self.is_fsdp_enabled and not is_sharded(self.model):
+            raise ValueError(
+                "evaluate: FSDP shards the policy when train() begins. Train first, or evaluate "
+                "without FSDP."
+            )
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         with self._rollout_mode():
             for batch, ids, completions in self._evaluated(dataloader):
@@ -95,7 +102,7 @@ class EvaluationMixin:
         self, rows: list[dict], ids: list[list[int]], completions: Completions
     ) -> dict[str, list[float | None]]:
         """Return each metric per row."""
-        scores, parts, _ = self.eval_scorer.score(rows, ids, completions)
+        scores, parts, _ = self._score(self.eval_scorer, rows, ids, completions)
         logprobs = self._logprobs(self.policy_model, completions)
         with self._reference() as reference:
             ref_logprobs = self._logprobs(reference, completions)
@@ -109,7 +116,10 @@ class EvaluationMixin:
 
     @torch.no_grad()
     def generate_completions(self, sampling: bool = False) -> None:
-        """Print completions of evaluation prompts with scores; a few with `sampling`, or all."""
+        """Show completions of evaluation prompts with scores; a few with `sampling`, or all.
+
+        They are printed, and sent to trackers.
+        """
         if self.eval_dataset is None:
             return
         sets = self.eval_dataset
@@ -119,11 +129,15 @@ class EvaluationMixin:
                 self.get_eval_dataloader(first), SAMPLE_ROWS if sampling else None
             )
             for batch, ids, completions in found:
-                scores, _, texts = self.eval_scorer.score(
-                    [row for _, row in batch], ids, completions
-                )
+                rows = [row for _, row in batch]
+                scores, _, texts = self._score(self.eval_scorer, rows, ids, completions)
                 prompts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
-                for prompt, text, score in zip(prompts, texts, scores.tolist(), strict=True):
+                shown = list(zip(prompts, texts, scores.tolist(), strict=True))
+                for prompt, text, score in shown:
                     self.accelerator.print(f"[{score:+.3f}] {prompt!r} -> {text!r}")
+                if self.is_world_process_zero():
+                    names = ("prompt", "completion", "score")
+                    rows = [dict(zip(names, row, strict=True)) for row in shown]
+                    log_samples(self.args, self.state.global_step, rows)
                 if sampling:
                     break

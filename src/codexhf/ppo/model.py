@@ -40,6 +40,7 @@ class PolicyAndCritic(nn.Module):
     """
 
     main_input_name = "input_ids"
+    compiled = False  # whether log-probabilities come from compiled kernels
 
     def __init__(
         self,
@@ -48,17 +49,13 @@ class PolicyAndCritic(nn.Module):
         kept_logits_mb: int = 256,
         reference: nn.Module | None = None,
         vocabulary: int | None = None,
-        compiled: bool = False,
     ):
-        """`vocabulary`: the policy is a distribution over the first so many ids; None: over all.
-
-        `compiled`: log-probabilities come from compiled kernels; the layers are the trainer's job.
-        """
+        """`vocabulary`: the policy is a distribution over the first so many ids; None: over all."""
         super().__init__()
         self.policy, self.value_model = policy, value_model
         self.config = policy.config
         self._kept_bytes = kept_logits_mb * 2**20
-        self._vocabulary, self._compiled = vocabulary, compiled
+        self._vocabulary = vocabulary
         # set once here: a FSDP or ZeRO wrapper may hide the modules later
         self._head_is_linear = has_linear_head(policy)
         self._reference_head_is_linear = reference is None or has_linear_head(reference)
@@ -76,7 +73,7 @@ class PolicyAndCritic(nn.Module):
     @property
     def _no_split_modules(self) -> list[str]:
         """Layer classes that FSDP wraps one by one."""
-        models = (base_model(self.policy), self.value_model)
+        models = (base_model(self.policy), base_model(self.value_model))
         return sorted({name for model in models for name in (model._no_split_modules or [])})
 
     @property
@@ -91,22 +88,22 @@ class PolicyAndCritic(nn.Module):
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute activations in the backward pass, in policy and critic."""
-        for model in (base_model(self.policy), self.value_model):
+        for model in (base_model(self.policy), base_model(self.value_model)):
             model.activation_checkpointing_enable(**kwargs)
 
     def activation_checkpointing_disable(self) -> None:
         """Keep activations again."""
-        for model in (base_model(self.policy), self.value_model):
+        for model in (base_model(self.policy), base_model(self.value_model)):
             model.activation_checkpointing_disable()
 
     def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
         """`activation_checkpointing_enable` under its name before transformers 5.23."""
-        for model in (base_model(self.policy), self.value_model):
+        for model in (base_model(self.policy), base_model(self.value_model)):
             model.gradient_checkpointing_enable(**kwargs)
 
     def gradient_checkpointing_disable(self) -> None:
         """`activation_checkpointing_disable` under its name before transformers 5.23."""
-        for model in (base_model(self.policy), self.value_model):
+        for model in (base_model(self.policy), base_model(self.value_model)):
             model.gradient_checkpointing_disable()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -191,7 +188,7 @@ class PolicyAndCritic(nn.Module):
             block=max(BLOCK_ROWS, BLOCK_BYTES // row),
             keep=torch.is_grad_enabled() and hidden.size(0) * row <= self._kept_bytes,
             dtype=matmul_dtype(hidden),
-            compiled=self._compiled,
+            compiled=self.compiled,
         )
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from codexhf.chat import answered_ids, decode, prompt_ids
 from codexhf.generation.engines import Generation, first_true, row_chunks
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.objective import (
@@ -25,6 +24,7 @@ from codexhf.ppo.objective import (
     token_rewards,
     whiten,
 )
+from codexhf.prompts import answered_ids, decode, prompt_ids
 from codexhf.reward_model import IdReward
 from codexhf.rewards import RewardSum
 

@@ -4,20 +4,18 @@ Used by trainer.py for training and by evaluate.py for evaluation.
 """
 
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from codexhf.chat import left_pad
 from codexhf.models import base_model, evaluating, nonfinite_parameter
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.metrics import Clock
 from codexhf.ppo.objective import masked_sum, truncated_importance_weights
-from codexhf.ppo.rollout import Completions, Rollout, advantages, mark, shape_scores
-
-FAR_ENGINES = ("continuous_batching", "vllm")
-"""Engines whose kernels round differently from the training forward."""
+from codexhf.ppo.rollout import Completions, Rollout, Scorer, advantages, mark, shape_scores
+from codexhf.prompts import left_pad
+from codexhf.sharding import gathered
 
 LARGEST_GAP = 0.005
 """Nats per token by which the sampler and the training forward may differ where both run in
@@ -34,7 +32,7 @@ def rounds_differently(args: PPOConfig, dtype: torch.dtype, mixed_precision: str
         dtype: of the policy.
         mixed_precision: accelerate's word for it; "no" is none.
     """
-    far = args.rollout_engine in FAR_ENGINES
+    far = args.rollout_engine == "continuous_batching"  # its kernels
     return mixed_precision != "no" or dtype != torch.float32 or far
 
 
@@ -60,7 +58,7 @@ class RolloutMixin:
         with self._rollout_mode():
             completions = self._sample(ids, seed, args.temperature)
             clock.lap("generate")
-            scores, parts, _ = self.scorer.score(rows, ids, completions)
+            scores, parts, _ = self._score(self.scorer, rows, ids, completions)
             clock.lap("score")
             logprobs, ref_logprobs, importance = self._rollout_logprobs(completions)
             values = self._values(completions)
@@ -101,20 +99,31 @@ class RolloutMixin:
     @contextmanager
     def _rollout_mode(self):
         """Eval mode, so that caches work under checkpointing; autocast as in training."""
-        with evaluating(self.model), self.accelerator.autocast(), self._gathered():
+        with evaluating(self.model), self.accelerator.autocast():
             yield
 
     @contextmanager
-    def _gathered(self):
-        """Under ZeRO-3, gather the weights once instead of at every layer of every token."""
-        plugin = self.accelerator.state.deepspeed_plugin
-        if plugin is None or plugin.zero_stage != 3 or not self.args.ds3_gather_for_generation:
-            yield
-            return
-        import deepspeed
+    def _gathered(self, part: nn.Module):
+        """Hold one of the models whole: once, instead of at every layer of every token.
 
-        with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
-            yield
+        Processes may then sample different numbers of tokens.
+        """
+        with gathered(part) if part is self.ref_model else gathered(self.model, part):
+            plugin = self.accelerator.state.deepspeed_plugin
+            if plugin is None or plugin.zero_stage != 3 or not self.args.ds3_gather_for_generation:
+                yield
+                return
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters(list(part.parameters())):
+                yield
+
+    def _score(self, scorer: Scorer, rows, ids, completions: Completions):
+        """Score completions with reward models that are whole meanwhile; see `Scorer.score`."""
+        with ExitStack() as held:
+            for model in self._reward_models:
+                held.enter_context(gathered(model))
+            return scorer.score(rows, ids, completions)
 
     def _sample(self, ids: list[list[int]], seed: int, temperature: float) -> Completions:
         """Sample completions of prompts."""
@@ -122,11 +131,13 @@ class RolloutMixin:
             prompt_ids, prompt_mask = left_pad(ids, self.args.device)
         else:
             prompt_ids, prompt_mask = self._collated(ids)
-        with torch.compiler.set_stance(
-            "force_eager" if self.user_args.torch_compile else "default"
+        policy, eager = self.policy_model, bool(self.user_args.torch_compile)
+        with (
+            torch.compiler.set_stance("force_eager" if eager else "default"),
+            self._gathered(policy),
         ):
             generation = self.engine.generate(
-                self.policy_model, prompt_ids, prompt_mask, seed=seed, temperature=temperature
+                policy, prompt_ids, prompt_mask, seed=seed, temperature=temperature
             )
         return mark(
             generation, prompt_ids, prompt_mask, self.args, self.processing_class, self.stop_ids
@@ -212,17 +223,18 @@ class RolloutMixin:
         wrapper = self.accelerator.unwrap_model(self.model)
         out = torch.zeros_like(completions.logprobs)
         size = self.args.local_rollout_forward_batch_size
-        for index, layout in completions.batches(size, self.args.trim_padding):
-            mask = completions.response_mask[index]
-            picked, _ = wrapper.score(
-                policy,
-                layout.input_ids,
-                layout.attention_mask,
-                layout.policy_at,
-                completions.responses[index][mask],
-                self.args.temperature,
-            )
-            out[index] = out[index].masked_scatter(mask, picked)
+        with self._gathered(policy):
+            for index, layout in completions.batches(size, self.args.trim_padding):
+                mask = completions.response_mask[index]
+                picked, _ = wrapper.score(
+                    policy,
+                    layout.input_ids,
+                    layout.attention_mask,
+                    layout.policy_at,
+                    completions.responses[index][mask],
+                    self.args.temperature,
+                )
+                out[index] = out[index].masked_scatter(mask, picked)
         return out
 
     def _values(self, completions: Completions) -> Tensor:
@@ -230,9 +242,10 @@ class RolloutMixin:
         wrapper = self.accelerator.unwrap_model(self.model)
         out = torch.zeros_like(completions.logprobs)
         size = self.args.local_rollout_forward_batch_size
-        for index, layout in completions.batches(size, self.args.trim_padding):
-            picked = wrapper.values(layout.input_ids, layout.attention_mask, layout.value_at)
-            out[index] = out[index].masked_scatter(completions.value_mask[index], picked)
+        with self._gathered(self.value_model):
+            for index, layout in completions.batches(size, self.args.trim_padding):
+                picked = wrapper.values(layout.input_ids, layout.attention_mask, layout.value_at)
+                out[index] = out[index].masked_scatter(completions.value_mask[index], picked)
         return out
 
     @contextmanager

@@ -4,15 +4,16 @@ import importlib
 from dataclasses import fields
 
 from datasets import Dataset
-from transformers import PreTrainedModel
+from torch import nn
 
+from codexhf.adapters import loading, lora_config, with_lora
 from codexhf.arguments import PPOArguments
-from codexhf.chat import prompt_ids
 from codexhf.data import Data
-from codexhf.models import load_policy, lora_config
+from codexhf.models import load_policy
 from codexhf.ppo.config import TRL_VALUES, UNREAD_FIELDS, PPOConfig
 from codexhf.ppo.trainer import PPOTrainer
-from codexhf.reward_model import load_model_reward, load_reward_model
+from codexhf.prompts import prompt_ids
+from codexhf.reward_model import adapted_reward_model, load_model_reward, load_reward_model
 from codexhf.rewards import REWARD_MODEL, UnitTestsReward, combine
 from codexhf.tokenizer import reads_ids_of
 
@@ -58,15 +59,17 @@ def new_trainer(
         return _trl_trainer(stage, training, tokenizer, prompts)
     model_reward = None
     if REWARD_MODEL in stage.rewards:
-        model_reward = load_model_reward(stage.reward_model, clip=stage.reward_clip)
+        model_reward = load_model_reward(
+            stage.reward_model, stage.reward_clip, adapted=stage.use_peft, **loading(stage)
+        )
     uses_tests = any(name.startswith("unit_tests") for name in stage.rewards)
     return PPOTrainer(
         args=training,
         processing_class=tokenizer,
-        model=load_policy(stage.model, tokenizer),
+        model=load_policy(stage.model, tokenizer, **loading(stage)),
         ref_model=None,
         reward_model=None,
-        value_model=_critic(stage, tokenizer),
+        value_model=_critic(stage, tokenizer, training.seed),
         train_dataset=prompts.dataset,
         eval_dataset=tasks.dataset if len(tasks.dataset) else None,
         peft_config=lora_config(stage),
@@ -86,8 +89,10 @@ def new_trainer(
     )
 
 
-def _critic(stage: PPOArguments, tokenizer) -> PreTrainedModel:
+def _critic(stage: PPOArguments, tokenizer, seed: int) -> nn.Module:
     """Return what the critic starts from: value_model, R, or M1 where R has another tokenizer.
+
+    With LoRA it is adapters: R's own, trained further, where R was trained with LoRA.
 
     The critic reads the policy's ids, which to a model of another tokenizer are other texts.
     """
@@ -100,7 +105,11 @@ def _critic(stage: PPOArguments, tokenizer) -> PreTrainedModel:
             )
         print(f"{path} has another tokenizer: the critic starts from {stage.model}", flush=True)
         path = stage.model
-    return load_reward_model(path, new_head=path != stage.reward_model)
+    if stage.use_peft and path == stage.reward_model:
+        critic = adapted_reward_model(path, trained=True, **loading(stage))
+    else:
+        critic = load_reward_model(path, new_head=path != stage.reward_model, **loading(stage))
+    return with_lora(critic, stage, seed, task="SEQ_CLS")
 
 
 def _trl_trainer(stage: PPOArguments, training: PPOConfig, tokenizer, prompts: Data):
@@ -160,6 +169,9 @@ def _beyond_trl(stage: PPOArguments, training: PPOConfig, known: set[str]) -> li
         (stage, "reward_weights", (None, [1.0])),
         (stage, "reward_clip", (None, PPOArguments.reward_clip)),
         (stage, "safety_rules", (None,)),
+        (stage, "dtype", ("float32",)),
+        (stage, "attn_implementation", (None,)),
+        (stage, "load_in_4bit", (False,)),
     ]
     wanted += [
         (training, f.name, (f.default, *([TRL_VALUES[f.name]] if f.name in TRL_VALUES else [])))

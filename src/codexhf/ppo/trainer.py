@@ -7,6 +7,7 @@ sampling.py rollouts, evaluate.py evaluations, checkpoint.py what is saved.
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from codexhf.chat import vocabulary_size
 from codexhf.generation import Sampling, engine_for
 from codexhf.guards import StopOnNaN
 from codexhf.models import base_model, compile_layers
@@ -29,7 +29,9 @@ from codexhf.ppo.objective import AdaptiveKL, kl_estimate, policy_losses, value_
 from codexhf.ppo.rollout import MicroBatch, Rollout, Scorer, demonstration_batch
 from codexhf.ppo.sampling import RolloutMixin
 from codexhf.ppo.schedule import Position
+from codexhf.prompts import vocabulary_size
 from codexhf.rewards import RewardSum
+from codexhf.sharding import keep_float32, shard
 
 
 class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
@@ -55,7 +57,8 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         eval_dataset: rows as in train_dataset, or a dict of such data sets.
         optimizers: optimizer and scheduler, instead of those that `args` describes.
         callbacks: more callbacks.
-        peft_config: wraps the policy in an adapter.
+        peft_config: wraps the policy in an adapter. Critic and reward model may be in one of their
+            own; what is frozen below them is then held once where it is equal.
         reward_funcs: names from `codexhf.rewards.REWARDS`, or functions
             f(prompts, completions, **columns) -> list[float | None], or a RewardSum of such.
         reward_weights: one per reward, reward models first; None weighs each 1.
@@ -111,12 +114,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         self._vocabulary = vocabulary_size(processing_class)
         super().__init__(
             model=PolicyAndCritic(
-                parts.policy,
-                parts.critic,
-                args.kept_logits_mb,
-                parts.reference,
-                self._vocabulary,
-                args.torch_compile,
+                parts.policy, parts.critic, args.kept_logits_mb, parts.reference, self._vocabulary
             ),
             args=trainer_args(args, parts.schedule),
             data_collator=data_collator,
@@ -127,6 +125,9 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False  # Trainer divides by the micro batches
+        keep_float32(self.accelerator)
+        if args.log_grad_norms and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            warnings.warn("log_grad_norms: rests, as gradients are sharded.", stacklevel=2)
         self.sft_dataset, self._custom_collator = sft_dataset, data_collator
         self._take(parts)
 
@@ -138,6 +139,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         self.ref_model = self._place(parts.reference)
         self._reward_models = [self._place(model) for model in parts.reward_models]
         if self.user_args.torch_compile:
+            self.model.compiled = True
             models = {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}
             for model in models:
                 compile_layers(model)
@@ -167,6 +169,8 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
             return None
         if self.is_deepspeed_enabled:
             return self.accelerator.prepare_model(model, evaluation_mode=True)
+        if self.is_fsdp_enabled:
+            return shard(model, self.accelerator)
         return model.to(self.args.device)
 
     def _restart(self, micro_step: int = 0) -> None:
@@ -389,8 +393,9 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         """Return the unweighted terms that are trained now."""
         batch, frozen = inputs["batch"], self._warming_up(inputs["now"])
         layout = batch.layout
-        # DDP waits for a gradient of every parameter, so there a frozen policy runs all the same
-        skip_policy = frozen and self.args.world_size == 1 and not self.is_deepspeed_enabled
+        # DDP, of one process too, waits for a gradient of every parameter: there a frozen policy
+        # runs all the same
+        skip_policy = frozen and type(model) is PolicyAndCritic
         out = model(
             input_ids=layout.input_ids,
             attention_mask=layout.attention_mask,
@@ -459,8 +464,8 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         """Return whether this micro batch closes an optimizer step that is logged."""
         if not self.args.log_grad_norms or now.micro_batch != self.schedule.micro_batches - 1:
             return False
-        if self.is_deepspeed_enabled:
-            return False  # it moves gradients in hooks that a second backward pass would trip
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return False  # they move gradients in hooks that a second backward pass would trip
         every = self.state.logging_steps
         return bool(every) and (self.state.global_step + 1) % int(every) == 0
 

@@ -19,6 +19,7 @@ ROWS = {
         ("parses", "answers that parse ↑", 100, 1),
         ("violation_rate", "answers that break a safety rule ↓", 100, 1),
     ],
+    "Public benchmarks, %": [("benchmark_{}", "{} ↑", 100, 1)],
     "Likelihood": [
         ("L_SFT", "L_SFT, nats per token of the references ↓", 1, 3),
         ("bits_per_byte_{}", "bits per byte, {} ↓", 1, 3),

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from codexhf.lineage import BY_FOLDER
+from codexhf.hub import hub_name
+from codexhf.lineage import BY_FOLDER, BY_NAME
 
 # Names that run.py and evaluation.py write.
 CARDS, STATS = "cards", "stats"  # of one part of a stage's data
@@ -99,7 +100,7 @@ class Runs:
         order = list(BY_FOLDER)
         last = max(map(order.index, self.stages))
         sources = {
-            Path(parent["path"]).name
+            folder_of(parent)
             for manifest in self.stages.values()
             for parent in manifest["parents"].values()
             if "stage" in parent
@@ -114,7 +115,7 @@ class Runs:
 
     def same(self, parent: Mapping) -> bool | None:
         """Whether a parent's files are those of the stage in this folder; None where not known."""
-        files = self.stages.get(Path(parent["path"]).name, {}).get("files", {})
+        files = self.stages.get(folder_of(parent), {}).get("files", {})
         hashes = parent.get("sha256")
         if not files or not isinstance(hashes, dict):
             return None
@@ -131,6 +132,13 @@ def number(value) -> float | None:
         return float(value)
     except OverflowError:  # JSON's integers have no end
         return math.inf if value > 0 else -math.inf
+
+
+def folder_of(parent: Mapping) -> str:
+    """What a run calls the folder of a parent; on a hub its name has a prefix."""
+    if hub_name(parent["path"]) and parent.get("stage") in BY_NAME:
+        return BY_NAME[parent["stage"]].folder
+    return Path(parent["path"]).name
 
 
 def symbol(folder: str) -> str:

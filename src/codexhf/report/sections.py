@@ -19,7 +19,7 @@ from codexhf.report.comparison import (
     share_interval,
     written,
 )
-from codexhf.report.manifests import CARDS, STATS, Runs, number, symbol
+from codexhf.report.manifests import CARDS, STATS, Runs, folder_of, number, symbol
 
 U = {"alpha_sft": "L_SFT", "beta_rlhf": "L_RLHF", "gamma_reg": "Ω"}
 
@@ -99,7 +99,7 @@ def cautions(runs: Runs, bases: Mapping[str, str]) -> list[str]:
         for parent in manifest["parents"].values():
             if runs.same(parent) is False:
                 out.append(
-                    f"{name} was made from another {Path(parent['path']).name} than the one in "
+                    f"{name} was made from another {folder_of(parent)} than the one in "
                     "this folder: their sha256 differ. Run it again before comparing."
                 )
     for name, labeller in runs.agreement.get("labellers", {}).items():
@@ -182,13 +182,13 @@ def labellers(runs: Runs) -> Section:
     each = [
         [
             name,
+            {None: "too few labels to tell", True: "none", False: "yes"}[r.get("no_signal")],
             cell(r["labels"]),
             cell(r["skipped"]),
             cell(r["seconds"], 1),
             cell(number(r.get("left_percent"))),
             str(r.get("compared_with") or "–"),
             cell(number(r.get("agrees_percent"))),
-            {None: "too few labels to tell", True: "none", False: "yes"}[r.get("no_signal")],
         ]
         for name, r in found["labellers"].items()
     ]
@@ -199,10 +199,10 @@ def labellers(runs: Runs) -> Section:
     ]
     if "rm" in runs.stages and not runs.learned_from_people():
         notes.append("R was not trained on these labels: labels/train.jsonl is not among its data.")
-    columns = ["Labeller", "Labels", "Skipped", "Seconds each", "Chose left, %"]
+    columns = ["Labeller", "Signal", "Labels", "Skipped", "Seconds each", "Chose left, %"]
     tables = [
         Table(["Agreement", "Pairs", "Agree, %", "", "Coefficient"], rows),
-        Table([*columns, "Agrees most with", "In, %", "Signal"], each),
+        Table([*columns, "Agrees most with", "In, %"], each),
     ]
     return Section("Labels by people", tables=[t for t in tables if t.rows], notes=notes)
 
@@ -325,7 +325,7 @@ def lineage(runs: Runs) -> Section:
     rows = []
     for name, manifest in runs.stages.items():
         parents = [
-            (symbol(Path(p["path"]).name) if "stage" in p else p["path"])
+            (symbol(folder_of(p)) if "stage" in p else p["path"])
             + {True: "\u00a0✓", False: "\u00a0✗ differs", None: ""}[runs.same(p)]
             for p in manifest["parents"].values()
         ]
