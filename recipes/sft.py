@@ -36,6 +36,7 @@ def main(argv=None):
         models.within_context(stage.model, training.max_length),
         exclude=stage.exclude_cards,
         weights=stage.weights,
+        when_exhausted=stage.when_exhausted,
         completion_only=training.completion_only_loss,
         seed=seed,
     )

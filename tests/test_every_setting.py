@@ -237,6 +237,7 @@ CHANGES = {
     "tokenizer": {
         "train_cards": lambda w: w.text[:1],
         "weights": lambda w: [0.2, 0.8],
+        "when_exhausted": ("repeat", lambda w: {"weights": [0.2, 0.8]}),
         "chat_cards": lambda w: w.demos,
         "exclude_cards": lambda w: [w.heldout],
         "vocab_size": 380,
@@ -252,6 +253,7 @@ CHANGES = {
         "tokenizer": lambda w: f"{w.folder}/tokenizer_b",
         "train_cards": lambda w: w.text[:1],
         "weights": lambda w: [0.2, 0.8],
+        "when_exhausted": ("repeat", lambda w: {"weights": [0.2, 0.8]}),
         "exclude_cards": lambda w: [w.heldout],
         "max_length": 64,
         "max_eval_rows": 1,
@@ -269,6 +271,7 @@ CHANGES = {
         "model": lambda w: f"{w.folder}/m1",
         "train_cards": lambda w: w.demos[:1],
         "weights": lambda w: [0.2, 0.8],
+        "when_exhausted": ("repeat", lambda w: {"weights": [0.2, 0.8]}),
         "eval_cards": lambda w: [w.other_tasks],
         "exclude_cards": lambda w: [w.heldout],
         **TRAINED,
@@ -357,7 +360,7 @@ CHANGES = {
     },
 }
 ELSEWHERE = {
-    "dry_run", "restart", "redo_changed", "allow_changed", "output_dir", "unsafe_exec",
+    "dry_run", "restart", "num_proc", "redo_changed", "allow_changed", "output_dir", "unsafe_exec",
     "samples_in_report",
 }  # fmt: skip
 """Fields whose effect is not on what a run makes; each has a test below, in test_resume or

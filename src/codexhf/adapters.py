@@ -19,6 +19,7 @@ from accelerate import PartialState
 from codexhf.arguments import PretrainArguments
 from codexhf.hub import ADAPTER
 from codexhf.models import backbone_of, base_model, load_policy, new_policy
+from codexhf.sharding import whole
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -93,7 +94,8 @@ def wide_head(model: nn.Module) -> None:
 
 
 def _in_own_dtype(head: nn.Module, inputs: tuple) -> tuple:
-    return (inputs[0].to(head.weight.dtype), *inputs[1:])
+    wide = next(head.parameters()).dtype  # held whole by FSDP it may be bfloat16
+    return (inputs[0].to(wide), *inputs[1:])
 
 
 def adapts_classifier(folder: Path) -> bool:
@@ -172,8 +174,10 @@ def merge_adapters(trainer) -> dict:
     for holder, name, folder in holders:
         model = getattr(holder, name)
         if isinstance(model, PeftModel):
+            trained = {n for n, weight in model.named_parameters() if weight.requires_grad}
+            weights = {n: whole(w) for n, w in model.state_dict().items() if n in trained}
             if trainer.is_world_process_zero():
-                model.save_pretrained(folder / ADAPTER)
+                model.save_pretrained(folder / ADAPTER, state_dict=weights)
                 (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # a card stands above
             trainer.accelerator.wait_for_everyone()
             setattr(holder, name, _folded(model, folder / ADAPTER))

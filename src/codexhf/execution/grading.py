@@ -9,6 +9,7 @@ expectation made wrong: a program that passes those as well gets no pass.
 import hashlib
 import itertools
 import json
+import secrets
 import struct
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -208,7 +209,8 @@ def _grade_together(job: dict, tests: str, limits: Limits) -> Generator[Request,
     repeats = max(len(variants), MIN_REPEATS)
     rounds = [(testcode.as_run(tests), "")]
     rounds += itertools.islice(itertools.cycle(variants), repeats)
-    rounds += rounds[:1] * (TRUE_REPEATS - 1)
+    for _ in range(TRUE_REPEATS - 1):  # where a program that counts its runs does not expect it
+        rounds.insert(1 + secrets.randbelow(len(rounds)), rounds[0])
     wall_s = 0.0
     for text, wrong in rounds:
         reply = yield Request(TOGETHER, limits, (job | {"tests": text},))

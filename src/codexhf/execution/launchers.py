@@ -4,12 +4,14 @@ Every launcher speaks the same protocol (zygote.py); only the argv in front of t
 differs.
 """
 
+import errno
 import functools
 import json
 import logging
 import os
 import platform
 import re
+import resource
 import shutil
 import stat
 import subprocess
@@ -52,8 +54,21 @@ _NAMESPACES_FIX = (
 )
 
 
+_CURES = {
+    errno.EMFILE: "allow more open files, ulimit -n 1024, or set fewer workers",
+    errno.EAGAIN: "allow more processes, ulimit -u 512 or docker run --pids-limit 512",
+    errno.ENOMEM: "allow more memory",
+}
+
+
 class SandboxUnavailable(RuntimeError):
     """No isolation can be had here; the message names the cause and the command that fixes it."""
+
+
+def with_cure(words: str, otherwise: str = "") -> str:
+    """Return what the system said went wrong, and what fixes it."""
+    cure = next((cure for code, cure in _CURES.items() if os.strerror(code) in words), otherwise)
+    return f"{words} ({cure})" if cure else words
 
 
 @dataclass(frozen=True)
@@ -160,8 +175,8 @@ def make_bare(packages: Sequence[str] = ()) -> Launcher:
     _require_linux("Landlock")
     if lockdown.landlock_abi() < 1:
         raise SandboxUnavailable(
-            "the kernel has no Landlock: it needs Linux 5.13, and `landlock` among the boot "
-            "parameters lsm="
+            "no Landlock: it needs Linux 5.13 and `landlock` among the boot parameters lsm=; in a "
+            "container of Docker before 23 also --security-opt seccomp=unconfined"
         )
     needs = needed_files(tuple(packages))
     config = _config(needs, str(_HERE), namespaces=False, landlock=True)
@@ -227,6 +242,12 @@ LAUNCHERS: dict[str, Callable[..., Launcher]] = {
 
 def _require_linux(what: str) -> None:
     machine = platform.machine()
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if 0 <= files < lockdown.OPEN_FILES:
+        raise SandboxUnavailable(
+            f"{what} needs {lockdown.OPEN_FILES} open files, {files} are allowed: ulimit -n 1024 "
+            "(docker run --ulimit nofile=1024)"
+        )
     if sys.platform != "linux":
         raise SandboxUnavailable(f"{what} needs Linux, this is {sys.platform}: use docker")
     if machine not in lockdown.ARCHITECTURES:

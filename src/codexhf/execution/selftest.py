@@ -13,7 +13,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from codexhf.execution.launchers import Launcher, SandboxUnavailable
+from codexhf.execution.launchers import Launcher, SandboxUnavailable, with_cure
 from codexhf.execution.pool import Pool
 
 _READ = """
@@ -95,20 +95,17 @@ def find_leaks(launcher: Launcher) -> list[str]:
     Raises:
         SandboxUnavailable: the launcher does not start, or there is no place for a file to steal.
     """
-    try:
-        temporary = tempfile.TemporaryDirectory(prefix="codexhf-selftest-")
-    except OSError as error:
-        raise SandboxUnavailable(
-            f"the self-test needs a folder to write in: {error}. Set TMPDIR to one"
-        ) from None
-    with temporary as folder, _Listener() as listener:
+    with _temporary_folder() as folder, _Listener() as listener:
         canary = Path(folder, "canary")
         canary.write_text("codexhf-canary")
         os.chmod(folder, 0o777)  # so that only the walls can be what stops the probes
         os.chmod(canary, 0o666)
         # a process of ours whose environment holds a secret, as the trainer's does
         sleep = [os.path.realpath(sys.executable), "-I", "-S", "-c", "import time; time.sleep(60)"]
-        bystander = subprocess.Popen(sleep, env={"CODEXHF_SELFTEST": "secret"})
+        try:
+            bystander = subprocess.Popen(sleep, env={"CODEXHF_SELFTEST": "secret"})
+        except OSError as error:
+            raise SandboxUnavailable(with_cure(f"no process starts: {error}")) from None
         mark = f"codexhf-selftest-{secrets.token_hex(8)}"
         launcher = dataclasses.replace(launcher, argv=(*launcher.argv, mark))
         try:
@@ -143,6 +140,16 @@ def find_leaks(launcher: Launcher) -> list[str]:
         for probe in PROBES
         if not found[probe]
     ]
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory:
+    for folder in (None, "/dev/shm"):  # the one place to write where all else is read-only
+        try:
+            return tempfile.TemporaryDirectory(prefix="codexhf-selftest-", dir=folder)
+        except OSError as error:
+            cause = error
+    words = f"the self-test needs a folder to write in: {cause}. Set TMPDIR to one"
+    raise SandboxUnavailable(words)
 
 
 class _Listener:
