@@ -350,7 +350,7 @@ CHANGES = {
         "gamma_reg": 0.5,
         "kl_coef": 0.5,
         "seed": 43,
-        "benchmark_cards": lambda w: [w.tasks],
+        "benchmark_cards": (lambda w: [w.other_tasks], benchmarked),
         "benchmark_forms": (["chat"], benchmarked),
         "benchmark_tasks": (2, benchmarked),
         "benchmark_samples": (1, benchmarked),
