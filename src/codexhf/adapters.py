@@ -202,5 +202,6 @@ def _folded(model: nn.Module, adapter: Path) -> PreTrainedModel:
     plain = type(base).from_pretrained(
         base.name_or_path, config=config, dtype=base.dtype, use_safetensors=True
     )
-    plain.generation_config = base.generation_config
+    if plain.can_generate():
+        plain.generation_config = base.generation_config
     return PeftModel.from_pretrained(plain.to(base.device), str(adapter)).merge_and_unload()
