@@ -156,18 +156,14 @@ def test_load_ten_judges_as_an_idle_machine():
 
 
 @pytest.mark.slow
-def test_comparing_costs_no_more_than_printing():
+def test_comparing_costs_no_more_than_printing(tmp_path):
     """16 MB of newlines: processor time of the host next to that of the program."""
     program = "import os\nfor _ in range(256): os.write(1, b'\\n' * 65536)\n"
-    began = (
-        resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        + resource.getrusage(resource.RUSAGE_CHILDREN).ru_stime
-    )
-    subprocess.run(
-        [sys.executable, "-I", "-S", "-c", program], stdout=subprocess.DEVNULL, check=True
-    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with open(tmp_path / "output", "wb") as output:
+        subprocess.run([sys.executable, "-I", "-S", "-c", program], stdout=output, check=True)
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    alone = ended.ru_utime + ended.ru_stime - began
+    alone = ended.ru_utime + ended.ru_stime - before.ru_utime - before.ru_stime
     with Executor(1) as executor:
         for tests in (PRINTED, [{"stdin": "", "stdout": "\n" * (16 << 20)}]):
             executor.run([program], [PRINTED], [""])
@@ -178,4 +174,4 @@ def test_comparing_costs_no_more_than_printing():
             print(
                 f"\n16 MB of newlines, {len(tests[0]['stdout'])} expected: {result.verdict}, host {spent * 1000:.0f} ms and {grown >> 10} MB more, the program {alone * 1000:.0f} ms"
             )
-            assert spent <= max(alone, 0.05)
+            assert spent <= 2 * max(alone, 0.05) and grown < 80 << 10

@@ -140,8 +140,9 @@ def unpack_reply(data: bytes | bytearray) -> tuple[Reply, int] | None:
     end = report_end + output_size
     if len(data) < end:
         return None
-    error = bytes(data[REPLY.size : error_end]).decode("utf-8", "replace")
-    report, output = bytes(data[error_end:report_end]), bytes(data[report_end:end])
+    with memoryview(data) as view:  # copied once
+        error = bytes(view[REPLY.size : error_end]).decode("utf-8", "replace")
+        report, output = bytes(view[error_end:report_end]), bytes(view[report_end:end])
     return Reply(what, tuple(codes), wall_s, report, output, error, written), end
 
 
@@ -243,14 +244,15 @@ def _grade_output(job: dict, item: Item, limits: Limits) -> Generator[Request, R
     """Judge a whole program by what it prints, case by case."""
     verdict, detail, passed, wall_s = "pass", "", 0, 0.0
     for number, case in enumerate(item.cases):
-        most = 2 * len(case["stdout"].encode("utf-8", "surrogatepass")) + (64 << 10)
+        right = case["stdout"].encode("utf-8", "surrogatepass")
+        most = 2 * len(right) + (64 << 10)
         run = Request(PROGRAM, limits, (job | {"stdin": case["stdin"]},), max_output=most)
         reply = yield run
         wall_s += reply.wall_s
         one, why = _judge_program(reply, run)
         if one == "pass" and item.settings.checker:
             one, why = yield from _check_output(reply, case, item.settings.checker, limits)
-        elif one == "pass" or one == "output":
+        elif one in ("pass", "output") and not _same_bytes(reply.output, right, case):
             one, why = _compare_output(reply, case, one, why)
         passed += one == "pass"
         lasting = one in ("timeout", "sandbox_error")
@@ -334,17 +336,15 @@ def _judge_program(reply: Reply, run: Request) -> tuple[str, str]:
 
 def _compare_output(reply: Reply, case: dict, verdict: str, detail: str) -> tuple[str, str]:
     """Compare what was printed; of too much, that which was read must be right so far."""
-    compare = case.get("compare")
-    if _same_bytes(reply.output, case["stdout"], compare):
-        return verdict, detail
-    why, early = difference(reply.output.decode("utf-8", "replace"), case["stdout"], compare)
+    got = reply.output.decode("utf-8", "replace")
+    why, early = difference(got, case["stdout"], case.get("compare"))
     return (verdict, detail) if not why or (early and verdict != "pass") else ("fail", why)
 
 
-def _same_bytes(output: bytes, expected: str, compare: str | None) -> bool:
+def _same_bytes(output: bytes, right: bytes, case: dict) -> bool:
     """Return whether an output is the expected one, for a small part of what comparing costs."""
-    right = expected.encode("utf-8", "surrogatepass")
-    return output == right or (compare in (None, "lines") and output.rstrip() == right.rstrip())
+    by_line = case.get("compare") in (None, "lines")
+    return output == right or (by_line and output.rstrip() == right.rstrip())
 
 
 def _check_output(
