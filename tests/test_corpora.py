@@ -331,3 +331,31 @@ def test_words_hash_alike_where_they_are_alike():
         of = dict(zip(words, hashes.tolist(), strict=True))
         assert [of[w] for w in words] == hashes.tolist() and len(set(of.values())) == len(of)
     assert np.array_equal(word_hashes("a ü b")[[0, 2]], word_hashes("a b"))
+
+
+# -- the check -----------------------------------------------------------------------------------
+
+
+def test_the_check_says_what_is_read_what_not_and_what_is_learned(
+    write_card, tokenizer, tmp_path, capsys
+):
+    from codexhf.check import main
+
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    rows = [{"prompt": f"p {i}", "completion": "x = 12"} for i in range(5)]
+    chat = write_card([*rows, rows[0], {"prompt": "q", "completion": " "}], "prompt-completion")
+    corpus = write_card([{"text": text} for text in documents(9)], TEXT, "corpus")
+    pairs = [{"prompt": "p", "chosen": "x", "rejected": "y"}]
+    pairs = write_card(pairs, "preference", "pairs")
+    held = write_card([{"prompt": "P 3!", "completion": "none"}], "prompt-only", "held")
+    folder = str(tmp_path / "tokenizer")
+    main(["check", chat, corpus, pairs, "--against", held, "--tokenizer", folder])
+    out = capsys.readouterr().out
+    assert "1  exact duplicate" in out and "1  empty completion" in out
+    assert f"1  {chat} with {held}" in out and f"0  {pairs} with {held}" in out
+    assert "\x1b[7mx = 12<|end|>" in out and "rejected_ids: " in out and "median" in out
+    main(["check", corpus])
+    assert "not looked for" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit:
+        main(["check", str(tmp_path / "none.md")])
+    assert exit.value.code == 2 and "does not exist" in capsys.readouterr().err

@@ -2,11 +2,14 @@
 
 The way of a row: `sources.py` reads it, `rows.py` gives it the columns of the card's type, here it
 is checked and mixed, and `tokens.py` makes ids of it. Nothing is dropped without a count: what is
-left out is in the stats that end up in the manifest.
+left out is said when a stage starts, and in the stats that end up in the manifest.
+
+    python -m codexhf.data check CARD...    # what would be read, and what not (check.py)
 """
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -336,10 +339,18 @@ def read_cards(
         about = {"card": card.source, "license": card.license, "type": card.type}
         about["sha256"] = card.digests()
         part = Data(part.dataset, {card.name: about | part.stats})
+        say_dropped(card.name, part.cards[card.name])
         if not len(part.dataset):
             raise CardError(f"{card.path}: no rows left of {part.cards[card.name]}.")
         parts.append(part)
     return parts
+
+
+def say_dropped(name: str, stats: dict) -> None:
+    """Say in a line what was left out of a card, on the first process."""
+    if stats["dropped"] and int(os.environ.get("RANK", "0")) == 0:
+        why = ", ".join(f"{count} {reason}" for reason, count in stats["dropped"].items())
+        print(f"{name}: {stats['rows']} of {stats['rows_read']} rows are read; left out: {why}")
 
 
 def _heldout(cards: Sequence[str]) -> HeldOut | None:
@@ -822,3 +833,9 @@ def drop_wrong(data: Data, errors: Sequence[str | None]) -> Data:
     counts = {"dropped_as_wrong": len(wrong), "dropped_as_not_supported": unsupported}
     kept.stats = data.stats | {name: count for name, count in counts.items() if count}
     return kept
+
+
+if __name__ == "__main__":
+    from codexhf.check import main  # which imports this module under its own name
+
+    main()

@@ -77,7 +77,8 @@ class NearDuplicates:
 
     def is_copy(self, signature: Any) -> bool:
         """Whether a document seen before is like this one; remembers it if not."""
-        made = self.minhash(num_perm=PERMUTATIONS, hashvalues=signature)
+        made = self.minhash(num_perm=PERMUTATIONS)
+        made.hashvalues = signature
         if any(self._alike(signature, self.kept[i]) for i in self.seen.query(made)):
             return True
         self.seen.insert(len(self.kept), made)
