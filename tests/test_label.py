@@ -370,6 +370,12 @@ def test_visible_names_what_cannot_be_seen():
     visible(text).encode()
 
 
+def test_what_a_model_wrote_warns_nobody(recwarn):
+    for text in ("1if x else 2", "'\\d'", "x is 1"):
+        code(text)
+    assert not recwarn.list
+
+
 def test_a_long_line_is_shown_whole_and_soon():
     start = time.monotonic()
     text = "x = '" + "<" * 100_000 + "'"
@@ -422,7 +428,7 @@ def test_export_is_read_as_any_other_card(store, tmp_path):
     assert rows[0]["model_a"] == "runs/m1" and rows[0]["labeler"] == "ann"
     assert rows[0]["revision_a"] == "sha256:abc" and rows[0]["revision_b"] is None
     card = (out / "README.md").read_text()
-    assert "`runs/m1` (weights not recorded), `runs/m1` (weights sha256:abc)" in card
+    assert "answers by `runs/m1`, `runs/m1` (weights sha256:abc)\n" in card
     assert "no pair has two labels" in (out / "README.md").read_text()
     assert json.loads((out / "agreement.json").read_text())["labels"] == 5
     assert not list(out.glob(".*.new"))

@@ -71,7 +71,7 @@ def test_report_shows_agreement_with_intervals_and_names_who_says_nothing(labell
         ):  # fmt: skip
             written = f"{value:.{digits}f} \\[{low:.{digits}f}, {high:.{digits}f}\\]"
             assert cell == written.replace("-", "−")
-    assert cells(text, "dice")[-1] == "none" and cells(text, "ann")[-1] == "yes"
+    assert cells(text, "dice")[0] == "none" and cells(text, "ann")[0] == "yes"
     assert "trained on labels of dice, which carry no signal" in page
     assert "trained on labels of ann" not in page
     assert "Labels by people" in page and found["people"]["reading"] in page

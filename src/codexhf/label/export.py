@@ -84,7 +84,8 @@ def export(store: Store, folder: Path, license: str, source: Mapping) -> dict:
     counts = {"left_out": dict(left_out), "demonstrations_left_out": failed}
     counts |= {name.removesuffix(".jsonl"): len(part) for name, part in written.items()}
     writers = {
-        f"`{row.get(f'model_{side}')}` (weights {row.get(f'revision_{side}') or 'not recorded'})"
+        f"`{row.get(f'model_{side}')}`"
+        + (f" (weights {revision})" if (revision := row.get(f"revision_{side}")) else "")
         for row in (*rows["train"], *rows["test"])
         for side in "ab"
     }

@@ -8,6 +8,7 @@ import ast
 import json
 import re
 import unicodedata
+import warnings
 from typing import Any
 
 from markdown_it import MarkdownIt
@@ -51,7 +52,8 @@ def code(text: str) -> Markup:
 
 def _parses(text: str) -> bool:
     try:
-        ast.parse(text)
+        with warnings.catch_warnings(action="ignore"):  # of what a model wrote, on our console
+            ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         # half a function is code as well, a sentence is not
         return re.match(r"\s*(def|class|import|from|async def|@|#)\b", text) is not None

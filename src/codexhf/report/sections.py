@@ -182,13 +182,13 @@ def labellers(runs: Runs) -> Section:
     each = [
         [
             name,
+            {None: "too few labels to tell", True: "none", False: "yes"}[r.get("no_signal")],
             cell(r["labels"]),
             cell(r["skipped"]),
             cell(r["seconds"], 1),
             cell(number(r.get("left_percent"))),
             str(r.get("compared_with") or "–"),
             cell(number(r.get("agrees_percent"))),
-            {None: "too few labels to tell", True: "none", False: "yes"}[r.get("no_signal")],
         ]
         for name, r in found["labellers"].items()
     ]
@@ -199,10 +199,10 @@ def labellers(runs: Runs) -> Section:
     ]
     if "rm" in runs.stages and not runs.learned_from_people():
         notes.append("R was not trained on these labels: labels/train.jsonl is not among its data.")
-    columns = ["Labeller", "Labels", "Skipped", "Seconds each", "Chose left, %"]
+    columns = ["Labeller", "Signal", "Labels", "Skipped", "Seconds each", "Chose left, %"]
     tables = [
         Table(["Agreement", "Pairs", "Agree, %", "", "Coefficient"], rows),
-        Table([*columns, "Agrees most with", "In, %", "Signal"], each),
+        Table([*columns, "Agrees most with", "In, %"], each),
     ]
     return Section("Labels by people", tables=[t for t in tables if t.rows], notes=notes)
 
