@@ -698,6 +698,8 @@ def test_a_whole_run_is_pulled_and_verified(here, server):
     assert times == sorted(times)  # so that make finds nothing to do
     with pytest.raises(ValueError, match="again: there already"):
         hub.pull("org/x", Path("again"))
+    with pytest.raises(ValueError, match="hub: got 'org/x@main', expected org/prefix"):
+        hub.pull("org/x@main", Path("z"))
     with pytest.raises(ValueError, match="no org/z-m0"):
         hub.pull("org/z", Path("z"))
 

@@ -218,6 +218,8 @@ def pull(hub: str, runs: Path) -> list[str]:
     from huggingface_hub import HfApi
 
     lines, partial = [], runs.with_name(f"_{runs.name}.partial")
+    if NAME.fullmatch(hub) is None or "@" in hub:
+        raise ValueError(f"hub: got {hub!r}, expected org/prefix, as it was pushed.")
     if runs.exists():
         raise ValueError(f"{runs}: there already. Give another folder.")
     shutil.rmtree(partial, ignore_errors=True)
