@@ -39,6 +39,9 @@ def main() -> int:
         nargs="+",
         default=[f"data_cards/benchmarks/{name}.md" for name in ("humaneval", "mbpp_file")],
     )
+    parser.add_argument(
+        "--samples", default="4", help="per problem of a benchmark; 0: greedy alone"
+    )
     options = parser.parse_args()
     runs = Path(options.runs)
     m1, prefs, rm = (str(runs / name) for name in ("m1", "prefs", "rm"))
@@ -61,7 +64,7 @@ def main() -> int:
     run(
         options, "evaluation", "--output_dir", str(runs / "evaluation"), "--reference", m1,
         "--reward_model", rm, "--models", options.model, m1, *m2s.values(),
-        "--benchmark_cards", *options.benchmarks,
+        "--benchmark_cards", *options.benchmarks, "--benchmark_samples", options.samples,
     )  # fmt: skip
     print(table(runs, [Path(options.model).name, "m1", *(Path(m2).name for m2 in m2s.values())]))
     return 0

@@ -33,6 +33,7 @@ def main(argv=None):
         stage.max_length,
         exclude=stage.exclude_cards,
         weights=stage.weights,
+        when_exhausted=stage.when_exhausted,
         seed=training.seed,
     )
     heldout = load_packed_each(

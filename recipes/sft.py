@@ -16,8 +16,7 @@ from codexhf.parsing import parse
 
 def main(argv=None):
     stage, training = parse((SFTArguments, SFTConfig), __file__, argv)
-    # Late, so that what parse() refuses is refused at once.
-    from trl import SFTTrainer
+    from trl import SFTTrainer  # late: what parse() refuses is refused at once
 
     from codexhf import models
     from codexhf.adapters import loading, lora_config, merge_adapters
@@ -36,6 +35,7 @@ def main(argv=None):
         models.within_context(stage.model, training.max_length),
         exclude=stage.exclude_cards,
         weights=stage.weights,
+        when_exhausted=stage.when_exhausted,
         completion_only=training.completion_only_loss,
         seed=seed,
     )

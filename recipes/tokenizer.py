@@ -24,6 +24,7 @@ def main(argv=None):
         "language-modeling",
         exclude=stage.exclude_cards,
         weights=stage.weights,
+        when_exhausted=stage.when_exhausted,
         count=lambda row: len(row["text"]),
         seed=stage.seed,
     )

@@ -18,11 +18,11 @@ from transformers import TrainingArguments as Arguments
 sys.path.insert(0, str(Path(__file__).parent))
 
 import fsdp_on_cpu  # noqa: E402
+from codexhf.adapters import merge_adapters  # noqa: E402
 from codexhf.arguments import PretrainArguments, SFTArguments  # noqa: E402
 from codexhf.data import Data  # noqa: E402
 from codexhf.evaluation import PassAt1  # noqa: E402
 from codexhf.launch import launch  # noqa: E402
-from codexhf.models import merge_adapters  # noqa: E402
 from codexhf.run import run_stage  # noqa: E402
 from conftest import CORPUS, tiny_config  # noqa: E402
 from ppo_setup import whole  # noqa: E402

@@ -237,6 +237,7 @@ CHANGES = {
     "tokenizer": {
         "train_cards": lambda w: w.text[:1],
         "weights": lambda w: [0.2, 0.8],
+        "when_exhausted": ("repeat", lambda w: {"weights": [0.2, 0.8]}),
         "chat_cards": lambda w: w.demos,
         "exclude_cards": lambda w: [w.heldout],
         "vocab_size": 380,
@@ -252,6 +253,7 @@ CHANGES = {
         "tokenizer": lambda w: f"{w.folder}/tokenizer_b",
         "train_cards": lambda w: w.text[:1],
         "weights": lambda w: [0.2, 0.8],
+        "when_exhausted": ("repeat", lambda w: {"weights": [0.2, 0.8]}),
         "exclude_cards": lambda w: [w.heldout],
         "max_length": 64,
         "max_eval_rows": 1,
@@ -269,6 +271,7 @@ CHANGES = {
         "model": lambda w: f"{w.folder}/m1",
         "train_cards": lambda w: w.demos[:1],
         "weights": lambda w: [0.2, 0.8],
+        "when_exhausted": ("repeat", lambda w: {"weights": [0.2, 0.8]}),
         "eval_cards": lambda w: [w.other_tasks],
         "exclude_cards": lambda w: [w.heldout],
         **TRAINED,
@@ -298,7 +301,8 @@ CHANGES = {
         "pairs_to_label": (2, {"label_by": "people"}),
         "reward_model": (lambda w: f"{w.folder}/rm", {"label_by": "people", "pairs_to_label": 4}),
         "seed": 43,
-        **LOADED,
+        "dtype": "bfloat16",
+        "attn_implementation": "flash_attention_2",
     },
     "reward_model": {
         "model": lambda w: f"{w.folder}/m0",
@@ -346,7 +350,7 @@ CHANGES = {
         "gamma_reg": 0.5,
         "kl_coef": 0.5,
         "seed": 43,
-        "benchmark_cards": lambda w: [w.tasks],
+        "benchmark_cards": (lambda w: [w.other_tasks], benchmarked),
         "benchmark_forms": (["chat"], benchmarked),
         "benchmark_tasks": (2, benchmarked),
         "benchmark_samples": (1, benchmarked),
@@ -356,16 +360,16 @@ CHANGES = {
     },
 }
 ELSEWHERE = {
-    "dry_run", "restart", "redo_changed", "allow_changed", "output_dir", "unsafe_exec",
+    "dry_run", "restart", "num_proc", "redo_changed", "allow_changed", "output_dir", "unsafe_exec",
     "samples_in_report",
 }  # fmt: skip
 """Fields whose effect is not on what a run makes; each has a test below, in test_resume or
 test_report."""
 
-REFUSED = {("ppo", "trainer")} | {
+REFUSED = {("ppo", "trainer"), ("preferences", "attn_implementation")} | {
     (stage, "load_in_4bit") for stage in ("pretrain", "sft", "reward_model", "ppo")
 }
-"""Changes that must be refused here: no TRL has that trainer since 1.13, and no bitsandbytes."""
+"""Changes that must be refused here, for want of TRL 1.12, flash-attn and bitsandbytes."""
 
 
 @pytest.mark.parametrize("stage", OWN)

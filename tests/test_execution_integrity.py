@@ -301,13 +301,13 @@ def test_ignored_children_signals_cost_nothing():
     assert done.stdout == "pass\n", done.stderr
 
 
-def test_selftest_needs_no_command_and_names_a_missing_folder(tmp_path):
+def test_selftest_needs_no_command_and_names_a_missing_folder():
     script = "from codexhf.execution import selftest, launchers\nprint(selftest.find_leaks(launchers.make_bare()))"
     run = [sys.executable, "-c", script]
     env = {k: v for k, v in os.environ.items() if k not in ("PATH", "TMPDIR")}
     done = subprocess.run(run, capture_output=True, text=True, env=env, check=False)
     assert done.stdout == "[]\n", done.stderr
-    code = f"import tempfile\ntempfile._candidate_tempdir_list = lambda: ['{tmp_path}/nowhere']\n"
+    code = "import tempfile\ndef mkdtemp(*a): raise FileNotFoundError('nowhere')\ntempfile.mkdtemp = mkdtemp\n"
     done = subprocess.run(
         [*run[:2], code + script], capture_output=True, text=True, env=env, check=False
     )

@@ -84,16 +84,21 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def begun(checkpoint: Path | None = None) -> run._Begun:
+    """A stage that begins, or goes on from a checkpoint."""
+    return run._Begun(checkpoint=checkpoint, record={"run": "family", "allowed": []})
+
+
 def trained_twice(make, folder: Path) -> object:
     """Train two steps; do so again from the first step's checkpoint; the weights must be equal."""
     trainer = make(folder)
     before = weights(trainer.model)
-    run._train(trainer, trainer.args, None)
+    run._train(trainer, trainer.args, begun())
     after = weights(trainer.model)
     assert not same(before, after), "nothing was trained"
     assert all(map(math.isfinite, (log.get("loss", 0.0) for log in trainer.state.log_history)))
     again = make(folder)
-    run._train(again, again.args, folder / "checkpoint-1")
+    run._train(again, again.args, begun(folder / "checkpoint-1"))
     assert same(after, weights(again.model)), "resumed to other weights"
     return trainer
 
@@ -250,7 +255,7 @@ def test_the_best_checkpoint_is_read_back_whole(name, tmp_path):
     trainer = SFTTrainer(
         family.load(), args, train_dataset=ids, eval_dataset=ids, processing_class=family.tokenizer
     )
-    run._train(trainer, args, None)
+    run._train(trainer, args, begun())
     best = models.load_policy(trainer.state.best_model_checkpoint)
     assert same(weights(trainer.model), weights(best))
     assert trainer.state.best_model_checkpoint != str(tmp_path / "sft" / "checkpoint-3")

@@ -9,7 +9,8 @@ from ppo_setup import new_trainer
 TERMS = {"kl_in": "loss", "kl_estimator": "k3", "entropy_coef": 0.01, "total_episodes": 16}
 
 
-@pytest.mark.parametrize("checkpointing", [True])
+@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_layers_change_no_number(tmp_path, checkpointing):
     trained = {}
     for compiled in (False, True):

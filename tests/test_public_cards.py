@@ -3,6 +3,8 @@
 python -m pytest tests/test_public_cards.py
 """
 
+# ruff: noqa: E501  (a task a line is easier to read than a wrapped one)
+
 import dataclasses
 import json
 from pathlib import Path
@@ -248,3 +250,62 @@ def test_the_reference_of_a_public_task_passes_its_tests_and_no_stub_does(name, 
         results = run_tests(programs, [row["tests"]] * 4, [entry_point] * 4)
         assert [r.verdict for r in results] == ["pass", "fail", "fail", "fail"], results
         assert results[0].judged == ("together" if name == "bigcodebench" else "apart")
+
+
+LIBRARIES = [  # (imports of the task, body, methods of its TestCases)
+    ("import pandas as pd", "return pd.DataFrame(a).groupby('k')['v'].sum().reset_index()",
+     "    def test_columns(self):\n"
+     "        got = task_func({'k': ['x', 'y', 'x'], 'v': [1, 2, 3]})\n"
+     "        self.assertIsInstance(got, pd.DataFrame)\n"
+     "        self.assertListEqual(list(got['v']), [4, 2])\n"
+     "        self.assertEqual(got.shape, (2, 2))\n"),
+    ("import numpy as np", "return np.cumsum(a), float(np.mean(a))",
+     "    def test_values(self):\n"
+     "        sums, mean = task_func([1, 2, 3])\n"
+     "        np.testing.assert_array_equal(sums, np.array([1, 3, 6]))\n"
+     "        self.assertAlmostEqual(mean, 2.0, places=5)\n"),
+    ("import csv, os", "with open(a, 'w', newline='') as f:\n        csv.writer(f).writerow(['n', 1])\n"
+     "    return os.path.getsize(a)",
+     "    def setUp(self):\n        self.dir = tempfile.mkdtemp()\n"
+     "        self.path = os.path.join(self.dir, 'a.csv')\n"
+     "    def tearDown(self):\n        shutil.rmtree(self.dir)\n"
+     "    def test_written(self):\n"
+     "        self.assertEqual(task_func(self.path), 5)\n"
+     "        with open(self.path) as f:\n"
+     "            self.assertEqual(f.read().strip(), 'n,1')\n"),
+    ("import urllib.request", "with urllib.request.urlopen(a) as r:\n        return r.read().decode()",
+     "    @patch('urllib.request.urlopen')\n    def test_read(self, opened):\n"
+     "        opened.return_value.__enter__.return_value.read.return_value = b'page'\n"
+     "        self.assertEqual(task_func('http://a'), 'page')\n"
+     "        opened.assert_called_once_with('http://a')\n"),
+    ("import re", "if not isinstance(a, str):\n        raise ValueError('text')\n"
+     "    print(len(a))\n    return re.sub(r'\\s+', ' ', a)",
+     "    def test_error(self):\n        with self.assertRaises(ValueError):\n"
+     "            task_func(3)\n"
+     "    @patch('sys.stdout', new_callable=io.StringIO)\n    def test_print(self, out):\n"
+     "        self.assertEqual(task_func('a  b'), 'a b')\n"
+     "        self.assertEqual(out.getvalue(), '4\\n')\n"),
+]  # fmt: skip
+HEAD = "import io, os, shutil, tempfile, unittest\nfrom unittest.mock import patch\n"
+
+
+def test_tasks_as_bigcodebench_writes_them(tmp_path, monkeypatch):
+    """Data frames, arrays, files, patched networks, printed text and errors, through the card."""
+    rows = [
+        BIGCODE | {"task_id": f"BigCodeBench/{i}", "complete_prompt": f"{top}\ndef task_func(a):\n",
+                   "canonical_solution": f"    {body}\n",
+                   "test": f"{HEAD}{top}\nclass TestCases(unittest.TestCase):\n{methods}"}
+        for i, (top, body, methods) in enumerate(LIBRARIES)
+    ]  # fmt: skip
+    packages = load_card(FOLDER / "bigcodebench.md").execution.packages
+    for package in packages:
+        pytest.importorskip(package)
+    if check_isolation(packages=packages) == "landlock":
+        pytest.skip("Landlock alone has no room for files")
+    monkeypatch.setitem(ROWS, "bigcodebench", (rows, None, None))
+    read_rows = read("bigcodebench", tmp_path).dataset.to_list()
+    tests, names = [row["tests"] for row in read_rows], ["task_func"] * len(rows)
+    right = run_tests([row["completion"] for row in read_rows], tests, names)
+    assert [(r.verdict, r.judged) for r in right] == [("pass", "together")] * len(rows), right
+    for stub in ("def task_func(*a): return None", "def task_func(*a): raise ValueError", ""):
+        assert {r.verdict for r in run_tests([stub] * len(rows), tests, names)} == {"fail"}

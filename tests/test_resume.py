@@ -336,7 +336,7 @@ def test_any_fault_of_a_finished_folder_is_named(stage, world, tmp_path):
 
 
 def test_the_pairs_of_a_finished_stage_are_verified_before_they_are_read(world, tmp_path):
-    pairs = {"min_prompts": 2, "include_reference": True}
+    pairs = {"min_prompts": 12, "include_reference": True}
     folder = world.run("preferences", pairs, tmp_path / "prefs")
     file = folder / "prompts.jsonl"
     file.write_text(file.read_text().replace("Task", "Tusk"))
@@ -448,7 +448,7 @@ def test_a_card_that_reads_its_rows_otherwise_is_named(world, tmp_path):
     text = card.read_text()
     card.write_text(text.replace("None.", "Many."))  # what people read is not what is run
     world.run("preferences", changes, tmp_path / "m")
-    card.write_text(text.replace('"type"', '"packages": ["numpy"], "type"'))
+    card.write_text(text.replace('"type"', '"execution": {"timeout_s": 10}, "type"'))
     with pytest.raises(ValueError, match="cards.own: "):
         world.run("preferences", changes, tmp_path / "m")
 

@@ -19,6 +19,7 @@ from accelerate import PartialState
 from codexhf.arguments import PretrainArguments
 from codexhf.hub import ADAPTER
 from codexhf.models import backbone_of, base_model, load_policy, new_policy
+from codexhf.sharding import whole
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -88,12 +89,14 @@ def with_lora(
 
 def wide_head(model: nn.Module) -> None:
     """Keep the score head, which is trained in full, in float32: bfloat16 rounds its steps away."""
-    base_model(model).score.float()
-    base_model(model).score.register_forward_pre_hook(_in_own_dtype)
+    for part in base_model(model).score.float().modules():
+        if isinstance(part, nn.Linear):  # in peft's wrapper: as it was, and as it is trained
+            part.register_forward_pre_hook(_in_own_dtype)
 
 
 def _in_own_dtype(head: nn.Module, inputs: tuple) -> tuple:
-    return (inputs[0].float(), *inputs[1:])
+    wide = next(head.parameters()).dtype  # held whole by FSDP it may be bfloat16
+    return (inputs[0].to(wide), *inputs[1:])
 
 
 def adapts_classifier(folder: Path) -> bool:
@@ -172,8 +175,10 @@ def merge_adapters(trainer) -> dict:
     for holder, name, folder in holders:
         model = getattr(holder, name)
         if isinstance(model, PeftModel):
+            trained = {n for n, weight in model.named_parameters() if weight.requires_grad}
+            weights = {n: whole(w) for n, w in model.state_dict().items() if n in trained}
             if trainer.is_world_process_zero():
-                model.save_pretrained(folder / ADAPTER)
+                model.save_pretrained(folder / ADAPTER, state_dict=weights)
                 (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # a card stands above
             trainer.accelerator.wait_for_everyone()
             setattr(holder, name, _folded(model, folder / ADAPTER))
@@ -197,5 +202,6 @@ def _folded(model: nn.Module, adapter: Path) -> PreTrainedModel:
     plain = type(base).from_pretrained(
         base.name_or_path, config=config, dtype=base.dtype, use_safetensors=True
     )
-    plain.generation_config = base.generation_config
+    if plain.can_generate():
+        plain.generation_config = base.generation_config
     return PeftModel.from_pretrained(plain.to(base.device), str(adapter)).merge_and_unload()

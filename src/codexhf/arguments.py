@@ -140,6 +140,14 @@ class StageArguments:
         "learning_rate,save_steps.",
     )
 
+    num_proc: int | None = knob(
+        None,
+        "Processes that read, check and tokenise data; what comes out is the same for any number. "
+        "Default: the cores of the machine, shared among the processes of training.",
+        low=1,
+        high=1024,
+    )
+
     def __post_init__(self):
         self.allow_changed = [n for names in self.allow_changed for n in names.split(",") if n]
 
@@ -226,6 +234,12 @@ class TokenizerArguments(StageArguments):
         above=0,
         each="train_cards",
     )
+    when_exhausted: Literal["stop", "repeat"] = knob(
+        "stop",
+        "Where a card has fewer rows than its weight asks for: stop there, or repeat cards until "
+        "each was read to its end. The manifest counts the epochs.",
+        needs="weights",
+    )
     chat_cards: list[str] = knob(
         [],
         "Data cards of type prompt-completion, learned from as well (all of their text).",
@@ -261,6 +275,12 @@ class PretrainArguments(LoraArguments):
     train_cards: list[str] = knob([], "Data cards of type language-modeling.", check=card, least=1)
     weights: list[float] | None = knob(
         None, "Share of training tokens wanted from each card.", above=0, each="train_cards"
+    )
+    when_exhausted: Literal["stop", "repeat"] = knob(
+        "stop",
+        "Where a card has fewer rows than its weight asks for: stop there, or repeat cards until "
+        "each was read to its end. The manifest counts the epochs.",
+        needs="weights",
     )
     exclude_cards: list[str] = knob(
         [], "Held-out cards; rows that overlap with them are removed.", check=card
@@ -300,6 +320,12 @@ class SFTArguments(LoraArguments, CodeRunningArguments):
     )
     weights: list[float] | None = knob(
         None, "Share of training tokens wanted from each card.", above=0, each="train_cards"
+    )
+    when_exhausted: Literal["stop", "repeat"] = knob(
+        "stop",
+        "Where a card has fewer rows than its weight asks for: stop there, or repeat cards until "
+        "each was read to its end. The manifest counts the epochs.",
+        needs="weights",
     )
     eval_cards: list[str] = knob(
         [], "Cards of tasks with reference and tests for evaluation.", check=card

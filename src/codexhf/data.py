@@ -2,13 +2,18 @@
 
 The way of a row: `sources.py` reads it, `rows.py` gives it the columns of the card's type, here it
 is checked and mixed, and `tokens.py` makes ids of it. Nothing is dropped without a count: what is
-left out is in the stats that end up in the manifest.
+left out is said when a stage starts, and in the stats that end up in the manifest.
+
+    python -m codexhf.data check CARD...    # what would be read, and what not (check.py)
 """
 
 import hashlib
+import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,23 +26,29 @@ from datasets.table import InMemoryTable
 
 from codexhf.cards import Card, CardError, load_card
 from codexhf.execution import NOT_SUPPORTED, check_isolation
-from codexhf.filters import NearDuplicates, left_out
+from codexhf.filters import left_out, near_duplicates
 from codexhf.overlap import HeldOut, hash_of
 from codexhf.prompts import text_of
 from codexhf.references import wrong_rows
 from codexhf.rows import COLUMNS, EXTRA, Reader, RowError, called_name, one_form, wrap
-from codexhf.sources import BATCH_BYTES, BATCH_ROWS, load_source, spool
+from codexhf.sources import BATCH_BYTES, BATCH_ROWS, load_source, source_tables, spool
+from codexhf.stream import PackedStream, packed_stream
 from codexhf.tokens import (
+    Packer,
     answered_rows,
+    document_encoder,
     fingerprint,
     learned_tokens,
     longest_of,
     packed_rows,
     prompt_lengths,
     table_of,
+    tokenizer_key,
 )
 from codexhf.workers import in_order, progress
 
+STRATEGIES = {"stop": "first_exhausted", "repeat": "all_exhausted"}
+"""What a mix does where a card runs out, and what `datasets` calls it."""
 TOO_LONG_SHARE = 0.01
 WRONG_SHARE = 0.05
 
@@ -52,15 +63,24 @@ class Data:
         stats: what is known of the rows of all cards together.
     """
 
-    dataset: Dataset
+    dataset: Dataset | PackedStream
     cards: dict = field(default_factory=dict)
     stats: dict = field(default_factory=dict)
     ids: Dataset | None = None
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the rows' content: equal data, equal fingerprint, on any machine."""
-        return fingerprint(self.dataset)
+        """sha256 of the rows' content: equal data, equal fingerprint, on any machine.
+
+        Of a stream it is that of what its rows are made from.
+        """
+        stream = isinstance(self.dataset, PackedStream)
+        return self.dataset.key if stream else fingerprint(self.dataset)
+
+    @property
+    def rows(self) -> int | None:
+        """Return how many rows there are; None for a stream."""
+        return None if isinstance(self.dataset, PackedStream) else len(self.dataset)
 
     def select(self, keep: Sequence[int]) -> "Data":
         """Return the rows of these numbers, with the same cards and stats."""
@@ -148,8 +168,7 @@ def row_check(
     """
     try:
         reader = Reader(card, source)
-        near = card.filter.get("near_duplicates")
-        signature = NearDuplicates(near).signature if near else None
+        near = near_duplicates(card)
     except ValueError as error:
         raise CardError(f"{card.path}: {error}") from None
 
@@ -177,8 +196,8 @@ def row_check(
                 if card.type == "preference":
                     out.opposites[i] = _key([needed[0], *needed[:0:-1]])
                 faults[i] = heldout and heldout.overlap(card.type, texts)
-                if signature and faults[i] is None:
-                    out.signatures[i] = signature(needed[0])
+                if near and faults[i] is None:
+                    out.signatures[i] = near.signature(needed[0])
         # take() lays the rows out afresh, so that a process sends what it read and no more
         sound = pa.array([i for i, fault in enumerate(faults) if fault is None], pa.int64())
         return out._replace(table=table.take(sound))
@@ -194,8 +213,7 @@ class Kept:
     """
 
     def __init__(self, card: Card, others: set[bytes]):
-        near = card.filter.get("near_duplicates")
-        self.near = NearDuplicates(near) if near else None
+        self.near = near_duplicates(card)
         self.own: set[bytes] = set()
         self.others, self.read = others, 0
         self.dropped: Counter = Counter()
@@ -276,12 +294,13 @@ def load_split(
     weights: Sequence[float] | None = None,
     count: Callable[[dict], int] | None = None,
     max_rows: int | None = None,
+    when_exhausted: str = "stop",
     seed: int = 42,
 ) -> Data:
     """Load cards of one type into one dataset.
 
-    With `weights`, rows are interleaved (`datasets.interleave_datasets`, first card to run out
-    ends the mix) so that each card's share of `count` (rows when not given) is as wanted;
+    With `weights`, rows are interleaved (`datasets.interleave_datasets`; `mix` says what happens
+    when a card runs out) so that each card's share of `count` (rows when not given) is as wanted;
     requested and realised shares are in the cards' stats. Without, all rows are concatenated.
 
     Raises:
@@ -291,7 +310,7 @@ def load_split(
         return Data(Dataset.from_dict({}))
     parts = read_cards(cards, types, split=split, exclude=exclude)
     sizes = [np.fromiter(map(count, p.dataset), np.int64) for p in parts] if count else None
-    return _capped(mix(parts, weights, sizes, seed), max_rows, seed)
+    return _capped(mix(parts, weights, sizes, seed, when_exhausted), max_rows, seed)
 
 
 def read_cards(
@@ -307,8 +326,7 @@ def read_cards(
         CardError: a card of another type, or one of which nothing is left.
     """
     types = [types] if isinstance(types, str) else list(types)
-    held = (read_card(load_card(path), "all").dataset for path in _listed(exclude))
-    heldout = HeldOut(held) if exclude else None
+    heldout = _heldout(exclude)
     parts: list[Data] = []
     seen: set[bytes] = set()
     for path in _listed(cards):
@@ -321,10 +339,23 @@ def read_cards(
         about = {"card": card.source, "license": card.license, "type": card.type}
         about["sha256"] = card.digests()
         part = Data(part.dataset, {card.name: about | part.stats})
+        say_dropped(card.name, part.cards[card.name])
         if not len(part.dataset):
             raise CardError(f"{card.path}: no rows left of {part.cards[card.name]}.")
         parts.append(part)
     return parts
+
+
+def say_dropped(name: str, stats: dict) -> None:
+    """Say in a line what was left out of a card, on the first process."""
+    if stats["dropped"] and int(os.environ.get("RANK", "0")) == 0:
+        why = ", ".join(f"{count} {reason}" for reason, count in stats["dropped"].items())
+        print(f"{name}: {stats['rows']} of {stats['rows_read']} rows are read; left out: {why}")
+
+
+def _heldout(cards: Sequence[str]) -> HeldOut | None:
+    held = (read_card(load_card(path), "all").dataset for path in _listed(cards))
+    return HeldOut(held) if cards else None
 
 
 def _listed(cards: str | Sequence[str]) -> Sequence[str]:
@@ -345,11 +376,14 @@ def mix(
     weights: Sequence[float] | None,
     sizes: Sequence[np.ndarray] | None,
     seed: int,
+    when_exhausted: str = "stop",
 ) -> Data:
     """Put cards together, interleaved by share of `sizes`; the shares go into the cards' stats.
 
     Args:
         sizes: what each row counts, e.g. tokens; 1 when not given.
+        when_exhausted: "stop" where the first card runs out, so that nothing is read twice; or
+            "repeat" cards until each was read to its end.
     """
     unit = "units" if sizes is None else "tokens"
     if sizes is None:
@@ -368,9 +402,9 @@ def mix(
             numbers,
             probabilities=(rates / rates.sum()).tolist(),
             seed=seed,
-            stopping_strategy="first_exhausted",
+            stopping_strategy=STRATEGIES[when_exhausted],
         )
-        order = np.array(mixed["row"])
+        order = mixed.with_format("numpy")[:]["row"]
     of_part = np.searchsorted(starts, order, "right") - 1
     realised = np.bincount(of_part, np.concatenate(sizes)[order], len(parts))
     wanted = None if weights is None else np.array(weights) / np.sum(weights)
@@ -379,6 +413,8 @@ def mix(
         about[unit] = int(realised[i])
         about["share_requested"] = None if wanted is None else round(float(wanted[i]), 4)
         about["share_realised"] = round(float(realised[i] / realised.sum()), 4)
+        if wanted is not None:
+            about["epochs"] = round(float((of_part == i).sum() / len(parts[i].dataset)), 4)
     whole = Data(_joined([part.dataset for part in parts]), cards)
     if parts[0].ids is not None:
         whole.ids = datasets.concatenate_datasets([part.ids for part in parts])
@@ -413,13 +449,18 @@ def load_packed(
     exclude: Sequence[str] = (),
     weights: Sequence[float] | None = None,
     max_rows: int | None = None,
+    when_exhausted: str = "stop",
     seed: int = 42,
 ) -> Data:
     """Load corpora as sequences of exactly `max_length` tokens; no padding.
 
     Each card is packed on its own and the equal-sized sequences are mixed, so a share of rows is a
-    share of tokens. See `tokens.packed_rows` for what keeps documents apart.
+    share of tokens. See `tokens.packed_rows` for what keeps documents apart. Where a card streams,
+    all are read while training, again and again, and the dataset is a `stream.PackedStream`.
     """
+    if any(load_card(path).streaming for path in _listed(cards)):
+        settings = (tokenizer, max_length, split, exclude)
+        return _streamed(_listed(cards), settings, weights, max_rows, seed, when_exhausted)
     parts = []
     for path in _listed(cards):
         (part,) = read_cards([path], "language-modeling", split=split, exclude=exclude)
@@ -432,11 +473,71 @@ def load_packed(
         cards_stats = {name: about | packed.stats for name, about in part.cards.items()}
         parts.append(Data(packed.dataset, cards_stats))
     sizes = [np.full(len(part.dataset), max_length) for part in parts]
-    mixed = mix(parts, weights, sizes, seed)
+    mixed = mix(parts, weights, sizes, seed, when_exhausted)
     if max_rows is not None:
         rows = mixed.dataset.shuffle(seed=seed)
         mixed.dataset = rows.select(range(min(max_rows, len(rows))))
     return mixed
+
+
+def _streamed(
+    cards: Sequence[str],
+    settings: tuple,
+    weights: Sequence[float] | None,
+    max_rows: int | None,
+    seed: int,
+    when_exhausted: str,
+) -> Data:
+    """Do `load_packed` for cards that stream; with `max_rows` read that many rows now."""
+    tokenizer, max_length, split, exclude = settings
+    if weights is not None and when_exhausted == "stop":
+        raise CardError(
+            "when_exhausted: got stop, but nobody knows where a card that streams ends. Set "
+            "when_exhausted: repeat; a card that runs out begins again."
+        )
+    heldout = _heldout(exclude)
+    loaded = [load_card(path) for path in cards]
+    packers: list[Packer] = []
+
+    def reader(card: Card) -> Callable[[], Iterator[dict]]:
+        def read() -> Iterator[dict]:
+            packers.append(packer := Packer(max_length))
+            tables = source_tables(card)
+            first = next(tables, None)
+            if first is None:
+                raise CardError(f"{card.path}: 0 rows.")
+            check, kept = row_check(card, first, split, heldout), Kept(card, set())
+            encode = document_encoder(tokenizer)
+            rows = packed_stream(chain([first], tables), check, kept.of, encode, packer)
+            yield from _not_empty(rows, card, kept)
+
+        return read
+
+    parts = [reader(card) for card in loaded]
+    about = [
+        {"card": c.source, "license": c.license, "type": c.type, "streaming": True} for c in loaded
+    ]
+    named = _named([Data(None, {c.name: a}) for c, a in zip(loaded, about, strict=True)])
+    if max_rows is not None:
+        rows = list(islice(chain.from_iterable(part() for part in parts), max_rows))
+        size = sum(len(tokenizer.decode(row["input_ids"]).encode()) for row in rows)
+        about[0]["bytes_per_token"] = size / (len(rows) * max_length)
+        return Data(Dataset.from_list(rows), named)
+    known = [[repr(c), c.digests()] for c in loaded] + [max_length, split, weights, seed]
+    key = [known, heldout and heldout.key, tokenizer_key(tokenizer)]
+    digest = hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()
+    return Data(PackedStream(parts, weights, seed, digest), named)
+
+
+def _not_empty(rows: Iterator[dict], card: Card, kept: Kept) -> Iterator[dict]:
+    """Yield the rows of one pass over a card, and say at its end what was left out."""
+    count = 0
+    for row in rows:
+        yield row
+        count += 1
+    print(f"{card.name}: read to its end: {count} packed rows of {kept.done()}", flush=True)
+    if not count:
+        raise CardError(f"{card.path}: not one packed row of {kept.done()}.")
 
 
 def pack(dataset: Dataset, tokenizer, max_length: int) -> Data:
@@ -489,6 +590,7 @@ def load_demonstrations(
     exclude: Sequence[str] = (),
     weights: Sequence[float] | None = None,
     completion_only: bool | None = True,
+    when_exhausted: str = "stop",
     seed: int = 42,
 ) -> Data:
     """Load prompt-completion rows, none longer than `max_length` tokens.
@@ -516,7 +618,7 @@ def load_demonstrations(
         )
         sizes.append(learned_tokens(part.ids))
         parts.append(part)
-    data = mix(parts, weights, sizes, seed)
+    data = mix(parts, weights, sizes, seed, when_exhausted)
     return drop_long(data, longest_of(data.ids), max_length)
 
 
@@ -731,3 +833,9 @@ def drop_wrong(data: Data, errors: Sequence[str | None]) -> Data:
     counts = {"dropped_as_wrong": len(wrong), "dropped_as_not_supported": unsupported}
     kept.stats = data.stats | {name: count for name, count in counts.items() if count}
     return kept
+
+
+if __name__ == "__main__":
+    from codexhf.check import main  # which imports this module under its own name
+
+    main()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from codexhf.cards import Card, CardError
 from codexhf.overlap import word_hashes
 
 PERMUTATIONS = 64  # of MinHash: the error of an estimated similarity is about an eighth
@@ -53,18 +54,11 @@ class NearDuplicates:
     Args:
         similarity: Jaccard similarity of the documents' 5-word shingles from which on the later
             one is a copy. Found by locality-sensitive hashing: near the threshold some are missed.
-    Raises:
-        ValueError: the package datasketch is missing.
     """
 
     def __init__(self, similarity: float):
-        try:
-            import datasketch
-        except ModuleNotFoundError:
-            raise ValueError(
-                "filter.near_duplicates: the package datasketch is not installed. "
-                "pip install 'codexhf[near-duplicates]'"
-            ) from None
+        import datasketch
+
         self.minhash = datasketch.MinHash
         self.seen = datasketch.MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
         self.similarity: float = similarity
@@ -83,7 +77,8 @@ class NearDuplicates:
 
     def is_copy(self, signature: Any) -> bool:
         """Whether a document seen before is like this one; remembers it if not."""
-        made = self.minhash(num_perm=PERMUTATIONS, hashvalues=signature)
+        made = self.minhash(num_perm=PERMUTATIONS)
+        made.hashvalues = signature
         if any(self._alike(signature, self.kept[i]) for i in self.seen.query(made)):
             return True
         self.seen.insert(len(self.kept), made)
@@ -92,3 +87,20 @@ class NearDuplicates:
 
     def _alike(self, one: Any, other: Any) -> bool:
         return (one == other).mean() >= self.similarity
+
+
+def near_duplicates(card: Card) -> NearDuplicates | None:
+    """Return what finds a card's near duplicates, where it asks for that.
+
+    Raises:
+        CardError: the package datasketch is missing.
+    """
+    if "near_duplicates" not in card.filter:
+        return None
+    try:
+        return NearDuplicates(card.filter["near_duplicates"])
+    except ModuleNotFoundError:
+        raise CardError(
+            f"{card.path}: filter.near_duplicates: the package datasketch is not installed. "
+            "pip install 'codexhf[near-duplicates]'"
+        ) from None

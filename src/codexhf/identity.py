@@ -39,7 +39,8 @@ NEUTRAL = {
     "dry_run", "restart", "redo_changed", "allow_changed", "output_dir", "logging_dir", "run_name",
     "disable_tqdm", "report_to", "log_level", "logging_steps", "logging_strategy",
     "logging_first_step", "local_rank", "dataloader_num_workers", "resume_from_checkpoint",
-    "save_total_limit", "hub_token", "project", "use_cpu", "deepspeed_plugin", "distributed_state",
+    "save_total_limit", "num_proc", "hub_token", "project", "use_cpu", "deepspeed_plugin",
+    "distributed_state",
 }  # fmt: skip
 """Fields that say where or how loudly, not what: changing them does not make another run."""
 

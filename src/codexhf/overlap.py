@@ -66,6 +66,12 @@ class HeldOut:
         self.words = np.unique(np.concatenate(hashes))
         self.grams = np.unique(np.concatenate([self._grams(words) for words in hashes]))
 
+    @property
+    def key(self) -> str:
+        """A hash of all that this holds."""
+        texts = np.array(sorted(self.texts), np.uint64)
+        return xxhash.xxh3_128_hexdigest(texts.tobytes() + self.grams.tobytes())
+
     def _add_text(self, text: str) -> None:
         self.texts.add(hash_of(normalised(text)))
         self.similar.add(hash_of(_prose(text)))

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -482,7 +482,7 @@ def _finish(output_dir: Path, record: Record) -> dict:
         "data": {
             name: {
                 "fingerprint": record.identity["data"][name],
-                "rows": len(part.dataset),
+                "rows": part.rows,
                 "cards": part.cards,
                 "stats": part.stats,
             }
@@ -587,8 +587,9 @@ def _show(trainer: Trainer, stage: StageArguments, training: TrainingArguments) 
 
 
 def _show_rows(name, dataset, tokenizer=None) -> None:
-    _say(f"{name}: {len(dataset)} rows; three of them as the model sees them:")
-    for row in dataset.select(range(min(3, len(dataset)))):
+    rows = f"{len(dataset)} rows" if isinstance(dataset, Sized) else "a stream of rows"
+    _say(f"{name}: {rows}; three of them as the model sees them:")
+    for row in itertools.islice(dataset, 3):
         if tokenizer is None or "input_ids" not in row:
             _say("  " + json.dumps(row, ensure_ascii=False, default=str)[:600])
             continue

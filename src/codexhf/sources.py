@@ -7,6 +7,7 @@ of a CSV stay text, `large_string` is a string) and an error names file and line
 
 import bz2
 import csv
+import glob
 import gzip
 import inspect
 import io
@@ -119,7 +120,9 @@ def _local_files(card: Card) -> list[Path] | None:
     names, folder = card.named(), card.path.parent
     if not names or card.load.get("path", "json") not in FORMATS or any("://" in n for n in names):
         return None
-    if not all((folder / n).is_dir() or _kind(Path(n)) in READERS for n in names):
+    if not all(
+        glob.has_magic(n) or (folder / n).is_dir() or _kind(Path(n)) in READERS for n in names
+    ):
         return None
     found = []
     for name in names:

@@ -314,16 +314,11 @@ def _cached(
     They are made once for equal rows, tokenizer, settings, libraries and code; other processes
     wait for the first one.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
     parts = [
         kind,
         settings,
         key or fingerprint(rows, batch_size=64),
-        backend.to_str()
-        if backend
-        else [sorted(tokenizer.get_vocab()), str(tokenizer.init_kwargs)],
-        [tokenizer.chat_template, type(tokenizer).__name__, str(tokenizer.special_tokens_map)],
-        [transformers.__version__, tokenizers.__version__],
+        tokenizer_key(tokenizer),
         [Path(file).read_text(encoding="utf-8") for file in (__file__, prompts.__file__)],
     ]
     name = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
@@ -345,3 +340,14 @@ def _cached(
             stats.write_text(json.dumps(found), encoding="utf-8")
     made = Dataset.from_file(str(folder / "rows.arrow"))
     return made, json.loads(stats.read_text(encoding="utf-8"))
+
+
+def tokenizer_key(tokenizer) -> list:
+    """Return what the ids that a tokenizer makes depend on."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = [sorted(tokenizer.get_vocab()), str(tokenizer.init_kwargs)]
+    return [
+        backend.to_str() if backend else words,
+        [tokenizer.chat_template, type(tokenizer).__name__, str(tokenizer.special_tokens_map)],
+        [transformers.__version__, tokenizers.__version__],
+    ]

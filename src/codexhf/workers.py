@@ -5,7 +5,10 @@ copied, and at most two batches a process are on their way, so that memory does 
 data.
 """
 
+import ctypes
 import os
+import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +18,8 @@ from typing import Any
 
 num_proc: int | None = None
 """Processes of this run's data; None: the cores that each process of training may use."""
+
+PR_SET_PDEATHSIG = 1
 
 _function: Callable | None = None
 
@@ -60,6 +65,10 @@ def progress(items: Iterable, what: str, total: int | None = None, **kwargs: Any
 def _adopt(function: Callable) -> None:
     global _function
     _function = function
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":  # ... but nobody outlives it
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
 
 

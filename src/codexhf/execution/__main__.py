@@ -64,7 +64,7 @@ def _selftest() -> int:
             print(f"{name:<12}ok ({launcher.isolation}, {took})")
             usable.append(name)
     if not usable:
-        print("no isolation here: model code is refused. apt install bubblewrap")
+        print("no isolation here: model code is refused until one of these lines is dealt with")
         return 2
     print(f"model code runs behind {usable[0]}")
     return 0

@@ -9,6 +9,7 @@ expectation made wrong: a program that passes those as well gets no pass.
 import hashlib
 import itertools
 import json
+import secrets
 import struct
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -208,7 +209,8 @@ def _grade_together(job: dict, tests: str, limits: Limits) -> Generator[Request,
     repeats = max(len(variants), MIN_REPEATS)
     rounds = [(testcode.as_run(tests), "")]
     rounds += itertools.islice(itertools.cycle(variants), repeats)
-    rounds += rounds[:1] * (TRUE_REPEATS - 1)
+    for _ in range(TRUE_REPEATS - 1):  # where a program that counts its runs does not expect it
+        rounds.insert(1 + secrets.randbelow(len(rounds)), rounds[0])
     wall_s = 0.0
     for text, wrong in rounds:
         reply = yield Request(TOGETHER, limits, (job | {"tests": text},))
@@ -332,9 +334,17 @@ def _judge_program(reply: Reply, run: Request) -> tuple[str, str]:
 
 def _compare_output(reply: Reply, case: dict, verdict: str, detail: str) -> tuple[str, str]:
     """Compare what was printed; of too much, that which was read must be right so far."""
-    got = reply.output.decode("utf-8", "replace")
-    why, early = difference(got, case["stdout"], case.get("compare"))
+    compare = case.get("compare")
+    if _same_bytes(reply.output, case["stdout"], compare):
+        return verdict, detail
+    why, early = difference(reply.output.decode("utf-8", "replace"), case["stdout"], compare)
     return (verdict, detail) if not why or (early and verdict != "pass") else ("fail", why)
+
+
+def _same_bytes(output: bytes, expected: str, compare: str | None) -> bool:
+    """Return whether an output is the expected one, for a small part of what comparing costs."""
+    right = expected.encode("utf-8", "surrogatepass")
+    return output == right or (compare in (None, "lines") and output.rstrip() == right.rstrip())
 
 
 def _check_output(

@@ -4,12 +4,14 @@ Every launcher speaks the same protocol (zygote.py); only the argv in front of t
 differs.
 """
 
+import errno
 import functools
 import json
 import logging
 import os
 import platform
 import re
+import resource
 import shutil
 import stat
 import subprocess
@@ -52,8 +54,22 @@ _NAMESPACES_FIX = (
 )
 
 
+_MORE_PROCESSES = "allow more processes, ulimit -u 512 or docker run --pids-limit 512"
+_CURES = {
+    os.strerror(errno.EMFILE): "allow more open files, ulimit -n 1024, or set fewer workers",
+    os.strerror(errno.EAGAIN): _MORE_PROCESSES,
+    "can't start new thread": _MORE_PROCESSES,
+}
+
+
 class SandboxUnavailable(RuntimeError):
     """No isolation can be had here; the message names the cause and the command that fixes it."""
+
+
+def with_cure(words: str, otherwise: str = "") -> str:
+    """Return what the system said went wrong, and what fixes it."""
+    cure = next((cure for said, cure in _CURES.items() if said in words), otherwise)
+    return f"{words} ({cure})" if cure and cure not in words else words
 
 
 @dataclass(frozen=True)
@@ -76,9 +92,6 @@ class Launcher:
 
     def start(self, stderr: int) -> subprocess.Popen:
         """Start a zygote with pipes on standard input and output."""
-        identity = {}
-        if self.user is not None:
-            identity = {"user": self.user, "group": self.user, "extra_groups": []}
         return subprocess.Popen(
             self.argv,
             stdin=subprocess.PIPE,
@@ -88,7 +101,7 @@ class Launcher:
             cwd="/",
             bufsize=0,
             start_new_session=True,
-            **identity,
+            **_identity(self.user),
         )
 
 
@@ -160,8 +173,8 @@ def make_bare(packages: Sequence[str] = ()) -> Launcher:
     _require_linux("Landlock")
     if lockdown.landlock_abi() < 1:
         raise SandboxUnavailable(
-            "the kernel has no Landlock: it needs Linux 5.13, and `landlock` among the boot "
-            "parameters lsm="
+            "no Landlock: it needs Linux 5.13 and `landlock` among the boot parameters lsm=; in a "
+            "container of Docker before 23 also --security-opt seccomp=unconfined"
         )
     needs = needed_files(tuple(packages))
     config = _config(needs, str(_HERE), namespaces=False, landlock=True)
@@ -227,6 +240,12 @@ LAUNCHERS: dict[str, Callable[..., Launcher]] = {
 
 def _require_linux(what: str) -> None:
     machine = platform.machine()
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if 0 <= files < lockdown.OPEN_FILES:
+        raise SandboxUnavailable(
+            f"{what} needs {lockdown.OPEN_FILES} open files, {files} are allowed: ulimit -n 1024 "
+            "(docker run --ulimit nofile=1024)"
+        )
     if sys.platform != "linux":
         raise SandboxUnavailable(f"{what} needs Linux, this is {sys.platform}: use docker")
     if machine not in lockdown.ARCHITECTURES:
@@ -294,13 +313,16 @@ def needed_files(packages: tuple[str, ...] = ()) -> Needs:
     """
     interpreter = os.path.realpath(sys.executable)
     paths, sites = _package_paths(packages)
-    asked = subprocess.run(
-        [interpreter, "-I", "-S", "-B", "-c", _SURVEY, json.dumps([sites, packages])],
-        capture_output=True,
-        text=True,
-        env=_environment(packages),
-        check=False,
-    )
+    try:
+        asked = subprocess.run(
+            [interpreter, "-I", "-S", "-B", "-c", _SURVEY, json.dumps([sites, packages])],
+            capture_output=True,
+            text=True,
+            env=_environment(packages),
+            check=False,
+        )
+    except OSError as error:
+        raise SandboxUnavailable(with_cure(f"no process starts: {error}")) from None
     if asked.returncode != 0:
         lines = asked.stderr.strip().splitlines() or ["it ended without a word"]
         raise SandboxUnavailable(f"looking for the files that {interpreter} needs: {lines[-1]}")
@@ -402,7 +424,15 @@ def _drop_to(paths: Sequence[str]) -> int | None:
     """Return the uid to take as root: nobody, where nobody may read what is started; else None."""
     if os.geteuid() != 0 or not all(_world_readable(Path(path)) for path in paths):
         return None
+    try:  # a root without capabilities, or alone in its user namespace, cannot become another
+        subprocess.run([paths[0], "-I", "-S", "-c", ""], check=True, **_identity(_NOBODY))
+    except (OSError, subprocess.CalledProcessError):
+        return None
     return _NOBODY
+
+
+def _identity(user: int | None) -> dict:
+    return {} if user is None else {"user": user, "group": user, "extra_groups": []}
 
 
 def _world_readable(path: Path) -> bool:

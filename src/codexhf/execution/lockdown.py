@@ -15,6 +15,7 @@ libc.syscall.restype = ctypes.c_long
 for _name in ("capset", "mount", "prctl", "setns", "umount2", "unshare"):
     getattr(libc, _name)  # found once, before the forks
 
+OPEN_FILES = 64
 RULESET_FD = 60  # and the next one
 CLONE_NEWNS, CLONE_NEWPID, CLONE_THREAD = 0x20000, 0x20000000, 0x10000
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
@@ -265,7 +266,7 @@ class Walls:
             (resource.RLIMIT_AS, memory_bytes),
             (resource.RLIMIT_CPU, cpu_s),
             (resource.RLIMIT_FSIZE, file_bytes),
-            (resource.RLIMIT_NOFILE, 64),
+            (resource.RLIMIT_NOFILE, OPEN_FILES),
             (resource.RLIMIT_CORE, 0),
             (resource.RLIMIT_MEMLOCK, 0),
             (resource.RLIMIT_MSGQUEUE, 0),

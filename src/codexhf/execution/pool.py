@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 from codexhf.execution.grading import Reply, Request, Result, grade, show, unpack_reply
 from codexhf.execution.items import Limits, Tests
-from codexhf.execution.launchers import Launcher, SandboxUnavailable
+from codexhf.execution.launchers import Launcher, SandboxUnavailable, with_cure
 from codexhf.execution.protocol import MAX_WAITING, SETUP_FAILED
 
 logger = logging.getLogger(__name__)
@@ -92,8 +92,8 @@ class _Worker:
                     byte = os.read(self.stdout, 1)  # not a byte more: replies follow
                 if not byte:
                     self.stop()
-                    fix = f" ({self._launcher.fix})" if self._launcher.fix else ""
-                    raise SandboxUnavailable(f"it does not start: {self._last_words()}{fix}")
+                    words = with_cure(self._last_words(), self._launcher.fix)
+                    raise SandboxUnavailable(f"it does not start: {words}")
                 line += byte
         os.set_blocking(self.stdin, False)
         os.set_blocking(self.stdout, False)
@@ -174,8 +174,8 @@ class _Worker:
         if self._losses <= RETRIES:
             self._begin()
             return None
-        reply = Reply(SETUP_FAILED, (0, 0), 0.0, b"", b"", f"{why}, {self._losses} times")
-        return self._advance(reply)
+        why = with_cure(f"{why}, {self._losses} times")
+        return self._advance(Reply(SETUP_FAILED, (0, 0), 0.0, b"", b"", why))
 
 
 class Pool:
@@ -317,14 +317,20 @@ class Pool:
         """Return `count` workers with a live zygote each."""
         if self._owner != os.getpid():
             self._workers, self._owner = [], os.getpid()
-        fresh = [_Worker(self._launcher) for _ in range(count - len(self._workers))]
         # a zygote ends with the thread that started it, among other reasons
-        ended = [worker for worker in self._workers if worker.has_ended]
-        for worker in (*fresh, *ended):
-            worker.start()
-        for worker in (*fresh, *ended):
+        starting = [worker for worker in self._workers if worker.has_ended]
+        try:
+            while len(self._workers) < count:
+                self._workers.append(_Worker(self._launcher))
+                starting.append(self._workers[-1])
+            for worker in starting:
+                worker.start()
+        except OSError as error:
+            self.close()
+            words = with_cure(f"{count} of them do not start: {error}")
+            raise SandboxUnavailable(words) from None
+        for worker in starting:
             worker.wait_ready()
-        self._workers += fresh
         return self._workers[:count]
 
 

@@ -95,13 +95,7 @@ def find_leaks(launcher: Launcher) -> list[str]:
     Raises:
         SandboxUnavailable: the launcher does not start, or there is no place for a file to steal.
     """
-    try:
-        temporary = tempfile.TemporaryDirectory(prefix="codexhf-selftest-")
-    except OSError as error:
-        raise SandboxUnavailable(
-            f"the self-test needs a folder to write in: {error}. Set TMPDIR to one"
-        ) from None
-    with temporary as folder, _Listener() as listener:
+    with _temporary_folder() as folder, _Listener() as listener:
         canary = Path(folder, "canary")
         canary.write_text("codexhf-canary")
         os.chmod(folder, 0o777)  # so that only the walls can be what stops the probes
@@ -143,6 +137,16 @@ def find_leaks(launcher: Launcher) -> list[str]:
         for probe in PROBES
         if not found[probe]
     ]
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory:
+    for folder in (None, "/dev/shm"):  # the one place to write where all else is read-only
+        try:
+            return tempfile.TemporaryDirectory(prefix="codexhf-selftest-", dir=folder)
+        except OSError as error:
+            cause = error
+    words = f"the self-test needs a folder to write in: {cause}. Set TMPDIR to one"
+    raise SandboxUnavailable(words)
 
 
 class _Listener:

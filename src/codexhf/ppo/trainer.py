@@ -57,7 +57,8 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         eval_dataset: rows as in train_dataset, or a dict of such data sets.
         optimizers: optimizer and scheduler, instead of those that `args` describes.
         callbacks: more callbacks.
-        peft_config: wraps the policy in an adapter.
+        peft_config: wraps the policy in an adapter. Critic and reward model may be in one of their
+            own; what is frozen below them is then held once where it is equal.
         reward_funcs: names from `codexhf.rewards.REWARDS`, or functions
             f(prompts, completions, **columns) -> list[float | None], or a RewardSum of such.
         reward_weights: one per reward, reward models first; None weighs each 1.
