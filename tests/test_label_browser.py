@@ -235,7 +235,7 @@ class Writer(threading.Thread):
     """
 
     def __init__(self, who, server, browsers):
-        super().__init__()
+        super().__init__(daemon=True)
         self.who, self.server, self.browsers = who, server, browsers
         self.told, self.browser, self.done = [], None, threading.Event()
         self.labelled = threading.Event()  # something, in this browser
