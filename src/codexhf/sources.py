@@ -227,6 +227,8 @@ def _json_lines(file: Path) -> Iterator[tuple[int, dict]]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict:
     row = dict(pairs)
+    if not all(map(str.isascii, row)):
+        "".join(row).encode()  # half a surrogate pair in a name is a ValueError as well
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
