@@ -358,6 +358,7 @@ def _as_json(table: pa.Table, names: Iterable[str]) -> pa.Table:
 
 def _plain(table: pa.Table) -> pa.Table:
     """Return the table without the types in which one library writes what another one reads."""
+    table.validate(full=True)  # a file may say that bytes are text, or end before they do
     schema = pa.schema([(field.name, _plain_type(field.type)) for field in table.schema])
     return table.replace_schema_metadata(None).cast(schema)
 
