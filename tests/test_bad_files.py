@@ -159,7 +159,6 @@ def test_what_is_no_file_is_named_and_not_waited_for(what, read, tmp_path):
         read("rows.jsonl")
 
 
-@pytest.mark.slow  # a minute
 def test_a_thousand_mutated_files_are_named_or_counted(read, tmp_path):
     draw = random.Random(0)
     sources = {
