@@ -41,13 +41,14 @@ def free_port() -> int:
 
 
 class Server:
-    """`python -m codexhf.label` in a process of its own."""
+    """`python -m codexhf.label` in a process of its own; without pairs, on what lies in prefs."""
 
-    def __init__(self, folder: Path, pairs: list[dict], *arguments: str):
+    def __init__(self, folder: Path, pairs: list[dict] | None, *arguments: str):
         self.prefs, self.port = folder / "prefs", free_port()
         self.prefs.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(row) + "\n" for row in pairs)
-        (self.prefs / "unlabelled.jsonl").write_text(text)
+        if pairs is not None:
+            text = "".join(json.dumps(row) + "\n" for row in pairs)
+            (self.prefs / "unlabelled.jsonl").write_text(text)
         self.labels = folder / "labels"
         self.arguments = arguments
         self.process = None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForCausalLM
 
 from codexhf.adapters import ADAPTER, merge_adapters, own_base, share_base, with_lora
 from codexhf.arguments import PPOArguments
@@ -15,7 +15,7 @@ from codexhf.models import load_policy
 from codexhf.reward_model import adapted_reward_model, load_reward_model
 from codexhf.run import load_manifest
 from codexhf.tokenizer import load_tokenizer
-from conftest import ADD
+from conftest import ADD, tiny_config
 
 ROOT = Path(__file__).parent.parent
 LORA = PPOArguments(use_peft=True, lora_r=4)
@@ -137,7 +137,7 @@ def test_a_lineage_of_adapters(
     assert not torch.equal(critic.score.weight, score.weight)
 
 
-def test_a_base_in_four_bits(model_folder, write_card, problems, tmp_path, monkeypatch):
+def test_a_base_in_four_bits(tokenizer, write_card, problems, tmp_path, monkeypatch):
     pytest.importorskip("bitsandbytes")
     monkeypatch.setitem(COMMON, "report_to", "none")
     monkeypatch.setitem(COMMON, "load_in_4bit", True)
@@ -148,7 +148,10 @@ def test_a_base_in_four_bits(model_folder, write_card, problems, tmp_path, monke
     pairs = write_card(rows, "preference", "pairs")
     rows = [{"prompt": f"Name colour {i}", "chosen": "red", "rejected": "12"} for i in range(4)]
     others = write_card(rows, "preference", "others")
-    base = str(model_folder)
+    base = str(tmp_path / "base")
+    wide = tiny_config(tokenizer, hidden_size=64, intermediate_size=128)  # of blocks of 64
+    LlamaForCausalLM(wide).save_pretrained(base)
+    tokenizer.save_pretrained(base)
     m1 = run("sft", tmp_path / "m1", model=base, train_cards=[demos], max_length=64)
     rm = run(
         "reward_model", tmp_path / "rm", model=str(m1), train_cards=[pairs], eval_cards=[others],

@@ -7,6 +7,8 @@ system calls (by a seccomp filter such as docker's default one), capabilities, u
 processes, a writable root, /dev/shm. No docker daemon is needed.
 """
 
+# ruff: noqa: E501  (commands and programs in one line are easier to read)
+
 import os
 import platform
 import shutil
@@ -63,6 +65,8 @@ for what in sys.argv[1:at]:
         call(libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, b"size=64m"))
     elif what == "read-only-root":
         call(libc.mount(b"none", b"/", None, 1 | 32 | 0x1000, None))
+    elif what == "no-capabilities":
+        for capability in range(41): call(libc.prctl(24, capability, 0, 0, 0))
     elif what == "nobody":  # Kubernetes "restricted": no root, no capability, no new privileges
         for capability in range(41): call(libc.prctl(24, capability, 0, 0, 0))
         os.setgroups([])
@@ -117,6 +121,7 @@ def box(tmp_path_factory):
         ("no-landlock", "bubblewrap+seccomp"),
         ("docker", "landlock"),
         ("no-user-namespaces", "landlock"),
+        ("docker no-capabilities", "landlock"),
         ("docker nobody nofile=64", "landlock"),
         ("own-mounts small-shm tmp read-only-root docker nobody nofile=64", "landlock"),
     ],

@@ -64,6 +64,8 @@ def test_tests_that_expect_a_limit_pass():
 )  # fmt: skip
 def test_a_row_sets_its_own_limits(setting, program, without):
     """In the place of the caller's, for each kind of tests."""
+    if "output_mb" in setting and check_isolation() == "landlock":
+        pytest.skip("Landlock alone has no room for files")
     for tests, limits in (
         (CASE, {"cases": CASE}),
         ("assert f() == 1", {"code": "assert f() == 1"}),
@@ -134,7 +136,10 @@ def test_load_ten_judges_as_an_idle_machine():
             tests = [CASE] * len(programs), ["f"] * len(programs)
             return [r.verdict for r in executor.run(programs, *tests, timeout_s=1.0)]
 
-    idle = verdicts()
+    expected = (["pass"] * 4 + ["timeout"] * 2) * 2 + ["pass"] * 4
+    if os.getloadavg()[0] > 10:
+        pytest.skip(f"the machine is at load {os.getloadavg()[0]:.0f} by itself")
+    assert verdicts() == expected
     loop = [sys.executable, "-S", "-c", "while 1: pass"]
     busy = [subprocess.Popen(loop, start_new_session=True) for _ in range(10)]
     try:
@@ -147,7 +152,7 @@ def test_load_ten_judges_as_an_idle_machine():
         for process in busy:
             process.kill()
             process.wait()
-    assert loaded == idle == (["pass"] * 4 + ["timeout"] * 2) * 2 + ["pass"] * 4
+    assert loaded == expected
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def test_a_labeller_who_likes_short_answers_gets_them(tokenizer, tmp_path, write
            min_prompts=250, include_reference="false", max_new_tokens=32, temperatures=[1.0],
            output_dir=prefs)  # fmt: skip
     rows = [json.loads(line) for line in (prefs / "unlabelled.jsonl").open()]
-    with Server(tmp_path, rows, "--reveal", "never") as server, Browser(made(tmp_path)) as browser:
+    with Server(tmp_path, None, "--reveal", "never") as server, Browser(made(tmp_path)) as browser:
         labelled = like_short(enter(browser, server))
     done = subprocess.run(
         [sys.executable, "-m", "codexhf.label", str(prefs), "--export", "--license", "mit"],

@@ -111,7 +111,10 @@ def test_slurm_file_and_yaml_start_two_hosts_of_one_process(tmp_path):
 
 @pytest.mark.parametrize(
     ("case", "said"),
-    [("raises", "ZeroDivisionError: this reward divides by nothing"), ("dies", "SIGKILL")],
+    [
+        ("raises", "ZeroDivisionError: this reward divides by nothing"),
+        pytest.param("dies", "SIGKILL", marks=SLOW),
+    ],
 )
 def test_a_process_that_fails_ends_the_run_with_its_error(tmp_path, case, said):
     done = launched(tmp_path, "fail", case)

@@ -89,8 +89,9 @@ def with_lora(
 
 def wide_head(model: nn.Module) -> None:
     """Keep the score head, which is trained in full, in float32: bfloat16 rounds its steps away."""
-    base_model(model).score.float()
-    base_model(model).score.register_forward_pre_hook(_in_own_dtype)
+    for part in base_model(model).score.float().modules():
+        if isinstance(part, nn.Linear):  # in peft's wrapper: as it was, and as it is trained
+            part.register_forward_pre_hook(_in_own_dtype)
 
 
 def _in_own_dtype(head: nn.Module, inputs: tuple) -> tuple:
@@ -201,5 +202,6 @@ def _folded(model: nn.Module, adapter: Path) -> PreTrainedModel:
     plain = type(base).from_pretrained(
         base.name_or_path, config=config, dtype=base.dtype, use_safetensors=True
     )
-    plain.generation_config = base.generation_config
+    if plain.can_generate():
+        plain.generation_config = base.generation_config
     return PeftModel.from_pretrained(plain.to(base.device), str(adapter)).merge_and_unload()

@@ -61,8 +61,8 @@ def choose_launcher(*, unsafe_exec: str | None = None, packages: Sequence[str] =
         try:
             launcher = make(packages)
             leaks = find_leaks(launcher)
-        except SandboxUnavailable as error:
-            causes.append(f"{name}: {error}")
+        except (SandboxUnavailable, OSError, RuntimeError) as error:  # of processes, threads
+            causes.append(f"{name}: {launchers.with_cure(str(error))}")
             continue
         if not leaks:
             for cause in causes:

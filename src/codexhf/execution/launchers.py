@@ -54,10 +54,11 @@ _NAMESPACES_FIX = (
 )
 
 
+_MORE_PROCESSES = "allow more processes, ulimit -u 512 or docker run --pids-limit 512"
 _CURES = {
-    errno.EMFILE: "allow more open files, ulimit -n 1024, or set fewer workers",
-    errno.EAGAIN: "allow more processes, ulimit -u 512 or docker run --pids-limit 512",
-    errno.ENOMEM: "allow more memory",
+    os.strerror(errno.EMFILE): "allow more open files, ulimit -n 1024, or set fewer workers",
+    os.strerror(errno.EAGAIN): _MORE_PROCESSES,
+    "can't start new thread": _MORE_PROCESSES,
 }
 
 
@@ -67,8 +68,8 @@ class SandboxUnavailable(RuntimeError):
 
 def with_cure(words: str, otherwise: str = "") -> str:
     """Return what the system said went wrong, and what fixes it."""
-    cure = next((cure for code, cure in _CURES.items() if os.strerror(code) in words), otherwise)
-    return f"{words} ({cure})" if cure else words
+    cure = next((cure for said, cure in _CURES.items() if said in words), otherwise)
+    return f"{words} ({cure})" if cure and cure not in words else words
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,6 @@ class Launcher:
 
     def start(self, stderr: int) -> subprocess.Popen:
         """Start a zygote with pipes on standard input and output."""
-        identity = {}
-        if self.user is not None:
-            identity = {"user": self.user, "group": self.user, "extra_groups": []}
         return subprocess.Popen(
             self.argv,
             stdin=subprocess.PIPE,
@@ -103,7 +101,7 @@ class Launcher:
             cwd="/",
             bufsize=0,
             start_new_session=True,
-            **identity,
+            **_identity(self.user),
         )
 
 
@@ -315,13 +313,16 @@ def needed_files(packages: tuple[str, ...] = ()) -> Needs:
     """
     interpreter = os.path.realpath(sys.executable)
     paths, sites = _package_paths(packages)
-    asked = subprocess.run(
-        [interpreter, "-I", "-S", "-B", "-c", _SURVEY, json.dumps([sites, packages])],
-        capture_output=True,
-        text=True,
-        env=_environment(packages),
-        check=False,
-    )
+    try:
+        asked = subprocess.run(
+            [interpreter, "-I", "-S", "-B", "-c", _SURVEY, json.dumps([sites, packages])],
+            capture_output=True,
+            text=True,
+            env=_environment(packages),
+            check=False,
+        )
+    except OSError as error:
+        raise SandboxUnavailable(with_cure(f"no process starts: {error}")) from None
     if asked.returncode != 0:
         lines = asked.stderr.strip().splitlines() or ["it ended without a word"]
         raise SandboxUnavailable(f"looking for the files that {interpreter} needs: {lines[-1]}")
@@ -423,7 +424,15 @@ def _drop_to(paths: Sequence[str]) -> int | None:
     """Return the uid to take as root: nobody, where nobody may read what is started; else None."""
     if os.geteuid() != 0 or not all(_world_readable(Path(path)) for path in paths):
         return None
+    try:  # a root without capabilities, or alone in its user namespace, cannot become another
+        subprocess.run([paths[0], "-I", "-S", "-c", ""], check=True, **_identity(_NOBODY))
+    except (OSError, subprocess.CalledProcessError):
+        return None
     return _NOBODY
+
+
+def _identity(user: int | None) -> dict:
+    return {} if user is None else {"user": user, "group": user, "extra_groups": []}
 
 
 def _world_readable(path: Path) -> bool:

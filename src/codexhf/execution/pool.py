@@ -174,10 +174,8 @@ class _Worker:
         if self._losses <= RETRIES:
             self._begin()
             return None
-        reply = Reply(
-            SETUP_FAILED, (0, 0), 0.0, b"", b"", with_cure(f"{why}, {self._losses} times")
-        )
-        return self._advance(reply)
+        why = with_cure(f"{why}, {self._losses} times")
+        return self._advance(Reply(SETUP_FAILED, (0, 0), 0.0, b"", b"", why))
 
 
 class Pool:
