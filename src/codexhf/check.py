@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from codexhf.cards import CardError, load_card
-from codexhf.chat import text_of
 from codexhf.data import Data, _spoken, read_card, read_cards
 from codexhf.overlap import HeldOut
+from codexhf.prompts import text_of
 from codexhf.refusals import refuse
 from codexhf.rows import COLUMNS
 from codexhf.tokens import answered_rows, document_encoder

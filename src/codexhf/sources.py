@@ -227,6 +227,8 @@ def _json_lines(file: Path) -> Iterator[tuple[int, dict]]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict:
     row = dict(pairs)
+    if not all(map(str.isascii, row)):
+        "".join(row).encode()  # half a surrogate pair in a name is a ValueError as well
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
@@ -356,6 +358,7 @@ def _as_json(table: pa.Table, names: Iterable[str]) -> pa.Table:
 
 def _plain(table: pa.Table) -> pa.Table:
     """Return the table without the types in which one library writes what another one reads."""
+    table.validate(full=True)  # a file may say that bytes are text, or end before they do
     schema = pa.schema([(field.name, _plain_type(field.type)) for field in table.schema])
     return table.replace_schema_metadata(None).cast(schema)
 
