@@ -143,7 +143,7 @@ def test_evaluate_models_writes_the_suite(model_folder, tokenizer, tmp_path, wri
         max_length=32,
     )
     corpora = {"code": Data(Dataset.from_dict({"text": ["x = 1\n" * 5]}))}
-    metrics = evaluation.evaluate_models(stage, data, corpora, tmp_path)
+    metrics = evaluation.evaluate_models(stage, data, corpora, {}, tmp_path)
     assert metrics["model/kl"] == pytest.approx(0, abs=1e-6)
     assert metrics["other/kl"] > 0
     assert metrics["model/pass@1"] == 0.0 and metrics["model/verdicts"] == {"fail": 12}
@@ -187,13 +187,13 @@ def test_models_of_different_tokenizers_answer_what_fits_them_all(
         max_length=512,
     )
     corpora = {"code": Data(Dataset.from_dict({"text": ["x = 1\n" * 50]}))}
-    metrics = evaluation.evaluate_models(stage, data, corpora, tmp_path)
+    metrics = evaluation.evaluate_models(stage, data, corpora, {}, tmp_path)
     assert metrics["tasks"] == 5 and metrics["tasks_too_long"] == 1
     assert "a/kl" in metrics and "b/kl" not in metrics  # other ids, other texts (T6)
     assert metrics["b/bits_per_byte_code"] > 0
     stage.max_new_tokens = 47
     with pytest.raises(ValueError, match="leaves no room for any of 6 prompts"):
-        evaluation.evaluate_models(stage, data, corpora, tmp_path)
+        evaluation.evaluate_models(stage, data, corpora, {}, tmp_path)
 
 
 def test_the_sandbox_failing_is_no_verdict(monkeypatch, problems):

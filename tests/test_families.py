@@ -392,7 +392,10 @@ def test_scores_are_recorded_on_answers_of_ppos_length_within_the_context(tmp_pa
     assert prompts == PROMPTS  # each once, but for the one that leaves no room
     assert "1 of 5 prompts leave no room for 8 tokens" in capsys.readouterr().out
     trainer = SimpleNamespace(
-        model=model, processing_class=the_tokenizer(), args=SimpleNamespace(seed=1)
+        model=model,
+        processing_class=the_tokenizer(),
+        args=SimpleNamespace(seed=1, report_to=[]),
+        state=SimpleNamespace(global_step=0),
     )
     assert record_scores(trainer, prompts, stage(8))["score_samples"] == 8
     with pytest.raises(ValueError, match="score_max_new_tokens: got 31, which leaves 1 tokens"):
