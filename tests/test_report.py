@@ -831,7 +831,7 @@ def test_sections_come_in_order(rendered):
     ]
     assert [f"## {head}" in rendered[1] for head in heads] == [True] * len(heads)
     assert rendered[0].index('class="finding"') < rendered[0].index("<h2>")
-    charts = rendered[0].count("<svg") - rendered[0].count('class="rail"')  # the lineage's picture
+    charts = rendered[0].count("<svg") - 2 * rendered[0].count('class="rail"')  # of the lineage
     assert charts == 14 and len(rendered[0]) < 400_000
 
 
