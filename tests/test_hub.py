@@ -232,34 +232,43 @@ def test_dry_run_shows_files_bytes_and_visibility_and_asks_nobody(here, server, 
     assert ".env" not in out
 
 
-def test_a_fault_at_any_request_leaves_the_old_state_or_the_new(here, server):
-    pushed(stages=["tokenizer"])
+@pytest.mark.parametrize(
+    "run, parents, stage",
+    [("here", ["tokenizer"], "m0"), ("adapters", ["tokenizer", "m0"], "m1")],
+    ids=["model", "adapter"],
+)
+def test_a_fault_at_any_request_leaves_the_old_state_or_the_new(
+    run, parents, stage, request, server
+):
+    request.getfixturevalue(run)
+    pushed(stages=parents)
     begin = len(server.requests)
-    pushed(stages=["m0"])
+    pushed(stages=[stage])
+    repository = "model", f"org/x-{stage}"
     requests = list(enumerate(server.requests[begin:], 1))
-    wanted = server.repos["model", "org/x-m0"].commits[-1][1]
+    wanted = server.repos[repository].commits[-1][1]
     faults = [
         (kind, number)
         for kind in (500, "drop", "lose", "flip")
-        for number, request in requests
-        if kind != "flip" or request.startswith("PUT")
+        for number, sent in requests
+        if kind != "flip" or sent.startswith("PUT")
     ]
     assert len(faults) > 30
     stopped = 0
     for kind, at in faults:
-        del server.repos["model", "org/x-m0"]
+        del server.repos[repository]
         server.objects.clear(), server.requests.clear()
         server.fault = lambda number, _, kind=kind, at=at: kind if number == at else None
         try:
-            pushed(stages=["m0"])
+            pushed(stages=[stage])
         except ValueError as error:
             stopped += 1
             assert "\n" not in str(error)
-        repo = server.repos.get(("model", "org/x-m0"))
+        repo = server.repos.get(repository)
         assert repo is None or len(repo.commits) == 1 or repo.commits[1][1] == wanted
         server.fault = lambda number, request: None
-        pushed(stages=["m0"])
-        assert [files for _, files in server.repos["model", "org/x-m0"].commits[1:]] == [wanted]
+        pushed(stages=[stage])
+        assert [files for _, files in server.repos[repository].commits[1:]] == [wanted]
     assert stopped < 3  # nearly all are overcome without a second start
 
 
