@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 from pathlib import Path
 
 os.environ.update(
@@ -16,6 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from codexhf.tokenizer import new_tokenizer
 
 torch.set_num_threads(1)
+
+# A runner in the background ignores these; processes that tests start would inherit that.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 CORPUS = ["def add(a, b):\n    return a + b\n", "Write a function that adds two numbers.", "x = 12"]
 ADD = "def f(a, b):\n    return a + b"
