@@ -141,6 +141,8 @@ def resume(case: str, folder: Path) -> None:
     warm.train()
     kept = {n: t for n, t in setup.state(warm).items() if n.startswith("policy.")}
     found["frozen"] = str(setup.same({n: before[n] for n in kept}, kept))
+    if trainer.is_fsdp_enabled:  # as a stage ends: checkpoints may lie in pieces, the result not
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(folder / "saved"))
     rank = trainer.args.process_index
     (folder / f"digests_{rank}.json").write_text(json.dumps(found))
