@@ -7,6 +7,7 @@ import os
 import runpy
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -38,6 +39,23 @@ def _with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
 def allow() -> None:
     """Shard from here on, where `SHARDED` is in the environment."""
     AcceleratorState.__init__ = _with_fsdp
+
+
+def each(work: Callable[[str, Path], None], folder: str, way: str, *names: str) -> None:
+    """Do the named pieces of work in folders of their own, and end.
+
+    Args:
+        way: ddp; fsdp2; or pieces, fsdp2 with checkpoints that each process writes a part of.
+    """
+    torch.set_num_threads(1)
+    if way != "ddp":
+        os.environ.update(SHARDED)
+        if way == "pieces":
+            os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT"
+        allow()
+    for name in names:
+        work(name, Path(folder) / name)
+    leave()
 
 
 def leave() -> None:

@@ -156,12 +156,4 @@ def work(name: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    if sys.argv[2] != "ddp":
-        os.environ.update(fsdp_on_cpu.SHARDED)
-        if sys.argv[2] == "pieces":
-            os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT"
-        fsdp_on_cpu.allow()
-    for name in sys.argv[3:]:
-        work(name, Path(sys.argv[1]) / name)
-    fsdp_on_cpu.leave()
+    fsdp_on_cpu.each(work, *sys.argv[1:])

@@ -168,11 +168,4 @@ if __name__ == "__main__":
     if sys.argv[2] == "fail":
         launch(lambda: fail(sys.argv[3], Path(sys.argv[1])))
         sys.exit()
-    if sys.argv[2] != "ddp":
-        os.environ.update(fsdp_on_cpu.SHARDED)
-        if sys.argv[2] == "pieces":
-            os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT"
-        fsdp_on_cpu.allow()
-    for name in sys.argv[3:]:
-        work(name, Path(sys.argv[1]) / name)
-    fsdp_on_cpu.leave()
+    fsdp_on_cpu.each(work, *sys.argv[1:])

@@ -73,6 +73,17 @@ def check_tracked(tracker, folder, tmp_path):
         assert list(tmp_path.glob("tests*.db"))
 
 
+def cards(write_card, problems) -> tuple[str, ...]:
+    """Tasks, their demonstrations, pairs to learn from and others to be tested on."""
+    tasks = write_card(problems, "prompt-only", "tasks")
+    rows = [{"prompt": p["prompt"], "completion": ADD} for p in problems]
+    demos = write_card(rows, "prompt-completion", "demos")
+    rows = [{"prompt": p["prompt"], "chosen": ADD, "rejected": "no"} for p in problems]
+    pairs = write_card(rows, "preference", "pairs")
+    rows = [{"prompt": f"Name colour {i}", "chosen": "red", "rejected": "12"} for i in range(4)]
+    return tasks, demos, pairs, write_card(rows, "preference", "others")
+
+
 @pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])
 def test_a_lineage_of_adapters(
     model_folder, write_card, problems, tmp_path, monkeypatch, capsys, tracker
@@ -85,13 +96,7 @@ def test_a_lineage_of_adapters(
         for i in range(1, 30)
     ]
     text = write_card(rows, "language-modeling", "text", codexhf={"heldout": 0.3})
-    tasks = write_card(problems, "prompt-only", "tasks")
-    rows = [{"prompt": p["prompt"], "completion": ADD} for p in problems]
-    demos = write_card(rows, "prompt-completion", "demos")
-    rows = [{"prompt": p["prompt"], "chosen": ADD, "rejected": "no"} for p in problems]
-    pairs = write_card(rows, "preference", "pairs")
-    rows = [{"prompt": f"Name colour {i}", "chosen": "red", "rejected": "12"} for i in range(4)]
-    others = write_card(rows, "preference", "others")
+    tasks, demos, pairs, others = cards(write_card, problems)
 
     m0 = run(
         "pretrain", tmp_path / "m0", model=base, train_cards=[text], max_length=64,
@@ -141,13 +146,7 @@ def test_a_base_in_four_bits(tokenizer, write_card, problems, tmp_path, monkeypa
     pytest.importorskip("bitsandbytes")
     monkeypatch.setitem(COMMON, "report_to", "none")
     monkeypatch.setitem(COMMON, "load_in_4bit", True)
-    tasks = write_card(problems, "prompt-only", "tasks")
-    rows = [{"prompt": p["prompt"], "completion": ADD} for p in problems]
-    demos = write_card(rows, "prompt-completion", "demos")
-    rows = [{"prompt": p["prompt"], "chosen": ADD, "rejected": "no"} for p in problems]
-    pairs = write_card(rows, "preference", "pairs")
-    rows = [{"prompt": f"Name colour {i}", "chosen": "red", "rejected": "12"} for i in range(4)]
-    others = write_card(rows, "preference", "others")
+    tasks, demos, pairs, others = cards(write_card, problems)
     base = str(tmp_path / "base")
     wide = tiny_config(tokenizer, hidden_size=64, intermediate_size=128)  # of blocks of 64
     LlamaForCausalLM(wide).save_pretrained(base)
