@@ -55,13 +55,16 @@ def settings_of(tracker, tmp_path, monkeypatch):
     for name in ("WANDB_DIR", "TRACKIO_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    pytest.importorskip(tracker)  # trackio looks where to write when it is imported
+    if tracker != "none":
+        pytest.importorskip(tracker)  # trackio looks where to write when it is imported
     monkeypatch.setitem(COMMON, "report_to", tracker)
 
 
 def check_tracked(tracker, folder, tmp_path):
     """Each stage sent metrics and samples, and what a tracker writes does not spoil its folder."""
-    if tracker == "tensorboard":
+    if tracker == "none":
+        assert not (folder / "runs").exists()
+    elif tracker == "tensorboard":
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         found = EventAccumulator(str(folder / "runs/samples")).Reload().Tags()
@@ -84,7 +87,7 @@ def cards(write_card, problems) -> tuple[str, ...]:
     return tasks, demos, pairs, write_card(rows, "preference", "others")
 
 
-@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "trackio"])
+@pytest.mark.parametrize("tracker", ["none", "tensorboard", "wandb", "trackio"])
 def test_a_lineage_of_adapters(
     model_folder, write_card, problems, tmp_path, monkeypatch, capsys, tracker
 ):
