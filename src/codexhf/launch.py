@@ -97,6 +97,18 @@ def launch_errors() -> list[str]:
     return errors
 
 
+def load_whole() -> None:
+    """Have models loaded whole under ZeRO-3, until training splits those that it trains.
+
+    With training arguments in memory transformers splits every model that it loads, those too that
+    only score, whose parts nothing would put together.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
+
+
 def _stop(number: int, frame: object) -> None:
     """Where no checkpoint is to be saved, outside training, leave at once."""
     print(f"stopped by {signal.Signals(number).name}; start the same command again", flush=True)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from codexhf import knobs, workers
 from codexhf.arguments import StageArguments, pin
-from codexhf.launch import launch_errors
+from codexhf.launch import launch_errors, load_whole
 from codexhf.refusals import nearest, refuse
 from codexhf.strict_yaml import load_yaml
 
@@ -117,6 +117,7 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
     if errors:
         refuse(list(dict.fromkeys(errors)), f"{Path(recipe).name} with {config}")
     _say_batch(in_yaml, instances[-1])
+    load_whole()
     workers.num_proc = getattr(instances[0], "num_proc", None)
     return instances
 

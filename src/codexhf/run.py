@@ -223,12 +223,14 @@ def _refuse_no_steps(training: TrainingArguments) -> None:
 
 def _size(trainer: Trainer) -> dict:
     """Parameters, and rows that training read (with repetition over epochs)."""
+    from codexhf.sharding import count
+
     parameters = list(trainer.model.parameters())
     args = trainer.args
     rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
-        "parameters": sum(p.numel() for p in parameters),
-        "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "parameters": sum(map(count, parameters)),
+        "trained_parameters": sum(count(p) for p in parameters if p.requires_grad),
         "rows_trained_on": trainer.state.global_step * rows,
     }
 
@@ -239,6 +241,7 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
 
     from codexhf.models import shortest_context
     from codexhf.prompts import end_ids
+    from codexhf.sharding import is_sharded, whole_state
 
     tokenizer = trainer.processing_class
     for model in {m for m in trainer.model.modules() if isinstance(m, PreTrainedModel)}:
@@ -251,9 +254,12 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
         context = shortest_context([trainer.model])
         if context is not None:
             tokenizer.model_max_length = context
-    if getattr(trainer, "is_fsdp_enabled", False):  # checkpoints may be sharded, the result is not
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(str(output_dir))
+    if is_sharded(trainer.model):  # checkpoints may stay so, the result is for `from_pretrained`
+        state = whole_state(trainer.model, trainer.is_world_process_zero())
+        if state:
+            trainer._save(str(output_dir), state_dict=state)
+    else:
+        trainer.save_model(str(output_dir))
     # A pickle of settings that the manifest holds as text; nobody should have to trust it.
     (output_dir / "training_args.bin").unlink(missing_ok=True)
     if tokenizer is not None and trainer.is_world_process_zero():

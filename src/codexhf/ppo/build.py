@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from codexhf.adapters import share_base
-from codexhf.launch import launch_errors
+from codexhf.launch import launch_errors, load_whole
 from codexhf.models import base_model, disable_dropout, load_policy, shortest_context
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.evaluate import EVALUATION_METRICS
@@ -122,6 +122,7 @@ def build(given: Given) -> Parts:
         ValueError: everything that is wrong, at once; what needs no model before one is loaded.
     """
     _refuse(early_errors(given))
+    load_whole()
     args = given.args
     schedule = Schedule.of(args, len(given.train_dataset))
     loaded = _load(given)
@@ -239,6 +240,17 @@ def _launch_errors(args: PPOConfig) -> list[str]:
             "split batches that do not belong apart. Use accelerate launch, or set "
             "CUDA_VISIBLE_DEVICES to one of them."
         )
+    if args.deepspeed_plugin is not None:
+        if args.critic_warmup_rollouts:
+            errors.append(
+                f"critic_warmup_rollouts: got {args.critic_warmup_rollouts}, expected 0 under "
+                "DeepSpeed, whose steps move all weights, those too that are to rest. Take FSDP2."
+            )
+        if not args.ds3_gather_for_generation:
+            errors.append(
+                "ds3_gather_for_generation: got False, expected True. Processes sample different "
+                "numbers of tokens, which takes whole weights."
+            )
     return errors
 
 

@@ -109,14 +109,7 @@ class RolloutMixin:
         Processes may then sample different numbers of tokens.
         """
         with gathered(part) if part is self.ref_model else gathered(self.model, part):
-            plugin = self.accelerator.state.deepspeed_plugin
-            if plugin is None or plugin.zero_stage != 3 or not self.args.ds3_gather_for_generation:
-                yield
-                return
-            import deepspeed
-
-            with deepspeed.zero.GatheredParameters(list(part.parameters())):
-                yield
+            yield
 
     def _score(self, scorer: Scorer, rows, ids, completions: Completions):
         """Score completions with reward models that are whole meanwhile; see `Scorer.score`."""

@@ -167,8 +167,6 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         """Move a frozen model to where it is needed."""
         if model is None:
             return None
-        if self.is_deepspeed_enabled:
-            return self.accelerator.prepare_model(model, evaluation_mode=True)
         if self.is_fsdp_enabled:
             return shard(model, self.accelerator)
         return model.to(self.args.device)
