@@ -298,10 +298,8 @@ def _read_programs(tests: Sequence[dict], settings: Settings) -> Item:
         if not isinstance(case["stdin"], str) or not isinstance(case["stdout"], str):
             raise BrokenItem(f"tests[{i}]: expected `stdin` and `stdout` as str")
         compare = case.get("compare") or settings.compare
-        name = compare.partition(":")[0] if isinstance(compare, str) else compare
-        wrong = compare is not None and (name not in OUTPUTS or compare_error(compare))
+        wrong = compare_error(str(compare), OUTPUTS) if compare is not None else ""
         if wrong:
-            expected = f"expected one of {', '.join(OUTPUTS)} (`floats:1e-9` names its tolerance)"
-            raise BrokenItem(f"tests[{i}]: compare: got {compare!r}, {expected}")
+            raise BrokenItem(f"tests[{i}]: compare: got {compare!r}, {wrong}")
         cases.append(case | {"compare": compare} if compare else case)
     return Item(PROGRAM, cases, settings=settings)
