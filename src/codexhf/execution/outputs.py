@@ -62,11 +62,12 @@ class Comparison:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._rest: list[str] = []  # what was printed since
         self._left: collections.Counter | None = None  # lines still to come, in any order
-        self._difference = ""
+        self._difference, self._early = "", False
 
     def feed(self, data: bytes, last: bool = False) -> None:
         """Compare the next bytes."""
         if self._difference:
+            self._early = self._early and not data.strip()
             return
         text = self._decoder.decode(data, last)
         if not self._rest and self._left is None:
@@ -86,14 +87,14 @@ class Comparison:
         """Return where the output differs, "" if nowhere, and whether only by an early end."""
         self.feed(b"", last=True)
         if not self._rest and self._at == len(self._right) and self._left is None:
-            return self._difference, False
+            return self._difference, self._early
         if not self._difference:
             self._back_up()
             printed = "".join(self._rest)
             if self._way == "exact" or printed.strip():
                 self._compare(printed + "\n")
         if self._difference:
-            return self._difference, False
+            return self._difference, self._early
         if self._left is not None:
             missing = next((line for line, count in self._left.items() if count > 0), "")
         elif self._way == "exact":
@@ -164,8 +165,10 @@ class Comparison:
             if one != other and not self._is_near(one, other):
                 self._at = begun
                 self._take(number, size)
+                self._early = self._way == "lines" and not any(printed[number:])
+                one = "the end" if self._early else one[:120]
                 shown = "the end" if other is None else other[:120]
-                self._difference = f"output {self._place()}: got {one[:120]}, expected {shown}"
+                self._difference = f"output {self._place()}: got {one}, expected {shown}"
                 return None
         return None
 
