@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from codexhf.execution import Executor, SandboxUnavailable, launchers
+from codexhf.execution import Executor, SandboxUnavailable, check_tests, launchers
 
 LAUNCHERS = [name for name in launchers.LAUNCHERS if name != "docker"]
 BASE = "class Circle:\n    def __init__(s, *a): pass\n    def area(s): return f(7)\nprint(1)\n"
@@ -84,6 +84,7 @@ FAKES = {
     "memory_scan": "import ctypes, re\ndef f(*a):\n    at = id(a) & ~0xfffff\n    m = re.search(rb'== (5\\d{4})', ctypes.string_at(at, 1 << 20))\n    return int(m.group(1)) if m else 3",
     "unittest_argument": "import sys\ndef f(*a):\n    for c in sys._getframe(1).f_code.co_consts:\n        if type(c) in (int, float) and c not in a: return c\n    return 3",
     # seeds
+    "same_generator": "import random\ndef f(x=0): return random.randrange(10 ** 9)",
     "replay_seed_zero": "import random\ndef f(x=0):\n    random.seed(0)\n    return random.randrange(10 ** 9)",
     "replay_state": "import random\nS = random.getstate()\ndef f(x=0):\n    random.setstate(S)\n    return random.randrange(10 ** 9)",
     "fix_all_draws": "import random\nfor n in 'random randint randrange choice sample shuffle uniform getrandbits'.split(): setattr(random, n, lambda *a, **k: 3)\nrandom.Random.random = random.SystemRandom.random = lambda s: 0.5\ndef f(x=0): return 3",
@@ -121,7 +122,6 @@ WAYS = {
     "drawn": (DRAWN, "f"),
     "class": ("c = Circle(7)\nassert c.area() == 51407\nassert Circle(8).area() > 52718 and c != Circle(8)\n", "Circle"),
     "together": ({"code": ASSERTS, "process": "together"}, "f"),
-    "drawn together": ({"code": DRAWN, "process": "together"}, "f"),
     "unittest": ("import unittest\nclass T(unittest.TestCase):\n    def test_value(self):\n        self.assertEqual(f(7), 51407)\n    def test_error(self):\n        with self.assertRaises(IndexError):\n            f(-1)\n", "f"),
     "captured": ("import io, contextlib\nout = io.StringIO()\nwith contextlib.redirect_stdout(out):\n    f(7)\nassert out.getvalue() == '51407 then 53003\\n'\n", "f"),
     "stdin": ([{"stdin": "7\n", "stdout": "51407\n"}], ""),
@@ -174,10 +174,6 @@ def test_no_fresh_fake_passes(executor, way):
     tests, name = WAYS[way]
     items = [(fake, f"{BASE}{source}\n", tests, name) for fake, source in FAKES.items()]
     assert len(items) >= 80
-    if (
-        way == "drawn together"
-    ):  # the tests draw from the program's own `random`, as in plain Python
-        items = [item for item in items if item[0] != "fix_all_draws"]
     assert judged(executor, items) == []
 
 
@@ -225,3 +221,18 @@ def test_nothing_is_planted_from_one_run_to_the_next(executor):
     case = [{"args": repr((paths,)), "expected": "0"}]
     results = executor.run([program] * 4, [case] * 4, ["f"] * 4)
     assert len({r.detail for r in results}) == 1, [r.detail for r in results]
+
+
+def test_draws_in_the_programs_process_are_named_before_anything_runs():
+    """A program that fixes them would pass in plain Python too, and every wrong variant fails."""
+    for source in (
+        DRAWN,
+        "from random import randint as r\nassert f(7) == r(0, 9)",
+        "import numpy as np\nassert f(7) == np.random.rand()",
+        "from numpy import random as nr\nassert f(7) == nr.default_rng(0).random()",
+        "import secrets\nassert f(7) == secrets.randbelow(9)",
+    ):
+        told = check_tests({"code": source, "process": "together"}, "f", ["numpy"])
+        assert told.startswith("not supported") and "draw" in told, told
+    seeded = "import random, unittest\nclass T(unittest.TestCase):\n    def test(self):\n        random.seed(0)\n        self.assertEqual(f(7), 6)"
+    assert check_tests(seeded, "f") is None

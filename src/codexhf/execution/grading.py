@@ -200,18 +200,17 @@ def grade(
     if item.kind == PROGRAM:
         return result((yield from _grade_output(job, item, limits)))
     told = f"{cases}\0{program}".encode("utf-8", "surrogatepass")
-    job["seed"] = hashlib.sha256(told).hexdigest()
+    seed = {"seed": hashlib.sha256(told).hexdigest()}  # the tests' draws; apart, the program's is 0
     wall_s = 0.0
     if item.kind == ASSERTS:
         names = testcode.read_tests(cases, item.entry_point).names
-        checker = {"tests": cases, "names": names, "entry_point": item.entry_point}
-        checker["seed"] = job["seed"]
+        checker = {"tests": cases, "names": names, "entry_point": item.entry_point} | seed
         reply = yield Request(ASSERTS, limits, (checker, job))
         judgement = _judge_asserts(reply, limits.timeout_s)
         if judgement is not None:
             return result(judgement)
         wall_s = reply.wall_s
-    verdict, passed, total, detail, more_s = yield from _grade_together(job, cases, limits)
+    verdict, passed, total, detail, more_s = yield from _grade_together(job | seed, cases, limits)
     return result((verdict, passed, total, detail, wall_s + more_s), "together")
 
 
@@ -222,7 +221,7 @@ def _grade_together(job: dict, tests: str, limits: Limits) -> Generator[Request,
     """Judge by tests that run in the program's process: true ones pass, wrong ones must not."""
     variants = testcode.wrong_variants(tests, job["entry_point"])
     if not variants:  # no pass could be trusted
-        why = f"{NOT_SUPPORTED}: an object of the program would decide, and nothing checks it"
+        why = f"{NOT_SUPPORTED}: the tests need the program's process, where nothing checks it"
         return "fail", 0, 1, why, 0.0
     repeats = max(len(variants), MIN_REPEATS)
     rounds = [(testcode.as_run(tests), "")]

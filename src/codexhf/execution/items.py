@@ -84,6 +84,9 @@ class Limits:
     recursion: int = 1000
 
 
+_NO_VARIANT = "no assertion of theirs can be made wrong to tell right programs from forged passes"
+
+
 class BrokenItem(ValueError):
     """The item cannot be judged: its tests or its entry point are wrong."""
 
@@ -231,8 +234,8 @@ def _read_code(
         return Item(ASSERTS, tests, entry_point, settings=settings)
     if not testcode.wrong_variants(tests, entry_point):
         raise NotSupported(
-            f"{told.needs_process or 'the tests run together with the program'}, and no assertion "
-            "of theirs can be made wrong to tell right programs from forged passes"
+            f"{told.needs_process or 'the tests run together with the program'}, and "
+            + ("they draw random numbers, which it could fix" if told.draws else _NO_VARIANT)
         )
     return Item(TOGETHER, tests, entry_point, settings=settings)
 

@@ -22,6 +22,7 @@ _NEEDS_PROCESS = frozenset(
     "Collection Mapping Sequence".split()
 )
 _NEEDS_FILES = {"tempfile", "shutil", "pathlib"}
+_NO_DRAWS = {"seed", "getstate", "setstate", "get_state", "set_state"}
 _UNITTEST = ("assert", "fail")
 MAX_VARIANTS = 40
 
@@ -34,6 +35,7 @@ class TestCode:
         names: what the tests use and neither they nor Python define, sorted.
         needs_process: why the tests must run in the program's process; empty when they need not.
         needs_files: whether they read or write files.
+        draws: whether they draw random numbers, which a program in their process could fix.
         uses_program: whether the tests use the entry point, or what they call `check` with, at all.
         imports: the modules that the tests import at the top, first part of the name.
         defined: the functions and classes that the tests define at the top.
@@ -42,6 +44,7 @@ class TestCode:
     names: tuple[str, ...]
     needs_process: str
     needs_files: bool
+    draws: bool
     uses_program: bool
     imports: tuple[str, ...]
     defined: frozenset[str]
@@ -81,7 +84,20 @@ def read_tests(source: str, entry_point: str) -> TestCode:
     top = (n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)))
     needs = reasons[0] if reasons else ""
     files = "open" in used or bool(_NEEDS_FILES & modules_used)
-    return TestCode(tuple(names), needs, files, uses, tuple(imports), frozenset(top))
+    draws = _draws(nodes)
+    return TestCode(tuple(names), needs, files, draws, uses, tuple(imports), frozenset(top))
+
+
+def _draws(nodes: list[ast.AST]) -> bool:
+    """Return whether test code calls what `random` and its kin have, other than to seed them."""
+    known = {"random", "secrets"}  # modules, and names that come from them
+    for node in nodes:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            inside = {"random", "secrets"} & set((getattr(node, "module", "") or "").split("."))
+            names = (a for a in node.names if inside or "random" in a.name.split("."))
+            known |= {a.asname or a.name for a in names}
+    calls = (ast.unparse(n.func).split(".") for n in nodes if isinstance(n, ast.Call))
+    return any(known & set(path) and path[-1] not in _NO_DRAWS for path in calls)
 
 
 def _modules(node: ast.AST) -> list[str]:
@@ -165,8 +181,11 @@ def wrong_variants(source: str, entry_point: str) -> tuple[tuple[str, str], ...]
     says yes. All are written by `ast.unparse`, as the tests themselves are for this kind of run, so
     a program cannot tell from their looks which of them are true.
     """
+    told = read_tests(source, entry_point)
+    if told.draws:
+        return ()
     tree = ast.parse(source)
-    program = {entry_point} | set(read_tests(source, entry_point).names)
+    program = {entry_point} | set(told.names)
     check = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "check"), 0)
     under_test = {entry_point}
     if check and check.args.args:
