@@ -174,8 +174,10 @@ class Zygote:
             os.write(_STARTED_FD, f"!{error}".encode()[:500])
             os._exit(1)
         try:
-            if "seed" in job:  # the tests' draws are not the program's to repeat
-                _seed(job["seed"])
+            seed = job.get("seed", 0)  # the tests' draws are not the program's to repeat
+            random.seed(seed)
+            if "numpy" in sys.modules:
+                sys.modules["numpy"].random.seed(random.Random(seed).getrandbits(32))
             clock.start()
             code = _play(role, job)
         finally:
@@ -248,12 +250,6 @@ def _computed_s(children: list[int]) -> float:
         except OSError:
             continue  # it has ended
     return total
-
-
-def _seed(seed: object) -> None:
-    random.seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(random.Random(seed).getrandbits(32))
 
 
 def _play(role: bytes, job: dict) -> int:
@@ -337,7 +333,6 @@ def main() -> None:
     _warm_up()
     lockdown.drop_bounding_set()
     zygote = Zygote(config)
-    _seed(0)
     gc.collect()
     gc.freeze()  # children would copy every page that a collection touches
     zygote.run()
