@@ -94,20 +94,11 @@ class Request:
     max_output: int = 0
     reader: Callable[[], Comparison | Kept] = Kept
 
-    @property
-    def timeout_s(self) -> float:
-        """The program's processor time."""
-        return self.limits.timeout_s
-
-    @property
-    def max_file(self) -> int:
-        """The longest file that the program may write, its standard output among them."""
-        return max(self.limits.output_mb << 20, self.max_output)
-
     def pack(self) -> bytes:
         """Return the bytes for the zygote's standard input."""
-        sizes = self.limits.memory_mb << 20, self.max_report, self.max_output, self.max_file
-        data = [HEADER.pack(self.kind, self.timeout_s, *sizes)]
+        longest_file = max(self.limits.output_mb << 20, self.max_output)
+        sizes = self.limits.memory_mb << 20, self.max_report, self.max_output, longest_file
+        data = [HEADER.pack(self.kind, self.limits.timeout_s, *sizes)]
         for payload in self.payloads:
             body = json.dumps(payload).encode("ascii")
             data += [struct.pack("!I", len(body)), body]
@@ -241,17 +232,16 @@ def _grade_together(job: dict, tests: str, limits: Limits) -> Generator[Request,
 
 
 def _judge_together(reply: Reply, timeout_s: float) -> tuple[str, str]:
+    unclear = ("pass", "") if reply.codes[0] == PASSED else ("fail", "the tests did not end")
+    return _failure(reply, timeout_s) or unclear
+
+
+def _failure(reply: Reply, timeout_s: float) -> tuple[str, str] | None:
+    """Return verdict and words of a run that was stopped or reported an error, None of others."""
     if reply.what == SETUP_FAILED:
         return "sandbox_error", reply.error
     if reply.what == TIMED_OUT or reply.codes[0] < 0:
         return _how_it_ended(reply, reply.codes[0], timeout_s)
-    if reply.codes[0] == PASSED:
-        return "pass", ""
-    return _error_in(reply) or ("fail", "the tests did not end")
-
-
-def _error_in(reply: Reply) -> tuple[str, str] | None:
-    """Return the verdict and the words of a report's first record, None without one."""
     records = unpack_records(reply.report, 1)
     return (LIMITS.get(records[0][0], "fail"), records[0][2]) if records else None
 
@@ -274,9 +264,8 @@ def _grade_output(job: dict, item: Item, limits: Limits) -> Generator[Request, R
             one, why = yield from _check_output(reply, case, checker, limits)
         elif one in ("pass", "output") and not checker:
             difference, early = reply.output.end()
-            if difference and not (
-                early and one == "output"
-            ):  # of too much, what was read is right
+            so_far_right = early and one == "output"
+            if difference and not so_far_right:
                 one, why = "fail", difference
         passed += one == "pass"
         lasting = one in ("timeout", "sandbox_error")
@@ -326,31 +315,23 @@ def _judge_calls(reply: Reply, cases: Sequence, timeout_s: float) -> Judgement:
 def _judge_asserts(reply: Reply, timeout_s: float) -> Judgement | None:
     """Judge by the checker's exit code; None when the tests need the program's process."""
     code, candidate_code = reply.codes
-    verdict, text = _error_in(reply) or ("fail", "the tests did not end")
-    if reply.what == SETUP_FAILED:
-        return "sandbox_error", 0, 1, reply.error, reply.wall_s
-    if reply.what == TIMED_OUT:
-        return "timeout", 0, 1, f"no end after {timeout_s:g} s", reply.wall_s
     if code == OUT_OF_REACH:
         return None
-    if code == PASSED:
+    if code == PASSED and reply.what == DONE:
         return "pass", 1, 1, "", reply.wall_s
+    verdict, text = _failure(reply, timeout_s) or ("fail", "the tests did not end")
     if code == BROKEN_TESTS:
-        return "sandbox_error", 0, 1, text, reply.wall_s
-    if candidate_code < 0 and verdict == "fail":  # it died by a signal, the checker of its silence
+        verdict = "sandbox_error"
+    elif candidate_code < 0 and verdict == "fail":  # by a signal, and the checker of its silence
         verdict, text = _how_it_ended(reply, candidate_code, timeout_s)
     return verdict, 0, 1, text, reply.wall_s
 
 
 def _judge_program(reply: Reply, run: Request) -> tuple[str, str]:
     """Judge one run of a whole program: it ends with exit code 0 and within its limits."""
-    if reply.what == SETUP_FAILED:
-        return "sandbox_error", reply.error
-    if reply.what == TIMED_OUT or reply.codes[0] < 0:
-        return _how_it_ended(reply, reply.codes[0], run.timeout_s)
-    error = _error_in(reply)
-    if error is not None:
-        return error
+    failure = _failure(reply, run.limits.timeout_s)
+    if failure:
+        return failure
     if reply.codes[0] != 0:
         return "fail", f"exit code {reply.codes[0]}"
     if reply.written > run.max_output:
@@ -362,17 +343,12 @@ def _check_output(
     reply: Reply, case: dict, checker: str, limits: Limits
 ) -> Generator[Request, Reply, tuple[str, str]]:
     """Have the card's checker judge an output: in a process of its own, which gets it as text."""
-    printed = reply.output.text
-    args = repr((case["stdin"], printed, case["stdout"]))
+    args = repr((case["stdin"], reply.output.text, case["stdout"]))
     job = {"code": checker, "entry_point": "check", "args": [args], "as_json": False}
     answer = yield Request(CALLS, limits, (job,))
-    if answer.what == SETUP_FAILED:
-        return "sandbox_error", answer.error
-    records = unpack_records(answer.report, 2)
-    tag, body, text = records[-1] if records else (b"", b"", "it did not end")
-    if len(records) == 2 and tag == VALUE and body == canonical(True):
-        return "pass", ""
-    return "fail", f"the checker says {text} of {printed[:120]!r}"
+    wanted = [(args, (canonical(True),), "True")]
+    verdict, _, _, detail, _ = _judge_calls(answer, wanted, limits.timeout_s)
+    return (verdict if verdict == "sandbox_error" or not detail else "fail"), f"check {detail}"
 
 
 def _how_it_ended(reply: Reply, code: int, timeout_s: float) -> tuple[str, str]:

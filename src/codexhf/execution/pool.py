@@ -135,7 +135,7 @@ class _Worker:
     def _begin(self) -> None:
         self._unsent = self._request.pack()
         self._incoming = Incoming(self._request)
-        self.deadline = time.monotonic() + self._request.timeout_s * MAX_WAITING + GRACE_S
+        self.deadline = time.monotonic() + self._request.limits.timeout_s * MAX_WAITING + GRACE_S
         self.send()
 
     def send(self) -> None:

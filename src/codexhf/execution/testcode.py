@@ -200,7 +200,8 @@ def wrong_variants(source: str, entry_point: str) -> tuple[tuple[str, str], ...]
             change(twin)
             text = ast.unparse(ast.fix_missing_locations(variant))
             found.append((text, ast.unparse(place).splitlines()[0][:160]))
-    return tuple(_spread(found, MAX_VARIANTS))
+    count = min(len(found), MAX_VARIANTS)
+    return tuple(found[i * len(found) // count] for i in range(count))  # evenly spread
 
 
 class _Names(set):
@@ -222,13 +223,6 @@ def _local_names(tree: ast.Module, place: ast.stmt) -> set[str]:
     names = (n for n in ast.walk(inside[-1] if inside else tree) if isinstance(n, ast.Name))
     stored = {n.id for n in names if isinstance(n.ctx, ast.Store)}
     return stored | ({arg.arg for arg in inside[-1].args.args} if inside else set())
-
-
-def _spread(items: list, count: int) -> list:
-    """Return at most `count` of the items, evenly spread."""
-    if len(items) <= count:
-        return items
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _assigned_from(tree: ast.Module, program: set[str]) -> set[str]:
@@ -317,7 +311,7 @@ Change = Callable[[ast.AST], None]
 def _changes(place: ast.stmt, program: _Names) -> list[Change]:
     """Return the ways to make one assertion wrong, each of which must fail."""
     if isinstance(place, ast.Assert):
-        return [_set_test(path, make) for path, make in _wrong(place.test, program)]
+        return [_set("test", path, make) for path, make in _wrong(place.test, program)]
     if isinstance(place, ast.If):
         return [_raise_always(program)] if _mentions(place.test, program) else []
     if isinstance(place, ast.Try):
@@ -330,15 +324,18 @@ def _changes(place: ast.stmt, program: _Names) -> list[Change]:
         return [_call_raises_other]
     if name in ("assertTrue", "assertFalse"):
         inner = _wrong(call.args[0], program, negated=name == "assertFalse")
-        return [_set_argument(path, make) for path, make in inner]
-    if len(call.args) >= 2:
-        return [_change_arguments(program)]
-    return [_rename(name)] if _rename(name) else []
+        return [_set("args", path, make) for path, make in inner]
+    return [_change_arguments(program)] if len(call.args) >= 2 or name in _OPPOSITES else []
 
 
-def _set_test(path: tuple[int, ...], make: Change) -> Change:
-    def change(place: ast.Assert) -> None:
-        place.test = _replaced(place.test, path, make)
+def _set(field: str, path: tuple[int, ...], make: Change) -> Change:
+    """Change what an assertion asserts: its `test`, or the first of a call's `args`."""
+
+    def change(place: ast.Assert | ast.Expr) -> None:
+        if field == "test":
+            place.test = _replaced(place.test, path, make)
+        else:
+            place.value.args[0] = _replaced(place.value.args[0], path, make)
 
     return change
 
@@ -352,13 +349,6 @@ def _raise_always(program: _Names) -> Change:
             place.test = _other_value(test, program)
         else:
             place.test = _negate(test)
-
-    return change
-
-
-def _set_argument(path: tuple[int, ...], make: Change) -> Change:
-    def change(place: ast.Expr) -> None:
-        place.value.args[0] = _replaced(place.value.args[0], path, make)
 
     return change
 
@@ -550,13 +540,3 @@ _OPPOSITES = {
     "assertNotEqual": "assertEqual", "assertNotIn": "assertIn", "assertIsNot": "assertIs",
     "assertIs": "assertIsNot",
 }  # fmt: skip
-
-
-def _rename(name: str) -> Change | None:
-    if name not in _OPPOSITES:
-        return None
-
-    def change(place: ast.Expr) -> None:
-        place.value.func.attr = _OPPOSITES[name]
-
-    return change
