@@ -8,6 +8,7 @@ processes of a machine read what the first one made.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from filelock import FileLock
 from codexhf import prompts
 from codexhf.cards import CardError
 from codexhf.prompts import answered_ids_batch, prompt_ids_batch
+from codexhf.words import token_ids
 from codexhf.workers import in_order, progress
 
 
@@ -211,24 +213,15 @@ def document_encoder(tokenizer) -> Callable[[list[str]], tuple[np.ndarray, list[
 
     Every document ends in the end token; special tokens in its text are text.
     """
-    plain = {"add_special_tokens": False, "split_special_tokens": True}
-    tokenizer("", **plain)  # leaves the backend without truncation, and with special tokens as text
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    ids_of = token_ids(tokenizer, special=False)
+    end = np.array([tokenizer.eos_token_id], np.int32)
 
     def encode(texts: list[str]) -> tuple[np.ndarray, list[int]]:
         cut = [_pieces(text) for text in texts]
-        pieces = [piece for parts in cut for piece in parts]
-        if backend is None:
-            made = iter(tokenizer(pieces, **plain)["input_ids"])
-        else:  # without offsets, which take a quarter of the time
-            found = backend.encode_batch_fast(pieces, add_special_tokens=False)
-            made = (encoding.ids for encoding in found)
-        arrays, lengths = [], []
-        for parts in cut:
-            ids = [np.array(next(made), np.int32) for _ in parts]
-            arrays += [*ids, np.array([tokenizer.eos_token_id], np.int32)]
-            lengths.append(sum(map(len, ids)) + 1)
-        return np.concatenate(arrays), lengths
+        made = iter(ids_of([piece for pieces in cut for piece in pieces]))
+        documents = [[*islice(made, len(pieces)), end] for pieces in cut]
+        lengths = [sum(map(len, parts)) for parts in documents]
+        return np.concatenate([part for parts in documents for part in parts]), lengths
 
     return encode
 
