@@ -193,6 +193,7 @@ def measured(folder: Path, kind: str, card: Path, num_proc: int) -> dict:
     environment = os.environ | {
         "HF_DATASETS_CACHE": str(folder / "cache"),
         "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *sys.path[1:]]),
     }

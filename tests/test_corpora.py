@@ -15,7 +15,7 @@ import torch
 import zstandard
 from transformers import Trainer, TrainingArguments
 
-from codexhf import tokens, workers
+from codexhf import sources, tokens, workers
 from codexhf.cards import CardError, load_card
 from codexhf.data import load_demonstrations, load_packed, load_packed_each, load_split, read_card
 from codexhf.filters import is_generated
@@ -41,9 +41,8 @@ def small_batches(monkeypatch, tmp_path):
     """So that there is something to share out, and nothing is read from a cache."""
     import datasets
 
-    from codexhf import data
-
-    monkeypatch.setattr(data, "BATCH_ROWS", 20)
+    monkeypatch.setattr(sources, "BATCH_ROWS", 20)
+    monkeypatch.setattr(sources, "BATCH_BYTES", 1000)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
@@ -69,8 +68,6 @@ def test_rows_and_ids_do_not_depend_on_the_number_of_processes(
         answers = load_demonstrations([chat], tokenizer, 400, exclude=[held])
         return packed.fingerprint, packed.cards, answers.fingerprint, answers.ids[:], answers.cards
 
-    original = tokens._spans
-    monkeypatch.setattr(tokens, "_spans", lambda texts: original(texts, size=500))
     one = made(1)
     assert one == made(count)
     assert one[1]["card"]["dropped"]["exact duplicate"] >= 20
@@ -95,7 +92,7 @@ def test_a_process_that_dies_is_an_error_and_no_hang(processes):
 # -- files -----------------------------------------------------------------------------------------
 
 
-def sources(folder):
+def source_tree(folder):
     (folder / "src" / "deep").mkdir(parents=True)
     files = {"src/a.py": b"a = 1\n", "src/deep/b.py": "ü = 2\n".encode(), "src/c.txt": b"c\n"}
     files |= {"src/latin.py": "ü = 3".encode("latin-1"), "src/nul.py": b"a\0b", "src/.h.py": b"h"}
@@ -117,7 +114,7 @@ def tar_of(files, mode):
 
 @pytest.mark.parametrize("files", ["src", "src/**/*.py", "all.tar", "all.tar.gz", "all.tar.zst"])
 def test_source_files_are_rows_and_what_is_no_text_is_counted(files, write_card, tmp_path):
-    made = {name: raw for name, raw in sources(tmp_path).items() if ".h" not in name}
+    made = {name: raw for name, raw in source_tree(tmp_path).items() if ".h" not in name}
     (tmp_path / "all.tar").write_bytes(tar_of(made, "w"))
     (tmp_path / "all.tar.gz").write_bytes(tar_of(made, "w:gz"))
     compressed = zstandard.ZstdCompressor().compress(tar_of(made, "w"))

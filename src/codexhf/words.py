@@ -10,7 +10,7 @@ library's.
 import json
 import re
 from collections.abc import Callable, Sequence
-from itertools import chain, groupby
+from itertools import chain, groupby, pairwise
 
 import numpy as np
 import regex
@@ -21,6 +21,7 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+|{digits}| ?[^\sA-Za-z0-9]+|\s+(?!{e
 LINE_END = re.compile(r"(?<=[!-~])(?=\n)")
 """Where a line ends in a sign of ASCII: GPT-2's pattern always cuts there."""
 MOST = 2**17  # words that are remembered; more would cost memory and hardly save time
+SPAN = 2**18
 PLAIN = {"single_word": False, "lstrip": False, "rstrip": False}
 
 
@@ -41,8 +42,14 @@ def token_ids(tokenizer, *, special: bool) -> Callable[[Sequence[str]], list[np.
             made = tokenizer(texts, **plain)["input_ids"]
         else:
             tokenizer("", **plain)  # leaves the backend without truncation, and as `plain` says
-            found = backend.encode_batch_fast(texts, add_special_tokens=False)
-            made = (encoding.ids for encoding in found)  # no offsets, a quarter of the time
+            # In few at once: what the library makes of a text takes 100 times its memory.
+            ends = np.cumsum([len(text) for text in texts]) // SPAN
+            spans = (texts[i:j] for i, j in pairwise([0, *np.flatnonzero(np.diff(ends)) + 1, None]))
+            made = (
+                encoding.ids
+                for span in spans
+                for encoding in backend.encode_batch_fast(span, add_special_tokens=False)
+            )
         return [np.array(ids, np.int32) for ids in made]
 
     def encode(texts: Sequence[str]) -> list[np.ndarray]:
@@ -58,6 +65,12 @@ def token_ids(tokenizer, *, special: bool) -> Callable[[Sequence[str]], list[np.
         ]
 
     return encode
+
+
+def rendered_ids(tokenizer) -> Callable[[Sequence[str]], list[list[int]]]:
+    """Return a function from what a chat template wrote to the ids that the tokenizer reads."""
+    encode = token_ids(tokenizer, special=not getattr(tokenizer, "split_special_tokens", False))
+    return lambda texts: [ids.tolist() for ids in encode(texts)]
 
 
 class _Words(dict):
