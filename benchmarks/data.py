@@ -19,6 +19,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -224,7 +225,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=0, help="preference pairs")
     parser.add_argument("--num_proc", type=int, nargs="+", default=[os.cpu_count()])
     parser.add_argument("--folder", type=Path, default=Path("build/data_benchmark"))
-    parser.add_argument("--keep_cache", action="store_true", help="do not begin without a cache")
+    parser.add_argument("--build", action="store_true", help="only make what would be read")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.work:
@@ -235,11 +236,12 @@ def main() -> None:
     cases = [("language-modeling", *corpus(given.folder, gb)) for gb in given.gb]
     for kind, count in (("prompt-completion", given.rows), ("preference", given.pairs)):
         cases += [(kind, *rows(given.folder, kind, count))] if count else []
+    if given.build:
+        return
     print("| " + " | ".join(HEADS) + " |\n" + "|---" * len(HEADS) + "|", flush=True)
     for kind, card, size in cases:
         for num_proc in given.num_proc:
-            if not given.keep_cache:
-                subprocess.run(["rm", "-rf", str(given.folder / "cache")], check=True)
+            shutil.rmtree(given.folder / "cache", ignore_errors=True)
             first, again = (measured(given.folder, kind, card, num_proc) for _ in range(2))
             assert first["fingerprint"] == again["fingerprint"], (first, again)
             mb, s, cpu = size / 10**6, first["seconds"], first["cpu_s"]

@@ -1,29 +1,39 @@
 """kill -9 at random moments, in every stage and in `make pipeline`: 0 stuck, 0 different.
 
-    python tests/kills.py --stages pretrain sft --kills 100 --out kills.json
-    python tests/kills.py --stages make --kills 20 --out kills.json
+    python tests/kills.py --jobs 16 --minutes 8 --out kills.json      # 100 kills of each, make 20
+    python tests/kills.py --stages pretrain sft --kills 10
+    python tests/kills.py --stages make --make_kills 20
 
 A stage's starts are forks of one process that has imported the libraries, so that a start takes as
 long as the stage's own work; each fork runs the recipe's main, leads a process group, and is killed
 with it. After every kill the same command is started again, until the stage is finished and what it
 made is compared with what it makes when it is never killed: weights and files by sha256, metrics
-and history but for times. Then the next run begins, in a new folder. `make` is killed as a user
-would, with all that it started. What is printed last is one line for each stage.
+and history but for times. Then the next run begins, in a new folder with a new cache of data.
+`streaming` is pretraining on a corpus that streams, `two processes` pretraining by two with gloo.
+`make` is killed as a user would, with all that it started. Kills are shared out in portions to
+`--jobs` processes; when the time is up, what was begun is brought to its end without more kills.
+The table is printed after each portion.
 """
 
 import argparse
 import json
-import math
+import multiprocessing
 import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
+
+import datasets
+from accelerate.state import AcceleratorState, PartialState
 
 from codexhf import checkpoints
 from codexhf.execution import executor
@@ -41,12 +51,15 @@ CHANGES = {
     "ppo": {k: v for k, v in STEPS.items() if k != "max_steps"}
     | {"total_episodes": 64, **EVALUATED},
 }
-SAVING = {"save_steps": 1, "max_steps": 24}
+CHANGES["streaming"] = CHANGES["two processes"] = CHANGES["pretrain"]
 HEAVY = {
-    stage: {**changes, **({"save_steps": 1} if stage == "ppo" else SAVING)}
+    stage: changes | ({"save_steps": 1} if stage == "ppo" else {"save_steps": 1, "max_steps": 24})
     for stage, changes in CHANGES.items()
 }
 HEAVY["ppo"]["total_episodes"] = 192
+RECIPE = {"streaming": "pretrain", "two processes": "pretrain"}
+STAGES = [*OWN, *RECIPE, "make"]
+PORTION = 5  # kills
 
 
 def its_own_sandbox() -> None:
@@ -59,26 +72,62 @@ parents: list = []
 
 
 def begin(world: World, stage: str, folder: Path) -> int:
-    """Start a stage in a fork; return its process id."""
+    """Start a stage in a fork that leads a process group; return its process id."""
     child = os.fork()
     if child:
         return child
     its_own_sandbox()
-    code = 1
+    os.setsid()
+    log = os.open(folder.with_suffix(".log"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    datasets.config.HF_DATASETS_CACHE = folder.with_suffix(".cache")
+    if stage == "two processes":
+        code = both(world, stage, folder)
+    else:
+        code = ended(world, stage, folder)
+    os._exit(code)
+
+
+def ended(world: World, stage: str, folder: Path) -> int:
+    """Run a stage in this process; return its exit code."""
     try:
-        os.setsid()
-        log = os.open(folder.with_suffix(".log"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        world.run(stage, HEAVY.get(stage, {}), folder)
-        code = 0
+        world.run(RECIPE.get(stage, stage), HEAVY.get(stage, {}), folder)
+        return 0
     except BaseException:
         import traceback
 
         traceback.print_exc()
+        return 1
     finally:
         sys.stdout.flush()
-        os._exit(code)
+
+
+def both(world: World, stage: str, folder: Path) -> int:
+    """Run a stage in two processes that reduce their gradients by gloo; return an exit code."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(2):
+        if (child := os.fork()) == 0:
+            os.environ |= {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            }  # fmt: skip
+            AcceleratorState._reset_state(reset_partial_state=True)
+            assert not PartialState._shared_state
+            world.count += 50 * rank  # a file of settings of its own
+            os._exit(ended(world, stage, folder))
+        ranks.append(child)
+    codes = []
+    while ranks and not any(codes):
+        pid, status = os.wait()
+        ranks.remove(pid)
+        codes.append(os.waitstatus_to_exitcode(status))
+    for pid in ranks:
+        os.kill(pid, signal.SIGKILL)
+    return int(any(codes))
 
 
 def waited(child: int, seconds: float | None) -> int | None:
@@ -95,16 +144,23 @@ def waited(child: int, seconds: float | None) -> int | None:
         time.sleep(0.002)
 
 
-def kill_stage(world: World, stage: str, kills: int, until: float = math.inf) -> dict:
-    """Kill a stage until there were enough kills; count what came of it."""
-    world.count += 10_000
-    start = time.monotonic()
-    first = world.folder / f"{stage}-whole"
-    assert waited(begin(world, stage, first), None) == 0, first.with_suffix(".log").read_text()
-    whole_s, known = time.monotonic() - start, outcome(first)
-    found = dict(kills=0, in_a_save=0, finished=0, stuck=0, different=0, whole_s=round(whole_s, 2))
-    while found["kills"] < kills and time.monotonic() < until:
-        folder = world.folder / f"{stage}-{found['finished']}"
+def whole(world: World, stage: str) -> tuple[float, dict | None]:
+    """Run a stage once without a kill; return its seconds and what it made."""
+    folder, start = world.folder / f"{stage}-whole", time.monotonic()
+    if stage == "make":
+        folder.mkdir()
+        make(folder / "runs")
+        return time.monotonic() - start, None
+    code = waited(begin(world, stage, folder), None)
+    assert code == 0, folder.with_suffix(".log").read_text()[-4000:]
+    return time.monotonic() - start, outcome(folder)
+
+
+def kill_stage(world: World, stage: str, name: str, kills: int, first: tuple, until: float) -> dict:
+    """Kill runs of a stage until there were enough kills, and bring each to its end."""
+    (whole_s, known), found = first, Counter()
+    while not found["finished"] or (found["kills"] < kills and time.monotonic() < until):
+        folder = world.folder / f"{stage}-{name}-{found['finished']}"
         while True:
             world.count += 1
             enough = found["kills"] >= kills or time.monotonic() > until
@@ -114,7 +170,7 @@ def kill_stage(world: World, stage: str, kills: int, until: float = math.inf) ->
                 break
             found["kills"] += 1
             newest = checkpoints.step_folders(folder)[:1]
-            found["in_a_save"] += bool(newest and checkpoints.fault(newest[0][1]))
+            found["in a save"] += bool(newest and checkpoints.fault(newest[0][1]))
         found["finished"] += 1
         found["stuck"] += code != 0
         if code == 0:
@@ -122,34 +178,34 @@ def kill_stage(world: World, stage: str, kills: int, until: float = math.inf) ->
         else:
             print(folder.with_suffix(".log").read_text()[-3000:], flush=True)
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder.with_suffix(".cache"), ignore_errors=True)
     return found
 
 
-def kill_make(kills: int, folder: Path, until: float) -> dict:
-    """Kill `make pipeline` with the smoke settings at random moments of its whole length."""
-    start = time.monotonic()
-    make(folder / "whole")
-    whole_s = time.monotonic() - start
-    found = dict(kills=0, finished=0, stuck=0, different=0, whole_s=round(whole_s, 1))
-    (folder / "cut").mkdir()
+def kill_make(world: World, name: str, kills: int, first: tuple, until: float) -> dict:
+    """Kill one `make pipeline` of the smoke settings at random moments, and bring it to its end."""
+    folder, found = world.folder / f"make-{name}", Counter()
+    folder.mkdir()
     while found["kills"] < kills and time.monotonic() < until:
-        process = make(folder / "cut/runs", start=True)
-        lives = time.monotonic() + random.uniform(0.05, 0.5) * whole_s
+        process = make(folder / "runs", start=True)
+        lives = time.monotonic() + random.uniform(0.05, 0.5) * first[0]
         while process.poll() is None and time.monotonic() < lives:
             time.sleep(0.05)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            found["kills"] += 1
-            continue
-        found["stuck"] += process.returncode != 0
-        if process.returncode == 0:
-            found["finished"] += 1
-            found["different"] += not equal(folder / "whole", folder / "cut/runs")
-            shutil.rmtree(folder / "cut/runs")
-    make(folder / "cut/runs")
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        found["kills"] += 1
+    process = make(folder / "runs", start=True)
+    said = process.communicate()[0]
     found["finished"] += 1
-    found["different"] += not equal(folder / "whole", folder / "cut/runs")
+    found["stuck"] += process.returncode != 0
+    if process.returncode == 0:
+        same = equal(world.folder / "make-whole/runs", folder / "runs")
+        found["different"] += not same
+    else:
+        print(said[-3000:], flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
     return found
 
 
@@ -167,30 +223,86 @@ def equal(a: Path, b: Path) -> bool:
     return True
 
 
+def portion(job: tuple[str, int, int]) -> tuple[str, dict]:
+    """In a process of its own: kill a stage some times; what goes wrong here is a fault as well."""
+    stage, number, kills = job
+    random.seed(f"{SHARED['seed']} {stage} {number}")
+    world, until, first = SHARED["world"], SHARED["until"], SHARED["firsts"].get(stage)
+    world.count = 10_000 * (1 + STAGES.index(stage)) + 100 * number
+    try:
+        if first is None:
+            return stage, {"first": whole(world, stage)}
+        if time.monotonic() > until:
+            return stage, {"not begun": 1}
+        if stage == "make":
+            return stage, kill_make(world, str(number), kills, first, until)
+        return stage, kill_stage(world, stage, str(number), kills, first, until)
+    except BaseException as error:
+        print(f"{stage} {number}: {type(error).__name__}: {error}", flush=True)
+        return stage, {"stuck": 1}
+
+
+SHARED: dict = {"firsts": {}}
+"""What portions need, which are forks."""
+
+
+def spread(jobs: list, count: int):
+    """Yield what becomes of each portion, from `count` processes; forks know all that is shared."""
+    with multiprocessing.get_context("fork").Pool(count, maxtasksperchild=1) as pool:
+        yield from pool.imap_unordered(portion, jobs, chunksize=1)
+
+
+def streaming_card(world: World) -> str:
+    """Return a card of the same rows that streams."""
+    card = Path(world.card("stream", "language-modeling", range(60), heldout=0.3))
+    card.write_text(card.read_text().replace('"data_files"', '"streaming": true, "data_files"'))
+    return str(card)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--stages", nargs="+", default=[*OWN, "make"])
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--minutes", type=float, default=600, help="for all stages together")
+    parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
+    parser.add_argument("--kills", type=int, default=100, help="of each stage")
+    parser.add_argument("--make_kills", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=600, help="for all together")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    random.seed(given.seed)
-    end, table = time.monotonic() + given.minutes * 60, {}
+    begun, table = time.monotonic(), {stage: Counter() for stage in given.stages}
     with tempfile.TemporaryDirectory() as folder:
-        stages = [s for s in given.stages if s != "make"]
-        world = World(Path(folder)) if stages else None
-        for number, stage in enumerate(given.stages):
-            left = (end - time.monotonic()) / (len(given.stages) - number)
-            until = time.monotonic() + left
-            if stage == "make":
-                table[stage] = kill_make(given.kills, Path(folder) / "make", until)
-            else:
-                table[stage] = kill_stage(world, stage, given.kills, until)
-            print(stage, json.dumps(table[stage]), flush=True)
+        world = World(Path(folder))
+        HEAVY["streaming"] = HEAVY["streaming"] | {"train_cards": [streaming_card(world)]}
+        HEAVY["two processes"] = HEAVY["two processes"] | {"use_cpu": True}
+        # What is begun when the time is up takes about as long as a whole run
+        until = begun + given.minutes * 60
+        SHARED.update(world=world, until=until, seed=given.seed)
+        print(f"made a lineage to start from in {time.monotonic() - begun:.0f} s", flush=True)
+        firsts = [(stage, 0, 0) for stage in given.stages]
+        for stage, found in spread(firsts, given.jobs):
+            SHARED["firsts"][stage] = found.get("first")
+            table[stage]["stuck"] += found.get("stuck", 0)
+        spans = {stage: first[0] for stage, first in SHARED["firsts"].items() if first}
+        print({stage: f"{seconds:.1f} s" for stage, seconds in spans.items()}, flush=True)
+        SHARED["until"] = until - max(spans.values(), default=0)
+        size = {stage: 2 if stage == "make" else PORTION for stage in spans}
+        wanted = {s: given.make_kills if s == "make" else given.kills for s in spans}
+        jobs = [(s, n, min(size[s], wanted[s] - n * size[s]))
+                for s in spans for n in range(-(-wanted[s] // size[s]))]  # fmt: skip
+        jobs.sort(key=lambda job: (job[1] / wanted[job[0]], -spans[job[0]]))  # all stages alike
+        for stage, found in spread(jobs, given.jobs):
+            table[stage].update(found)
+            show(table, time.monotonic() - begun)
             if given.out:
                 given.out.write_text(json.dumps(table, indent=1))
     sys.exit(any(row["stuck"] or row["different"] for row in table.values()))
+
+
+def show(table: dict[str, Counter], seconds: float) -> None:
+    names = ("kills", "in a save", "finished", "stuck", "different", "not begun")
+    rows = ([stage, *(str(row[name]) for name in names)] for stage, row in table.items())
+    print(f"\n{seconds:.0f} s", *("| " + " | ".join(r) + " |" for r in [("what", *names), *rows]),
+          sep="\n", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import io
 import json
 import lzma
 import os
+import shutil
+import socket
 import sysconfig
 import tarfile
 import tempfile
@@ -49,9 +51,7 @@ class Source:
     """
 
     def __init__(self, card: Card):
-        cache = Path(datasets.config.HF_DATASETS_CACHE)
-        cache.mkdir(parents=True, exist_ok=True)
-        self.folder = tempfile.TemporaryDirectory(prefix="reading-", dir=cache)
+        self.folder = _reading_folder()
         units = source_units(card)
         sizes = [unit.size for unit in units]
         read = partial(_to_disk, units, Path(self.folder.name), card)
@@ -88,6 +88,20 @@ class Source:
             with open(file, "rb") as stream:
                 found.update(hashlib.file_digest(stream, "sha256").digest())
         return found.hexdigest()
+
+
+def _reading_folder() -> tempfile.TemporaryDirectory:
+    """Return a new folder for rows, without those of processes of this machine that were killed."""
+    cache, here = Path(datasets.config.HF_DATASETS_CACHE), f"reading-{socket.gethostname()}-"
+    cache.mkdir(parents=True, exist_ok=True)
+    for old in cache.glob(f"{here}*-*"):
+        try:
+            os.kill(int(old.name.removeprefix(here).split("-")[0]), 0)
+        except (ProcessLookupError, ValueError):
+            shutil.rmtree(old, ignore_errors=True)
+        except PermissionError:
+            pass  # it lives, and is another user's
+    return tempfile.TemporaryDirectory(prefix=f"{here}{os.getpid()}-", dir=cache)
 
 
 def _to_disk(units: list["Unit"], folder: Path, card: Card, number: int) -> list[tuple]:
