@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,7 +124,7 @@ class _Writer:
 
     def __init__(self, file: Path):
         self.file, self.parts, self.schema = file, [], None
-        self.thread = ThreadPoolExecutor(1)  # hashes one batch while the next one is made
+        self.thread = ThreadPoolExecutor(1)  # writes one batch while the next one is made
 
     def add(self, table: pa.Table) -> None:
         table = table.replace_schema_metadata(None)
@@ -145,21 +145,18 @@ class _Writer:
         self.parts.append(self.file.with_suffix(f".{len(self.parts)}"))
         self.stream = pa.ipc.new_stream(str(self.parts[-1]), schema)
         self.digest = hashlib.sha256(str(datasets.Features.from_arrow_schema(schema)).encode())
-        self.hashed = self.thread.submit(bool)
+        self.written = self.thread.submit(bool)
 
     def _close_part(self) -> None:
         if self.parts:
             if self.count:
                 self._write(pa.concat_tables(self.waiting))
-            self.hashed.result()
+            self.written.result()
             self.stream.close()
 
     def _write(self, rows: pa.Table) -> None:
-        batches = laid_out(rows)
-        for batch in batches:
-            self.stream.write_batch(batch)
-        self.hashed.result()
-        self.hashed = self.thread.submit(_update, self.digest, batches)
+        self.written.result()
+        self.written = self.thread.submit(_write, self.stream, self.digest, laid_out(rows))
 
     def close(self) -> str:
         """Give all rows one form in one file, and return their fingerprint."""
@@ -179,8 +176,18 @@ class _Writer:
 
 def laid_out(rows: pa.Table) -> list[pa.RecordBatch]:
     """Return rows laid out afresh: equal ones give equal bytes, however they were sliced."""
-    rows = rows.take(np.arange(len(rows))).combine_chunks()
+    half = len(rows) // 2
+    if half:  # put together again, which copies; a tenth of the time of take()
+        rows = pa.concat_tables([rows.slice(0, half), rows.slice(half)]).combine_chunks()
+    else:
+        rows = rows.take(np.arange(len(rows))).combine_chunks()
     return rows.replace_schema_metadata(None).to_batches()
+
+
+def _write(stream: Any, digest: Any, batches: Sequence[pa.RecordBatch]) -> None:
+    for batch in batches:
+        stream.write_batch(batch)
+    _update(digest, batches)
 
 
 def _update(digest: Any, batches: Iterable[pa.RecordBatch]) -> None:

@@ -178,41 +178,38 @@ class Packer:
 
     def __init__(self, max_length: int):
         self.max_length, self.tokens, self.bytes = max_length, 0, 0
-        self.rest = np.empty((3, 0), np.int32)  # what did not fill a row: ids, positions, labels
+        # Of what did not fill a row: ids, and where documents start.
+        self.rest, self.starts = np.empty(0, np.int32), np.empty(0, np.int64)
 
     def rows(self, ids: np.ndarray, lengths: np.ndarray, size: int) -> pa.Table:
         """Add documents of `size` bytes, and return the rows that they fill.
 
         Returns:
-            input_ids, position_ids, labels, each (max_length,).
+            input_ids, position_ids, labels, each (max_length,) int32.
         """
-        starts = np.cumsum(lengths) - lengths
-        labels = ids.copy()
+        self.tokens, self.bytes = self.tokens + len(ids), self.bytes + size
+        starts = np.concatenate([self.starts, len(self.rest) + np.cumsum(lengths) - lengths])
+        ids = np.concatenate([self.rest, ids])
+        end = len(ids) // self.max_length * self.max_length
+        here = np.searchsorted(starts, end)
+        self.rest, self.starts, starts = ids[end:].copy(), starts[here:] - end, starts[:here]
+        labels = ids[:end].copy()
         labels[starts] = -100
-        positions = np.arange(len(ids)) - np.repeat(starts, lengths)
-        self.bytes += size
-        joined = np.concatenate([self.rest, np.stack([ids, positions.astype(np.int32), labels])], 1)
-        self.tokens += len(ids)
-        end = joined.shape[1] // self.max_length * self.max_length
-        self.rest = joined[:, end:].copy()
-        return _cut(joined[:, :end], self.max_length)
+        # A row that starts inside a document counts its positions from 0 as well.
+        zeros = np.union1d(starts, np.arange(0, end, self.max_length)).astype(np.int32)
+        positions = np.arange(end, dtype=np.int32)
+        positions -= np.repeat(zeros, np.diff(zeros, append=np.int32(end)))
+        columns = {"input_ids": ids[:end], "position_ids": positions, "labels": labels}
+        lengths = np.full(end // self.max_length, self.max_length)
+        return pa.table({name: _lists(values, lengths) for name, values in columns.items()})
 
     def stats(self) -> dict:
         """Return the tokens read, the tail that did not fill a row, and bytes per token."""
         return {
             "tokens_read": self.tokens,
-            "tokens_in_tail_dropped": self.rest.shape[1],
+            "tokens_in_tail_dropped": len(self.rest),
             "bytes_per_token": round(self.bytes / max(self.tokens, 1), 4),
         }
-
-
-def _cut(columns: np.ndarray, max_length: int) -> pa.Table:
-    ids, positions, labels = columns.reshape(3, -1, max_length)
-    # A row that starts inside a document counts its positions from 0 as well.
-    inside = np.cumsum(positions == 0, 1) == 0
-    positions = positions - np.where(inside, positions[:, :1], 0)
-    columns = {"input_ids": ids, "position_ids": positions, "labels": labels}
-    return pa.table({n: _lists(c.ravel(), [max_length] * len(c)) for n, c in columns.items()})
 
 
 def _lists(values: np.ndarray, lengths: Sequence[int]) -> pa.ListArray:
