@@ -715,7 +715,7 @@ def load_demonstrations(
         return Data(Dataset.from_dict({}))
     parts, sizes = [], []
     for part in read_cards(cards, "prompt-completion", exclude=exclude):
-        part = _spoken(part, tokenizer, ("prompt", "completion"))
+        part = in_messages(part, tokenizer, ("prompt", "completion"))
         rows = part.dataset.select_columns(["prompt", "completion"])
         part = replace(part, dataset=rows, known=None)
         if not tokenizer.chat_template:
@@ -745,7 +745,7 @@ def load_pairs(
     """
     parts = []
     for part in read_cards(cards, "preference", exclude=exclude):
-        part = _spoken(part, tokenizer, COLUMNS["preference"])
+        part = in_messages(part, tokenizer, COLUMNS["preference"])
         names = [c for c in (*COLUMNS["preference"], "margin") if c in part.dataset.column_names]
         part = replace(part, dataset=part.dataset.select_columns(names), known=None)
         sides = ("chosen", "rejected")
@@ -789,7 +789,7 @@ def load_tasks(
         if packages:
             check_isolation(packages=packages)
         data = drop_wrong(data, wrong_rows(data.dataset))
-    data = _spoken(data, tokenizer, ("prompt",))
+    data = in_messages(data, tokenizer, ("prompt",))
     lengths = prompt_lengths(data.dataset, tokenizer, cards_of(data))
     return data if max_prompt_tokens is None else drop_long(data, lengths, max_prompt_tokens)
 
@@ -847,7 +847,7 @@ def _task_rows(part: Data, runs_tests: bool) -> Data:
     return Data(_dataset(table.select(names_left)).select(keep), part.cards)
 
 
-def _spoken(data: Data, tokenizer, columns: Sequence[str]) -> Data:
+def in_messages(data: Data, tokenizer, columns: Sequence[str]) -> Data:
     """Turn text into the messages that the tokenizer's chat template renders.
 
     Raises:

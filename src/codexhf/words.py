@@ -9,7 +9,7 @@ library's.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, groupby, pairwise
 
 import numpy as np
@@ -21,7 +21,8 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+|{digits}| ?[^\sA-Za-z0-9]+|\s+(?!{e
 LINE_END = re.compile(r"(?<=[!-~])(?=\n)")
 """Where a line ends in a sign of ASCII: GPT-2's pattern always cuts there."""
 MOST = 2**17  # words that are remembered; more would cost memory and hardly save time
-SPAN = 2**18
+SPAN = 2**18  # characters
+RECENT = 2**12  # turns that are remembered: a prompt is read with each of its answers
 PLAIN = {"single_word": False, "lstrip": False, "rstrip": False}
 
 
@@ -84,6 +85,7 @@ class _Words(dict):
 
     def __init__(self, model, cut: Callable, lines: bool, known: dict[str, int]):
         self.model, self.cut, self.known = model, cut, known
+        self.recent: dict[str, list[int] | None] = {}
         self.lines = lines and not any("\n" in token for token in known)
         self.bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         longest_first = sorted(map(re.escape, known), key=len, reverse=True)
@@ -107,17 +109,29 @@ class _Words(dict):
         """Return the ids of a text; None where they have to be the library's."""
         if not text.isascii():
             return None
-        parts = self.split(text) if self.split else [text]
-        made = []
-        for number, part in enumerate(parts):
+        if self.split is None:
+            made = self._part(text)
+            return None if made is None else np.fromiter(made, np.int32)
+        found: list[Sequence[int]] = []
+        for number, part in enumerate(self.split(text)):
             if number % 2:
-                made.append((self.known[part],))
+                found.append((self.known[part],))
                 continue
-            words = self.cut(part)
-            if sum(map(len, words)) != len(part):
+            if part not in self.recent:
+                if len(self.recent) >= RECENT:
+                    self.recent.clear()
+                made = self._part(part)
+                self.recent[part] = None if made is None else list(made)
+            if self.recent[part] is None:
                 return None
-            made += map(self.__getitem__, words)
-        return np.fromiter(chain.from_iterable(made), np.int32)
+            found.append(self.recent[part])
+        return np.fromiter(chain.from_iterable(found), np.int32)
+
+    def _part(self, text: str) -> Iterable[int] | None:
+        words = self.cut(text)
+        if sum(map(len, words)) != len(text):
+            return None
+        return chain.from_iterable(map(self.__getitem__, words))
 
 
 def _words(tokenizer, special: bool) -> _Words | None:
