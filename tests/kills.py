@@ -271,6 +271,7 @@ def main() -> None:
     given = parser.parse_args()
     begun, table = time.monotonic(), {stage: Counter() for stage in given.stages}
     with tempfile.TemporaryDirectory() as folder:
+        datasets.config.HF_DATASETS_CACHE = f"{folder}/cache"
         world = World(Path(folder))
         HEAVY["streaming"] = HEAVY["streaming"] | {"train_cards": [streaming_card(world)]}
         HEAVY["two processes"] = HEAVY["two processes"] | {"use_cpu": True}

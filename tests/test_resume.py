@@ -7,6 +7,7 @@ python -m pytest tests/test_resume.py
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from codexhf import checkpoints, guards, identity, run
 from codexhf.launch import PREEMPTED, launch
 from codexhf.run import load_manifest
 from conftest import weights_hash
-from kills import CHANGES, its_own_sandbox, kill_stage
+from kills import CHANGES, its_own_sandbox, kill_stage, whole
 from test_every_setting import OWN, World, outcome
 from test_run import StopAt, train
 
@@ -152,7 +153,8 @@ def test_under_nohup_a_closed_terminal_is_not_heard(world, tmp_path):
 
 @pytest.mark.parametrize("stage", OWN)
 def test_a_stage_killed_at_random_moments_comes_to_the_same(stage, world):
-    found = kill_stage(world, stage, kills=3)  # python tests/kills.py: a hundred
+    # python tests/kills.py: a hundred
+    found = kill_stage(world, stage, "killed", 3, whole(world, stage), math.inf)
     assert found["kills"] >= 3 and found["finished"] >= 1
     assert not found["stuck"] and not found["different"], found
 

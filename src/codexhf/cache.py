@@ -20,7 +20,7 @@ import pyarrow as pa
 from datasets import Dataset
 from filelock import FileLock
 
-from codexhf.checkpoints import read_sealed, sealed
+from codexhf.checkpoints import naming_a_full_disk, read_sealed, sealed
 from codexhf.rows import one_form
 
 ROWS, RECORD = "rows.arrow", "record.json"
@@ -71,8 +71,9 @@ def cached(
                 if old.name != "lock":
                     old.unlink()
             writer = _Writer(folder / ROWS)
-            stats = write(writer.add, folder)
-            record = {"stats": stats, "fingerprint": writer.close()}
+            with naming_a_full_disk(folder):
+                stats = write(writer.add, folder)
+                record = {"stats": stats, "fingerprint": writer.close()}
             files = [file for file in folder.iterdir() if file.name != "lock"]
             record["files"] = {file.name: digest(file) for file in files}
             (folder / "new").write_text(json.dumps(sealed(record)), encoding="utf-8")
