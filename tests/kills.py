@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -174,12 +175,35 @@ def kill_stage(world: World, stage: str, name: str, kills: int, first: tuple, un
         found["finished"] += 1
         found["stuck"] += code != 0
         if code == 0:
-            found["different"] += outcome(folder) != known
+            faults = differences(known, outcome(folder))
+            found["different"] += bool(faults)
+            print(*(f"{stage} {name}: {fault}" for fault in faults), sep="\n", end="", flush=True)
+            if faults:
+                print(folder.with_suffix(".log").read_text()[-6000:], flush=True)
         else:
             print(folder.with_suffix(".log").read_text()[-3000:], flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(folder.with_suffix(".cache"), ignore_errors=True)
     return found
+
+
+def differences(known: dict, made: dict) -> list[str]:
+    """Return each thing in which two outcomes differ, with both values."""
+    return [
+        f"{part}: {name}: {one} without kills, {two} with"
+        for part in known
+        for name, one, two in _pairs(known[part], made[part])
+        if one != two
+    ]
+
+
+def _pairs(one, two):
+    if isinstance(one, dict):
+        names = {**one, **two}
+        return [(name, one.get(name), two.get(name)) for name in names]
+    if isinstance(one, list):
+        return [(i, a, b) for i, (a, b) in enumerate(zip_longest(one, two))]
+    return [("", one, two)]
 
 
 def kill_make(world: World, name: str, kills: int, first: tuple, until: float) -> dict:

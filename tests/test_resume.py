@@ -159,6 +159,22 @@ def test_a_stage_killed_at_random_moments_comes_to_the_same(stage, world):
     assert not found["stuck"] and not found["different"], found
 
 
+@pytest.mark.parametrize("stage", TRAINED)
+def test_killed_behind_the_last_step_a_stage_trains_no_more(stage, world, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    made = world.made(stage, CHANGES[stage])
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_save", killed)
+        with pytest.raises(Killed):
+            world.run(stage, CHANGES[stage], tmp_path / "m")
+    assert outcome(world.run(stage, CHANGES[stage], tmp_path / "m")) == made
+
+
 # -- damaged -----------------------------------------------------------------------------------
 
 
