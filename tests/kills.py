@@ -11,14 +11,16 @@ made is compared with what it makes when it is never killed: weights and files b
 and history but for times. Then the next run begins, in a new folder with a new cache of data.
 `streaming` is pretraining on a corpus that streams, `two processes` pretraining by two with gloo.
 `make` is killed as a user would, with all that it started. Kills are shared out in portions to
-`--jobs` processes; when the time is up, what was begun is brought to its end without more kills.
-The table is printed after each portion.
+`--jobs` processes; shortly before the time is up, runs are brought to their end without more kills,
+and when it is up, what still runs is ended. The table is printed after each portion.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
+import queue
 import random
 import shutil
 import signal
@@ -27,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -76,7 +79,9 @@ def begin(world: World, stage: str, folder: Path) -> int:
     """Start a stage in a fork that leads a process group; return its process id."""
     child = os.fork()
     if child:
+        STARTED.append(child)
         return child
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     its_own_sandbox()
     os.setsid()
     log = os.open(folder.with_suffix(".log"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -150,7 +155,10 @@ def whole(world: World, stage: str) -> tuple[float, dict | None]:
     folder, start = world.folder / f"{stage}-whole", time.monotonic()
     if stage == "make":
         folder.mkdir()
-        make(folder / "runs")
+        process = make(folder / "runs", start=True)
+        STARTED.append(process.pid)
+        said = process.communicate()[0]
+        assert process.returncode == 0, said[-4000:]
         return time.monotonic() - start, None
     code = waited(begin(world, stage, folder), None)
     assert code == 0, folder.with_suffix(".log").read_text()[-4000:]
@@ -177,7 +185,9 @@ def kill_stage(world: World, stage: str, name: str, kills: int, first: tuple, un
         if code == 0:
             faults = differences(known, outcome(folder))
             found["different"] += bool(faults)
-            print(*(f"{stage} {name}: {fault}" for fault in faults), sep="\n", end="", flush=True)
+            print(
+                *(f"{stage} {name}: {fault}" for fault in faults), sep="\n", end="\n" * bool(faults)
+            )
             if faults:
                 print(folder.with_suffix(".log").read_text()[-6000:], flush=True)
         else:
@@ -212,6 +222,7 @@ def kill_make(world: World, name: str, kills: int, first: tuple, until: float) -
     folder.mkdir()
     while found["kills"] < kills and time.monotonic() < until:
         process = make(folder / "runs", start=True)
+        STARTED.append(process.pid)
         lives = time.monotonic() + random.uniform(0.05, 0.5) * first[0]
         while process.poll() is None and time.monotonic() < lives:
             time.sleep(0.05)
@@ -221,6 +232,7 @@ def kill_make(world: World, name: str, kills: int, first: tuple, until: float) -
         process.wait()
         found["kills"] += 1
     process = make(folder / "runs", start=True)
+    STARTED.append(process.pid)
     said = process.communicate()[0]
     found["finished"] += 1
     found["stuck"] += process.returncode != 0
@@ -247,33 +259,79 @@ def equal(a: Path, b: Path) -> bool:
     return True
 
 
-def portion(job: tuple[str, int, int]) -> tuple[str, dict]:
-    """In a process of its own: kill a stage some times; what goes wrong here is a fault as well."""
-    stage, number, kills = job
-    random.seed(f"{SHARED['seed']} {stage} {number}")
-    world, until, first = SHARED["world"], SHARED["until"], SHARED["firsts"].get(stage)
+def portion(stage: str, number: int, kills: int, first: tuple | None, until: float) -> tuple:
+    """In a process of its own: kill a stage some times; what goes wrong here is a fault as well.
+
+    Args:
+        first: what `whole` found; None to find it.
+    """
+    signal.signal(signal.SIGTERM, ended_with_its_child)
+    random.seed(f"{stage} {number} {SHARED['seed']}")
+    world = SHARED["world"]
     world.count = 10_000 * (1 + STAGES.index(stage)) + 100 * number
     try:
         if first is None:
             return stage, {"first": whole(world, stage)}
-        if time.monotonic() > until:
-            return stage, {"not begun": 1}
-        if stage == "make":
-            return stage, kill_make(world, str(number), kills, first, until)
-        return stage, kill_stage(world, stage, str(number), kills, first, until)
+        kill = kill_make if stage == "make" else partial(kill_stage, stage=stage)
+        return stage, kill(world, name=str(number), kills=kills, first=first, until=until)
     except BaseException as error:
         print(f"{stage} {number}: {type(error).__name__}: {error}", flush=True)
         return stage, {"stuck": 1}
 
 
-SHARED: dict = {"firsts": {}}
+def ended_with_its_child(*_) -> None:
+    """Where the time is up: leave nothing behind."""
+    for pid in STARTED[-1:]:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    os._exit(1)
+
+
+SHARED: dict = {}
 """What portions need, which are forks."""
+STARTED: list[int] = []
+"""Leaders of the process groups that a portion began."""
 
 
-def spread(jobs: list, count: int):
-    """Yield what becomes of each portion, from `count` processes; forks know all that is shared."""
-    with multiprocessing.get_context("fork").Pool(count, maxtasksperchild=1) as pool:
-        yield from pool.imap_unordered(portion, jobs, chunksize=1)
+def spread(given: argparse.Namespace, table: dict, begun: float) -> None:
+    """Share the kills out to processes, and count what becomes of them until the time is up."""
+    end, results = begun + given.minutes * 60, queue.SimpleQueue()
+    waiting: list[tuple] = [(stage, 0, 0, None, end) for stage in reversed(given.stages)]
+    running = 0
+    with multiprocessing.get_context("fork").Pool(given.jobs, maxtasksperchild=1) as pool:
+        while waiting or running:
+            while waiting and running < given.jobs:
+                job, running = waiting.pop(0), running + 1
+                if job[3] is not None and time.monotonic() > job[4]:
+                    results.put((job[0], {"not begun": job[2]}))
+                    continue
+                failed = partial(results.put, (job[0], {"stuck": 1}))
+                pool.apply_async(portion, job, callback=results.put,
+                                 error_callback=lambda _, failed=failed: failed())  # fmt: skip
+            try:
+                stage, found = results.get(timeout=max(0.1, end - time.monotonic()))
+            except queue.Empty:
+                print(f"the time is up; {running} portions are ended", flush=True)
+                return
+            running -= 1
+            if first := found.pop("first", None):
+                print(f"{stage}: {first[0]:.1f} s without kills", flush=True)
+                waiting += portions(given, stage, first, end)
+                # the longest first, and all stages alike
+                waiting.sort(key=lambda job: (job[3] is not None, job[0] != "make", job[1]))
+            table[stage].update(found)
+            show(table, time.monotonic() - begun)
+            if given.out:
+                given.out.write_text(json.dumps(table, indent=1))
+
+
+def portions(given: argparse.Namespace, stage: str, first: tuple, end: float) -> list[tuple]:
+    """Return the jobs of a stage; each begins no run that would not come to its end in time."""
+    size, wanted = (2, given.make_kills) if stage == "make" else (PORTION, given.kills)
+    return [
+        (stage, number, min(size, wanted - number * size), first, end - 1.5 * first[0])
+        for number in range(-(-wanted // size))
+    ]
 
 
 def streaming_card(world: World) -> str:
@@ -294,33 +352,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     begun, table = time.monotonic(), {stage: Counter() for stage in given.stages}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         datasets.config.HF_DATASETS_CACHE = f"{folder}/cache"
+        log, out = open(f"{folder}/world.log", "w"), os.dup(1)
+        os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
         world = World(Path(folder))
+        os.dup2(out, 1), os.dup2(out, 2)
         HEAVY["streaming"] = HEAVY["streaming"] | {"train_cards": [streaming_card(world)]}
         HEAVY["two processes"] = HEAVY["two processes"] | {"use_cpu": True}
-        # What is begun when the time is up takes about as long as a whole run
-        until = begun + given.minutes * 60
-        SHARED.update(world=world, until=until, seed=given.seed)
+        SHARED.update(world=world, seed=given.seed)
         print(f"made a lineage to start from in {time.monotonic() - begun:.0f} s", flush=True)
-        firsts = [(stage, 0, 0) for stage in given.stages]
-        for stage, found in spread(firsts, given.jobs):
-            SHARED["firsts"][stage] = found.get("first")
-            table[stage]["stuck"] += found.get("stuck", 0)
-        spans = {stage: first[0] for stage, first in SHARED["firsts"].items() if first}
-        print({stage: f"{seconds:.1f} s" for stage, seconds in spans.items()}, flush=True)
-        SHARED["until"] = until - max(spans.values(), default=0)
-        size = {stage: 2 if stage == "make" else PORTION for stage in spans}
-        wanted = {s: given.make_kills if s == "make" else given.kills for s in spans}
-        jobs = [(s, n, min(size[s], wanted[s] - n * size[s]))
-                for s in spans for n in range(-(-wanted[s] // size[s]))]  # fmt: skip
-        jobs.sort(key=lambda job: (job[1] / wanted[job[0]], -spans[job[0]]))  # all stages alike
-        for stage, found in spread(jobs, given.jobs):
-            table[stage].update(found)
-            show(table, time.monotonic() - begun)
-            if given.out:
-                given.out.write_text(json.dumps(table, indent=1))
-    sys.exit(any(row["stuck"] or row["different"] for row in table.values()))
+        spread(given, table, begun)
+        show(table, time.monotonic() - begun)
+    sys.stdout.flush()
+    # not by way of what the libraries do at exit, which waits for what was ended
+    os._exit(any(row["stuck"] or row["different"] for row in table.values()))
 
 
 def show(table: dict[str, Counter], seconds: float) -> None:

@@ -159,6 +159,26 @@ def test_a_stage_killed_at_random_moments_comes_to_the_same(stage, world):
     assert not found["stuck"] and not found["different"], found
 
 
+def test_killed_while_the_manifest_is_written_nothing_of_it_is_recorded(
+    world, tmp_path, monkeypatch
+):
+    folder, replace = tmp_path / "m", os.replace
+
+    def killed(source, target):
+        if Path(target) == folder / checkpoints.MANIFEST:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            world.run("tokenizer", {}, folder)
+    assert list(folder.glob("*.tmp"))
+    world.run("tokenizer", {}, folder)
+    assert outcome(folder) == world.made("tokenizer", {})
+    world.run("tokenizer", {}, folder)  # finished, and as its manifest says
+
+
 @pytest.mark.parametrize("stage", TRAINED)
 def test_killed_behind_the_last_step_a_stage_trains_no_more(stage, world, tmp_path, monkeypatch):
     class Killed(BaseException):
