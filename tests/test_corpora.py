@@ -459,6 +459,18 @@ def test_rows_on_the_disk_that_are_damaged_are_made_again(
     assert "(read before, reused)" in capsys.readouterr().out
 
 
+def test_the_fingerprint_is_taken_while_rows_are_written(write_card, tokenizer):
+    from codexhf.cache import fingerprint
+
+    texts = write_card([{"text": text} for text in documents(2300)], TEXT, "texts")
+    turns = [{"role": "assistant", "content": "x = 1"}]  # another form than the rows before it
+    rows = [{"prompt": f"p {i}", "completion": "é" * i if i < 50 else turns} for i in range(1, 99)]
+    mixed = write_card(rows, "prompt-completion", "mixed")
+    for made in (load_packed([texts], tokenizer, 16), read_card(load_card(mixed))):
+        assert made.known == fingerprint(made.dataset)
+    assert made.dataset[0]["completion"] == [{"role": "assistant", "content": "é"}]
+
+
 def test_a_file_with_size_and_time_kept_is_read_again(write_card, tokenizer, tmp_path):
     import os
 

@@ -68,7 +68,7 @@ def cached(
         reused = record is not None
         if record is None:
             for old in folder.iterdir():  # of a process that was killed
-                if old.name != "lock":
+                if old.name != "lock" and old.is_file():
                     old.unlink()
             writer = _Writer(folder / ROWS)
             with naming_a_full_disk(folder):
@@ -143,7 +143,7 @@ class _Writer:
 
     def _open_part(self, schema: pa.Schema) -> None:
         self.schema, self.waiting, self.count = schema, [], 0
-        self.parts.append(self.file.with_suffix(f".{len(self.parts)}"))
+        self.parts.append(self.file.with_name(f"{self.file.name}.{len(self.parts)}"))
         self.stream = pa.ipc.new_stream(str(self.parts[-1]), schema)
         self.digest = hashlib.sha256(str(datasets.Features.from_arrow_schema(schema)).encode())
         self.written = self.thread.submit(bool)
@@ -164,7 +164,7 @@ class _Writer:
         self._close_part()
         if len(self.parts) > 1:
             parts, self.parts, self.schema = self.parts, [], None
-            self.file = self.file.with_suffix(".whole")
+            self.file = self.file.with_name("whole")  # not over what is mapped
             mapped = [pa.ipc.open_stream(pa.memory_map(str(part))).read_all() for part in parts]
             self.add(one_form(mapped))
             self._close_part()
