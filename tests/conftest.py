@@ -1,15 +1,22 @@
 """Small things that many tests need: a tokenizer, models and cards, made in seconds, offline."""
 
+import atexit
 import hashlib
 import json
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 os.environ.update(
-    HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1"
+    HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="codexhf-tests-"),  # not the user's
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
 )
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -17,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from codexhf.tokenizer import new_tokenizer
 
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 # A runner in the background ignores these; processes that tests start would inherit that.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -32,6 +40,19 @@ def weights_hash(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
     assert files, folder
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def packed(texts, tokenizer, max_length):
+    """Documents as the rows that pretraining takes."""
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    from codexhf.data import Data
+    from codexhf.tokens import Packer, document_encoder
+
+    packer, (ids, lengths) = Packer(max_length), document_encoder(tokenizer)(texts)
+    table = packer.rows(ids, np.array(lengths), sum(len(text.encode()) for text in texts))
+    return Data(Dataset(InMemoryTable(table)), stats=packer.stats())
 
 
 def tiny_config(tokenizer, **fields):

@@ -14,14 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from datasets import Dataset
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from codexhf import checkpoints, identity, run
 from codexhf.arguments import PretrainArguments
-from codexhf.data import pack
 from codexhf.tokens import packed_collator
-from conftest import tiny_config, weights_hash
+from conftest import packed, tiny_config, weights_hash
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,8 +49,7 @@ def train(
     **changed,
 ):
     """One small stage of 8 steps with a checkpoint every 2."""
-    texts = Dataset.from_dict({"text": [f"x{i} = {i} + {i * 3}" for i in range(60)]})
-    data = pack(texts, tokenizer, 16)
+    data = packed([f"x{i} = {i} + {i * 3}" for i in range(60)], tokenizer, 16)
     torch.manual_seed(seed)
     training = TrainingArguments(
         output_dir=str(folder),

@@ -45,6 +45,7 @@ Python literals, or stdin tests: a list of `{"stdin", "stdout"}` or `{"input", "
 import glob
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,11 @@ class Card:
         """Path relative to the card -> sha256, of each of its data files."""
         folder = self.path.parent
         found = {f for n in self.named() if "://" not in n for f in files_at(folder, n)}
-        return {os.path.relpath(file, folder): sha256(file) for file in sorted(found)}
+        with ThreadPoolExecutor() as pool:
+            return {
+                os.path.relpath(file, folder): digest
+                for file, digest in zip(sorted(found), pool.map(sha256, sorted(found)), strict=True)
+            }
 
 
 def files_at(folder: Path, name: str) -> list[Path]:

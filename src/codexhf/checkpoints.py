@@ -32,8 +32,11 @@ def file_stats(path: Path) -> dict:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write JSON so that a crash leaves either the old file or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write JSON so that a crash leaves either the old file or the whole new one.
+
+    What it leaves besides begins with an underscore, like all that is no result.
+    """
+    temporary = path.with_name(f"_{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, sort_keys=True)
         file.write("\n")

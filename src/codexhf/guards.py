@@ -114,6 +114,23 @@ class WholeCheckpoints(TrainerCallback):
         file = self.resumed_from / PROGRESS.format(rank=args.process_index)
         if file.is_file():
             restore_progress(self.trainer, json.loads(file.read_text(encoding="utf-8")))
+        if state.global_step >= state.max_steps:
+            self.trainer._run_epoch = self._nothing_left  # Trainer's own would train a step more
+
+    def _nothing_left(self, *, model, epoch, trial, ignore_keys_for_eval, start_time, **_):
+        """Do in the place of an epoch what comes behind the last step, with which a run ended."""
+        trainer = self.trainer
+        trainer._load_rng_state(str(self.resumed_from))
+        trainer.control.should_training_stop = True
+        if trainer.args.save_strategy == "epoch":
+            return  # it was done before this checkpoint
+        trainer.control = trainer.callback_handler.on_epoch_end(
+            trainer.args, trainer.state, trainer.control
+        )
+        trainer._maybe_log_save_evaluate(
+            trainer._tr_loss, None, model, trial, epoch, ignore_keys_for_eval, start_time,
+            learning_rate=trainer._get_learning_rate(),
+        )  # fmt: skip
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if control.should_training_stop or state.global_step >= state.max_steps:

@@ -31,6 +31,7 @@ from accelerate.utils import broadcast_object_list
 
 from codexhf import launch
 from codexhf.arguments import StageArguments
+from codexhf.cache import fingerprint
 from codexhf.checkpoints import (
     MANIFEST,
     check_room,
@@ -62,7 +63,6 @@ from codexhf.launch import PREEMPTED
 from codexhf.lineage import BY_NAME
 from codexhf.model_card import write_card
 from codexhf.refusals import refuse
-from codexhf.tokens import fingerprint
 
 if TYPE_CHECKING:  # stages that train nothing do not wait for the import of Trainer
     from transformers import Trainer, TrainingArguments
