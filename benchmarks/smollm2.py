@@ -98,7 +98,8 @@ def evaluation(options: argparse.Namespace, model: str, m1: str, rm: str) -> lis
     return stage(
         options, "evaluation", str(evaluated(options.runs, model)), "--models", model,
         "--reference", m1, "--reward_model", rm, "--benchmark_samples", options.samples,
-        "--benchmark_cards", *options.benchmarks,
+        "--batch_size", str(512 // options.at_once),
+        *(["--benchmark_cards", *options.benchmarks] if options.benchmarks else []),
     )  # fmt: skip
 
 
@@ -115,6 +116,7 @@ def reject(options: argparse.Namespace, m1: str, prefs: str, m2s: dict[int, str]
             "benchmarks/rejection.py", "--model", m1, "--prompts", f"{prefs}/prompts.md",
             "--completions", str(configs[seed]["total_episodes"]), "--seed", str(seed),
             "--max_new_tokens", str(configs[seed]["response_length"]), "--output", str(folder),
+            "--batch_size", str(512 // options.at_once),
         ]
         for seed, folder in found.items()
         if not (folder / "counts.json").is_file()
@@ -124,8 +126,10 @@ def reject(options: argparse.Namespace, m1: str, prefs: str, m2s: dict[int, str]
     commands = []
     for seed, folder in found.items():
         counts, first = json.loads((folder / "counts.json").read_text()), manifest(m1)
-        config = first["config"]
-        rows = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"]
+        if not counts["rows"]:
+            raise SystemExit(f"rejection, seed {seed}: none of M1's completions passes its tests")
+        config = first["config"]  # without what is the library's default
+        rows = config["per_device_train_batch_size"] * config.get("gradient_accumulation_steps", 1)
         left = manifest(m2s[seed])["wall_s"]["train_s"] - counts["seconds"]
         epoch = max(1, counts["rows"] // rows)
         steps = round(left * first["steps"] / first["wall_s"]["train_s"])
