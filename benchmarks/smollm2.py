@@ -5,7 +5,8 @@
     python benchmarks/smollm2.py --configs recipes/pretrained/lora --runs runs/smollm2-lora
     python benchmarks/smollm2.py --benchmarks data_cards/benchmarks/humaneval.md
     python benchmarks/smollm2.py --configs recipes --model runs/m0 --runs runs/compared \
-        --rejection --seeds 42 43 44 --at_once 1 --benchmarks            # the laptop's lineage
+        --demonstrations data_cards/python_tasks_references.md --rejection --seeds 42 43 44 \
+        --at_once 1 --benchmarks                   # the laptop's lineage, without flaws to unlearn
 
 Stages that are finished are skipped, so a run that was stopped goes on; `--until ppo` stops after a
 stage. Without MBPP's file next to data_cards/benchmarks/mbpp_file.md, or without the package
@@ -43,6 +44,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="of PPO")
     parser.add_argument("--at_once", type=int, default=4, help="processes that share the device")
     parser.add_argument("--rejection", action="store_true", help="compare with it")
+    parser.add_argument("--demonstrations", help="card, instead of the recipes'")
     parser.add_argument("--until", choices=["sft", "preferences", "reward_model", "ppo"])
     parser.add_argument(
         "--benchmarks",
@@ -56,8 +58,14 @@ def main() -> int:
     runs = options.runs
     m1, prefs, rm = (str(runs / name) for name in ("m1", "prefs", "rm"))
     m2s = {seed: str(runs / f"m2-{seed}") for seed in options.seeds}
+    card = options.demonstrations
     steps = {
-        "sft": [stage(options, "sft", m1, "--model", options.model)],
+        "sft": [
+            stage(
+                options, "sft", m1, "--model", options.model,
+                *(["--train_cards", card] if card else []),
+            )
+        ],
         "preferences": [stage(options, "preferences", prefs, "--model", m1)],
         "reward_model": [
             stage(
@@ -69,6 +77,7 @@ def main() -> int:
             stage(
                 options, "ppo", m2, "--model", m1, "--reward_model", rm,
                 "--prompt_cards", f"{prefs}/prompts.md", "--seed", str(seed),
+                *(["--sft_cards", card] if card else []),
             )
             for seed, m2 in m2s.items()
         ],
