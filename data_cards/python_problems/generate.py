@@ -33,7 +33,7 @@ from mutants import mutants  # noqa: E402
 from parts import AFTER, BEFORE, Part, drawn  # noqa: E402
 
 SEED = 7
-SPLITS = {"heldout": 400, "validation": 400, "prompts": 3200, "demonstrations": 1600}
+SPLITS = {"heldout": 400, "validation": 400, "prompts": 1500, "demonstrations": 3200}
 UNSEEN = {
     "heldout": (
         "fold_<f.word>", "runs_of_<key.word>", "balance_<g.word>", "matched_brackets",
@@ -46,12 +46,12 @@ UNSEEN = {
         "merge_with_<f.word>", "border_<g.word>", "account_<w.word>", "mask_<w.word>",
     ),
 }  # fmt: skip
-"""Families that one split has for itself."""
+"""Families that one split has for itself; a quarter of it is of them."""
 
 FORMS = {"instruction": 0.35, "docstring": 0.3, "fix": 0.2, "explain": 0.15}
 CHANGEABLE = ("ints", "few_ints", "sortish", "text", "runs", "sentence", "words")
 """Kinds of a first parameter to which something may be done before."""
-DRAWS, KEPT, TWINS = 180, 70, 2  # of a family: problems drawn and kept; of a combination
+DRAWS, KEPT, TWINS = 160, 70, 4  # of a family: problems drawn and kept; of a combination
 INPUTS = 45  # random ones, besides the edge cases
 MIN_TESTS, MAX_TESTS = 8, 12
 STEPS = 2000  # of all loops together: more, and a variant runs forever
@@ -193,7 +193,7 @@ def draw_names(family: Family, rng: random.Random) -> tuple[list[str], list[str]
 
 
 def draw_before(family: Family, type: str, name: str, rng: random.Random) -> Part | None:
-    if family.kinds[0] not in CHANGEABLE or type not in BEFORE or rng.random() > 0.35:
+    if family.kinds[0] not in CHANGEABLE or type not in BEFORE or rng.random() > 0.2:
         return None
     return drawn(rng.choice(BEFORE[type]), rng)
 
@@ -204,7 +204,7 @@ def draw_after(body: str, returns: str, rng: random.Random) -> tuple[str, ...] |
     Only where the body's last line is its only `return`.
     """
     last = body.rsplit("\n", 1)[-1]
-    if rng.random() > 0.4 or returns not in AFTER or body.count("return ") != 1:
+    if rng.random() > 0.25 or returns not in AFTER or body.count("return ") != 1:
         return None
     if not last.startswith("return "):
         return None
@@ -532,7 +532,7 @@ def split_of(family: Family, combination: str) -> str:
         if family.name in names:
             return split
     share = int(hashlib.sha256(f"{SEED} {combination}".encode()).hexdigest()[:8], 16) / 16**8
-    ends = {"heldout": 0.05, "validation": 0.1, "demonstrations": 0.4, "prompts": 1.0}
+    ends = {"heldout": 0.08, "validation": 0.16, "prompts": 0.4, "demonstrations": 1.0}
     return next(split for split, end in ends.items() if share < end)
 
 
@@ -565,6 +565,12 @@ def rows_of(index: int) -> tuple[list[dict], Counter]:
     return rows, counts
 
 
+def level_of(problem: Problem) -> int:
+    """1: up to three lines and nothing before or after; 2: up to six, and one such step; else 3."""
+    lines, steps = problem.code.count("\n"), len(problem.plain)
+    return 1 if lines <= 3 and not steps else 2 if lines <= 6 and steps <= 1 else 3
+
+
 def row_of(found: Tested, index: int, number: int, rng: random.Random) -> dict:
     problem = found.problem
     form = rng.choices([*FORMS], [*FORMS.values()])[0]
@@ -576,6 +582,7 @@ def row_of(found: Tested, index: int, number: int, rng: random.Random) -> dict:
         "id": f"{index}-{number}",
         "family": re.sub(r"_+", "_", re.sub(r"<\w+\.?\w*>", "", family)).strip("_") or "convert",
         "topic": problem.family.topic,
+        "level": level_of(problem),
         "novel": "family" if any(family in names for names in UNSEEN.values()) else "combination",
         "form": form,
         "combination": problem.combination,
@@ -607,7 +614,12 @@ def generate(processes: int = 2) -> tuple[dict[str, list[dict]], Counter]:
             splits[split].append({k: v for k, v in row.items() if k not in ("split", "behaviour")})
     for split, size in SPLITS.items():
         counts[f"{split} found"] = len(splits[split])
+        if split in UNSEEN:  # those of families of its own first: a quarter
+            splits[split].sort(key=lambda row: row["novel"] != "family")
+            own = sum(row["novel"] == "family" for row in splits[split])
+            splits[split] = splits[split][max(0, own - size // 4) :]
         splits[split] = splits[split][:size]
+        rng.shuffle(splits[split])
     return splits, counts
 
 
