@@ -354,6 +354,19 @@ def test_tasks_are_grouped_by_the_data_and_by_the_first_word():
     assert groupings([{"prompt": "Write f"}] * 9) == {} and groupings([]) == {}
 
 
+def test_a_group_can_name_several_ways():
+    forms, topics = ["fix", "explain"] * 12, ["lists", "texts", "texts"] * 8
+    rows = zip(forms, topics, strict=True)
+    tasks = [{"prompt": "Write f", "group": f"form: {f}; topic: {t}"} for f, t in rows]
+    found = {way: {g: len(m) for g, m in gs.items()} for way, gs in groupings(tasks).items()}
+    assert found == {
+        "form in the data": {"fix": 12, "explain": 12},
+        "topic in the data": {"texts": 16, "lists": 8},
+    }
+    tasks[3]["group"] = "form: fix"  # not every task says both: each text is a group
+    assert set(groupings(tasks)) == {"group in the data"}
+
+
 def test_a_gain_of_one_kind_of_task_is_said_beside_it(runs, tmp_path):
     gaining = [t["prompt"].startswith(("Implement", "In ")) for t in runs["answers"]["tasks"]]
     assert 0 < sum(gaining) < 24
