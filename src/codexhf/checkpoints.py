@@ -22,13 +22,15 @@ CHECKPOINT = "checkpoint"  # of transformers' folder names
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def file_stats(path: Path) -> dict:
     """Size in bytes and sha256 of one file."""
-    with open(path, "rb") as file:
-        return {
-            "size": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -110,13 +112,13 @@ def fault(folder: Path) -> str | None:
     return wrong_file(folder, files)
 
 
-def wrong_file(folder: Path, files: Mapping[str, dict]) -> str | None:
-    """Which of `files`, name -> `file_stats`, is missing or changed; None where all are whole."""
+def wrong_file(folder: Path, files: Mapping[str, dict | str]) -> str | None:
+    """Which of `files`, name -> `file_stats` or sha256, is missing or changed; None for none."""
     for name, stats in files.items():
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if file_stats(file) != stats:
+        if sha256(file) != (stats if isinstance(stats, str) else stats["sha256"]):
             return f"{name} has changed"
     return None
 

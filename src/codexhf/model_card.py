@@ -12,7 +12,8 @@ from types import MappingProxyType
 
 from huggingface_hub import EvalResult, ModelCardData, RepoCard
 
-from codexhf.hub import MANIFEST, hub_name, published, resolve
+from codexhf.checkpoints import MANIFEST
+from codexhf.hub import hub_name, published, resolve
 from codexhf.lineage import BY_NAME
 from codexhf.picture import as_text, picture
 

@@ -375,6 +375,9 @@ def _construct(owner: type, values: dict[str, Any], errors: list[str]) -> Any:
         errors += stage.errors()
         return stage
     errors += _library_errors(owner, mine) + launch_errors()
+    if "activation_checkpointing" in names and "gradient_checkpointing" in mine:
+        # its name from transformers 5.23 on, which warns of the old one
+        mine.setdefault("activation_checkpointing", mine.pop("gradient_checkpointing"))
     try:
         config = owner(**mine)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:

@@ -184,8 +184,8 @@ def _train(trainer: Trainer, training: TrainingArguments, begun: _Begun) -> floa
     keep_float32(trainer.accelerator)
     stop, checkpoint = guards.StopOnSignal(), begun.checkpoint
     whole = guards.WholeCheckpoints(trainer, training.save_total_limit, checkpoint, begun.record)
-    callbacks = [guards.SameAfterEvaluating(), whole, guards.ExactWeights(checkpoint)]
-    for callback in (*callbacks, guards.StopOnNaN(), stop):
+    callbacks = [guards.SameAfterEvaluating(), guards.ExactWeights(checkpoint), guards.StopOnNaN()]
+    for callback in (*callbacks, stop, whole):
         trainer.add_callback(callback)
     if begun.changed:
         guards.take_new_settings(trainer)
@@ -194,7 +194,8 @@ def _train(trainer: Trainer, training: TrainingArguments, begun: _Begun) -> floa
         _refuse_no_steps(training)
     if checkpoint is not None:
         _say(f"resuming from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    with whole.room_for_next():
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     state = trainer.state
     if stop.received is not None and state.global_step < state.max_steps:
         _say(f"stopped at step {state.global_step} of {state.max_steps}; start again to resume")
@@ -357,7 +358,8 @@ def _finished(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun
     if changes.asked and not stage.redo_changed:
         raise ValueError(
             f"{output_dir} is finished and differs from what is asked for now:{_lines(changes)}\n"
-            "    Give another --output_dir, or --restart true: what is there stays, in _previous-n."
+            "    Give another --output_dir, or --redo_changed true to make it anew: what is there "
+            "stays, in _previous-n."
         )
     if changes.asked:
         _set_aside(output_dir, changes.lines())

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from codexhf.checkpoints import sealed
 from codexhf.label.agreement import majority, summarise, word
 from codexhf.label.store import Store
 
@@ -80,7 +81,7 @@ def export(store: Store, folder: Path, license: str, source: Mapping) -> dict:
     written |= {"demonstrations.jsonl": demonstrations, "history.jsonl": store.history()}
     for name, part in written.items():
         _write(folder / name, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in part))
-    _write(folder / "agreement.json", json.dumps(summary, indent=1) + "\n")
+    _write(folder / "agreement.json", json.dumps(sealed(summary), indent=1) + "\n")
     counts = {"left_out": dict(left_out), "demonstrations_left_out": failed}
     counts |= {name.removesuffix(".jsonl"): len(part) for name, part in written.items()}
     writers = {
