@@ -30,7 +30,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from codexhf import hub, launch, run
+from codexhf import checkpoints, hub, launch, run
 from codexhf.adapters import lora_config, merge_adapters
 from codexhf.arguments import (
     PPOArguments,
