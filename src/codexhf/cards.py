@@ -51,8 +51,9 @@ from typing import Any
 
 import yaml
 
+from codexhf.checkpoints import sha256
 from codexhf.execution.items import Settings
-from codexhf.hub import hub_name, resolve, sha256
+from codexhf.hub import hub_name, resolve
 from codexhf.knobs import read_mapping
 from codexhf.refusals import nearest
 from codexhf.strict_yaml import load_yaml_text

@@ -23,13 +23,11 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_stats(path: Path) -> dict:
-    """Size in bytes and sha256 of one file."""
     return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 

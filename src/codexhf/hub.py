@@ -138,7 +138,6 @@ def said(error: BaseException) -> str:
 
 
 def fault(folder: Path) -> str | None:
-    """What of a finished stage's folder is not as its manifest records it; None for nothing."""
     recorded = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     return wrong_file(folder, recorded["files"])
 

@@ -143,7 +143,6 @@ def _sources(rewards: Sequence[str]) -> dict[str, str]:
 
 
 def _made(training: Any) -> dict:
-    """Return what this process makes a run with."""
     made = {
         "codexhf": importlib.metadata.version("codexhf"),
         "code": code_hash(),
@@ -292,7 +291,6 @@ class Changes:
         return Changes(left(self.asked), left(self.made))
 
     def lines(self) -> list[str]:
-        """One line for each difference."""
         return [f"{key}: {change}" for key, change in self.all.items()]
 
 

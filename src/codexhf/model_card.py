@@ -106,7 +106,6 @@ def ancestry(manifest: Mapping, found: dict | None = None) -> dict[str, dict]:
 
 
 def numbers(metrics: Mapping) -> dict:
-    """The metrics that a reader of a card asks for."""
     return {
         key: value
         for key, value in metrics.items()

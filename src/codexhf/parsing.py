@@ -343,7 +343,6 @@ def _launched_in() -> str:
 
 
 def _precision_errors(config: Any) -> list[str]:
-    """Return what contradicts in how the library's config and accelerate name a precision."""
     if not hasattr(config, "bf16"):
         return []
     launched, out = _launched_in(), []
@@ -403,7 +402,6 @@ def _library_errors(owner: type, values: dict[str, Any]) -> list[str]:
 
 
 def _process_errors(config: Any) -> list[str]:
-    """Return what is wrong where several processes share the work."""
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if not shared or getattr(config.accelerator_config, "even_batches", True):
         return []
@@ -414,7 +412,6 @@ def _process_errors(config: Any) -> list[str]:
 
 
 def _missing_packages(config: Any) -> list[str]:
-    """Return what is said of trackers and optimizers whose package is not installed."""
     out = []
     if not hasattr(config, "report_to"):
         return out  # what trains nothing

@@ -263,7 +263,6 @@ def score_answers(tasks: Dataset, groups, reward_model: str | None) -> list[list
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """Write rows as JSON lines."""
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 

@@ -162,7 +162,6 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def decode(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return sampled ids as text without special tokens."""
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 

@@ -509,7 +509,6 @@ def _prompt_excerpt(prompt: Prompt) -> str:
 
 
 def _excerpt(text: str, length: int = 80) -> str:
-    """Return the beginning of a text for an error message."""
     return repr(text if len(text) <= length else text[:length] + "…")
 
 

@@ -549,7 +549,6 @@ def environment() -> dict:
 
 
 def _commit() -> str | None:
-    """The commit of codexhf's own checkout; None without git or outside one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
@@ -558,7 +557,6 @@ def _commit() -> str | None:
 
 
 def _last_metrics(history: list[dict]) -> dict:
-    """The last value of everything that was logged."""
     merged: dict = {}
     for entry in history:
         merged.update(entry)

@@ -260,5 +260,4 @@ def _labeller(name: str, labels, by_pair, pairs) -> dict:
 
 
 def percent_equal(x: Sequence[Hashable], y: Sequence[Hashable]) -> float:
-    """Share of places where two sequences are equal, in percent."""
     return 100 * sum(a == b for a, b in zip(x, y, strict=True)) / len(x)
