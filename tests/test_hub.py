@@ -899,7 +899,7 @@ def test_results_of_the_evaluation_become_the_model_index(here, server, tokenize
 def test_the_card_says_how_generated_code_was_isolated(here, isolation, said):
     from codexhf.model_card import card_text
 
-    text = card_text({**load_manifest("runs/m2"), "isolation": isolation}, ".", "mit")
+    text = card_text({**load_manifest("runs/m2"), "isolation": isolation}, ".", "mit", {}, {})
     assert said in text if said else "Generated code ran" not in text
 
 

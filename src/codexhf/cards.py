@@ -65,6 +65,22 @@ DROPS = ("generated", "secrets")
 SECTIONS = ("Provenance", "Known problems")
 
 
+def card_of_rows(
+    path: Path, type: str, license: str, title: str, provenance: str, problems: str, **own: Any
+) -> str:
+    """The text of a card, at `path`, of the .jsonl file of the same name next to it.
+
+    Args:
+        own: further keys under `codexhf`; `load` where the file has another name.
+    """
+    load = {"path": "json", "data_files": f"{path.stem}.jsonl"}
+    front = {"license": license, "codexhf": {"type": type, "load": load, **own}}
+    head = yaml.safe_dump(front, sort_keys=False)
+    sections = zip(SECTIONS, (provenance, problems), strict=True)
+    body = "".join(f"\n## {name}\n\n{text}\n" for name, text in sections)
+    return f"---\n{head}---\n\n# {title}\n{body}"
+
+
 class CardError(ValueError):
     """A card that cannot be used; the message names the file, every error and the fix."""
 

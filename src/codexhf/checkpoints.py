@@ -32,11 +32,15 @@ def file_stats(path: Path) -> dict:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write JSON so that a crash leaves either the old file or the whole new one."""
+    """`write_text` of JSON."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write so that a crash leaves either the old file or the whole new one."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.write("\n")
+    with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -160,12 +164,12 @@ def check_room(folder: Path, need: int, spare: list[Path]) -> None:
     Raises:
         OSError: ENOSPC, with what is there and what is needed.
     """
-    free = _free(folder)
+    free = free_bytes(folder)
     for path in spare if free + sum(map(_size, spare)) >= need else []:
         if free < need:
             print(f"{path} is deleted: {folder} has no room for the next checkpoint", flush=True)
             remove(path)
-            free = _free(folder)
+            free = free_bytes(folder)
     if free < need:
         raise OSError(errno.ENOSPC, _full(folder, free, need))
 
@@ -174,7 +178,7 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def _free(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     """Bytes free on the disk of a folder, that may not be there yet."""
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     return shutil.disk_usage(there).free
@@ -189,7 +193,7 @@ def naming_a_full_disk(folder: Path, need: int | None = None) -> Iterator[None]:
         where = _where_it_was_full(error, folder)
         if where is None or str(getattr(error, "strerror", "")).startswith("disk full"):
             raise
-        raise OSError(errno.ENOSPC, _full(where, _free(where), need)) from error
+        raise OSError(errno.ENOSPC, _full(where, free_bytes(where), need)) from error
 
 
 def _full(folder: Path, free: int, need: int | None) -> str:

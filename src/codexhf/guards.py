@@ -86,7 +86,8 @@ class WholeCheckpoints(TrainerCallback):
         file.write_text(json.dumps(progress(self.trainer)), encoding="utf-8")
         self.trainer.accelerator.wait_for_everyone()  # every process has written its files
         if state.is_world_process_zero:
-            commit(folder, {**self.record, **self._counts()})
+            counts = {"step": state.global_step, "train_s": round(self.train_s, 2)}
+            commit(folder, {**self.record, **counts})
             keep = self.keep or (1 if self.need > LARGE else 2)
             for _, old in step_folders(self.output_dir)[max(keep, 1) :]:
                 if not self._is_best(old):
@@ -104,9 +105,6 @@ class WholeCheckpoints(TrainerCallback):
                     if not (folder / MANIFEST).exists():
                         remove(folder)
             raise
-
-    def _counts(self) -> dict:
-        return {"step": self.trainer.state.global_step, "train_s": round(self.train_s, 2)}
 
     def _is_best(self, folder: Path) -> bool:
         best = self.trainer.state.best_model_checkpoint

@@ -26,6 +26,7 @@ from codexhf.arguments import PATH_CHECKS
 from codexhf.cards import load_card
 from codexhf.checkpoints import MANIFEST, file_stats, read_sealed, wrong_file
 from codexhf.hub import hub_name, resolve
+from codexhf.launch import processes
 from codexhf.refusals import nearest
 
 IDENTITY = "run.json"
@@ -151,7 +152,7 @@ def _made(training: Any) -> dict:
         **versions(),
         "device": _device(training),
         "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
-        "processes": _processes(),
+        "processes": processes(),
         "sharding": _sharding(),
     }
     if made["device"] == "cpu":
@@ -165,10 +166,6 @@ def _made(training: Any) -> dict:
 def _device(training: Any) -> str:
     cpu = getattr(training, "use_cpu", False) or not torch.accelerator.is_available()
     return "cpu" if cpu else torch.accelerator.current_accelerator().type
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def versions() -> dict[str, str]:
@@ -246,17 +243,13 @@ def load_manifest(folder: Path | str) -> dict:
         raise ValueError(f"{error}. Restore it, or give --restart true to that stage.") from None
 
 
-def differences(before: Mapping, now: Mapping) -> list[str]:
-    """Return `key: old -> new` for every leaf that differs."""
-    return [f"{key}: {change}" for key, change in _leaves(before, now).items()]
-
-
-def _leaves(before: Mapping, now: Mapping, prefix: str = "") -> dict[str, str]:
+def leaves(before: Mapping, now: Mapping, prefix: str = "") -> dict[str, str]:
+    """Key -> `old -> new` of every leaf that differs."""
     out = {}
     for key in sorted({*before, *now}):
         a, b = before.get(key), now.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            out |= _leaves(a, b, f"{prefix}{key}.")
+            out |= leaves(a, b, f"{prefix}{key}.")
         elif a != b:
             short = [str(x)[:12] + "…" if len(str(x)) > 40 else str(x) for x in (a, b)]
             out[f"{prefix}{key}"] = f"{short[0]} -> {short[1]}"
@@ -275,7 +268,7 @@ class Changes:
         """Compare two identities; what an older version did not write down is not compared."""
         asked = {k: v for k, v in now.items() if k in before and k not in ("made", "hub")}
         old = {k: before[k] for k in asked}
-        return cls(_leaves(old, asked), _leaves(before.get("made", {}), now["made"], "made."))
+        return cls(leaves(old, asked), leaves(before.get("made", {}), now["made"], "made."))
 
     @property
     def all(self) -> dict[str, str]:
@@ -309,8 +302,8 @@ def can_change(key: str) -> bool:
 
 def unknown_names(allowed: Iterable[str], identity: Mapping) -> list[str]:
     """One sentence for each name of `--allow_changed` that nothing has."""
-    leaves = _leaves({k: {} for k, v in identity.items() if isinstance(v, Mapping)}, identity)
-    known = {name for key in leaves for name in named(key)} | EFFECTIVE
+    empty = {k: {} for k, v in identity.items() if isinstance(v, Mapping)}
+    known = {name for key in leaves(empty, identity) for name in named(key)} | EFFECTIVE
     return [
         f"allow_changed: got {name!r}, expected the name of a difference.{nearest(name, known)}"
         for name in allowed

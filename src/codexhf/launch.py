@@ -25,6 +25,16 @@ begun = False
 """Whether a stage of this process has begun its work; run.py says so."""
 
 
+def rank() -> int:
+    """The number of this process among those that were launched together."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def processes() -> int:
+    """How many processes were launched together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def importing() -> Iterator[None]:
     """Import libraries without garbage collections, which find none there and take a fifth of it.
@@ -57,7 +67,7 @@ def launch(main: Callable[[], object]) -> None:
             print(f"stopped: {error.strerror}{where}", file=sys.stderr)
             raise SystemExit(PREEMPTED) from None
         if begun or os.environ.get("CODEXHF_DEBUG"):
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if processes() > 1:
                 _leave(error)
             raise
         told = isinstance(error, ValueError | OSError)  # a sentence written for the user
@@ -65,7 +75,7 @@ def launch(main: Callable[[], object]) -> None:
         text += "" if told else " (CODEXHF_DEBUG=1 shows where.)"
         refuse([text], Path(sys.argv[0]).name, everywhere=not told)
     except KeyboardInterrupt:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if rank() == 0:
             print("interrupted; start the same command again, it resumes from the last checkpoint")
         raise SystemExit(130) from None
     finally:
@@ -79,12 +89,11 @@ def _leave(error: Exception) -> None:
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    rank = os.environ.get("RANK")
     if isinstance(error, DistError) or "gloo" in str(error):
-        print(f"process {rank} lost another one: {error}", file=sys.stderr, flush=True)
+        print(f"process {rank()} lost another one: {error}", file=sys.stderr, flush=True)
         time.sleep(LAST_S)
     else:
-        print(f"process {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        print(f"process {rank()} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         get_error_handler().record_exception(error)  # torchrun ends with the earliest of these
     os._exit(1)
 

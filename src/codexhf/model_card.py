@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from huggingface_hub import EvalResult, ModelCardData, RepoCard
 
@@ -51,8 +50,8 @@ def card_text(
     manifest: dict,
     where: str,
     license: str,
-    results: Mapping = MappingProxyType({}),
-    lineage: Mapping = MappingProxyType({}),
+    results: Mapping,
+    lineage: Mapping,
 ) -> str:
     """Return the card as Markdown.
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from codexhf import knobs, workers
 from codexhf.arguments import StageArguments, pin
-from codexhf.launch import launch_errors
+from codexhf.launch import launch_errors, processes, rank
 from codexhf.refusals import nearest, refuse
 from codexhf.strict_yaml import load_yaml
 
@@ -123,19 +123,19 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
 
 def _say_batch(in_yaml: dict[str, Any], config: Any) -> None:
     """Say where several processes make another batch of the settings than one made of the YAML."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    count = processes()
     names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    if processes == 1 or not hasattr(config, names[0]):
+    if count == 1 or not hasattr(config, names[0]):
         return
     rows, micro_batches = (getattr(config, name) for name in names)
     defaults = {name: type(config).__dataclass_fields__[name].default for name in names}
     meant = math.prod(in_yaml.get(name, defaults[name]) for name in names)
-    found = rows * micro_batches * processes
-    if found != meant and os.environ.get("RANK", "0") == "0":
+    found = rows * micro_batches * count
+    if found != meant and rank() == 0:
         print(
             f"warning: a batch is {rows} rows per device x {micro_batches} accumulated x "
-            f"{processes} processes = {found} rows; on one process the YAML makes {meant}. For the "
-            f"same learning curve divide {' or '.join(names)} by {processes} (docs/multi_gpu.md).",
+            f"{count} processes = {found} rows; on one process the YAML makes {meant}. For the "
+            f"same learning curve divide {' or '.join(names)} by {count} (docs/multi_gpu.md).",
             file=sys.stderr,
             flush=True,
         )
@@ -402,8 +402,7 @@ def _library_errors(owner: type, values: dict[str, Any]) -> list[str]:
 
 
 def _process_errors(config: Any) -> list[str]:
-    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not shared or getattr(config.accelerator_config, "even_batches", True):
+    if processes() == 1 or getattr(config.accelerator_config, "even_batches", True):
         return []
     return [
         "accelerator_config.even_batches: got false with several processes, expected true. A "

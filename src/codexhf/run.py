@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -35,6 +34,7 @@ from codexhf.checkpoints import (
     MANIFEST,
     check_room,
     file_stats,
+    free_bytes,
     last_good,
     naming_a_full_disk,
     read_sealed,
@@ -51,14 +51,13 @@ from codexhf.identity import (
     Changes,
     can_change,
     configuration,
-    differences,  # noqa: F401
     load_manifest,
     parent_record,
     run_identity,
     unknown_names,
     versions,
 )
-from codexhf.launch import PREEMPTED
+from codexhf.launch import PREEMPTED, processes, rank
 from codexhf.lineage import BY_NAME
 from codexhf.model_card import write_card
 from codexhf.refusals import refuse
@@ -134,7 +133,7 @@ def run_task(
     Started again after a kill, it does its work from the beginning: such stages take seconds. Of
     several processes the first does all of it, and the others leave at once.
     """
-    if _rank() != 0:
+    if rank() != 0:
         return {}
     if stage.dry_run:
         for name, part in data.items():
@@ -290,7 +289,7 @@ def _begin(
     try:
         with naming_a_full_disk(output_dir):
             try:
-                if _rank() == 0:
+                if rank() == 0:
                     output_dir.mkdir(parents=True, exist_ok=True)
                     lock = _lock(output_dir, stage)
                     begun = _decide(output_dir, stage, record.identity)
@@ -421,17 +420,13 @@ def _left_by_another(output_dir: Path, identity: dict) -> bool:
 
 def _from_first_process(value):
     """The first process's value, on every process; the value itself where there is one only."""
-    box, started = [value], int(os.environ.get("WORLD_SIZE", "1"))
+    box, started = [value], processes()
     if PartialState().num_processes != started:
         raise ValueError(
             f"{started} processes were started, but each takes itself for the only one and would "
             "write the same folder. On a CPU give --use_cpu true and use torchrun."
         )
     return broadcast_object_list(box)[0]
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def _read_identity(output_dir: Path) -> dict:
@@ -544,7 +539,7 @@ def environment() -> dict:
         "git_commit": _commit(),
         "device": torch.cuda.get_device_name() if cuda else platform.machine() + " CPU",
         "threads": torch.get_num_threads(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": processes(),
     }
 
 
@@ -573,9 +568,7 @@ def _show(trainer: Trainer, stage: StageArguments, training: TrainingArguments) 
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     # Weights, gradients and AdamW's two moments, 4 bytes each; activations come on top.
     memory = 4 * (total + 3 * trained) / 2**30
-    folder = Path(training.output_dir)
-    existing = next(p for p in (folder, *folder.resolve().parents) if p.exists())
-    free = shutil.disk_usage(existing).free / 2**30
+    free = free_bytes(Path(training.output_dir)) / 2**30
     steps = trainer.args.max_steps
     _say(f"stage {stage_name(stage)} -> {training.output_dir} (dry run: nothing is written)")
     _say(f"parameters     {total:,} ({trained:,} trained)")
@@ -600,5 +593,5 @@ def _show_rows(name, dataset, tokenizer=None) -> None:
 
 
 def _say(line: str) -> None:
-    if _rank() == 0:
+    if rank() == 0:
         print(line, file=sys.stdout, flush=True)
