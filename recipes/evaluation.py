@@ -22,7 +22,6 @@ def main(argv=None):
         from codexhf.models import room_for
         from codexhf.run import run_task
         from codexhf.tokenizer import load_tokenizer
-
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.reference)
     tasks = load_tasks(

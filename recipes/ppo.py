@@ -24,7 +24,6 @@ def main(argv=None):
         from codexhf.ppo.stage import new_trainer
         from codexhf.run import run_stage
         from codexhf.tokenizer import load_tokenizer
-
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.model, padding_side="left")
     room, seed = room_for(stage.model, training.response_length), training.seed

@@ -23,7 +23,6 @@ def main(argv=None):
         from codexhf.preferences import make_pairs
         from codexhf.run import run_task
         from codexhf.tokenizer import load_tokenizer
-
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.model)
     tasks = load_tasks(

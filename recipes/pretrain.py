@@ -25,7 +25,6 @@ def main(argv=None):
         from codexhf.run import run_stage
         from codexhf.tokenizer import load_tokenizer
         from codexhf.tokens import packed_collator
-
     tokenizer = load_tokenizer(stage.tokenizer)
     train = load_packed(
         stage.train_cards,

@@ -27,7 +27,6 @@ def main(argv=None):
         from codexhf.reward_model import load_reward_model, prompts_to_score, record_scores
         from codexhf.run import run_stage
         from codexhf.tokenizer import load_tokenizer
-
     tokenizer = load_tokenizer(stage.model)
     max_length = within_context(stage.model, training.max_length)
     train = load_pairs(stage.train_cards, tokenizer, max_length, exclude=stage.eval_cards)

@@ -26,7 +26,6 @@ def main(argv=None):
         from codexhf.execution import check_isolation
         from codexhf.run import run_stage
         from codexhf.tokenizer import load_tokenizer
-
     check_isolation(stage.unsafe_exec)
     named, file, seed = stage.chat_template, training.chat_template_path, training.seed
     tokenizer = load_tokenizer(stage.model, chat_template=file, named_template=named)

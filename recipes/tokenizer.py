@@ -18,7 +18,6 @@ def main(argv=None):
         from codexhf.data import holding_out, load_heldout_texts, load_split
         from codexhf.run import run_task
         from codexhf.tokenizer import train_tokenizer
-
     corpora = load_split(
         stage.train_cards,
         "language-modeling",
