@@ -346,17 +346,17 @@ def unknown_license():
 @pytest.mark.parametrize(
     ("spoil", "fields", "said"),
     [
-        (spoil_weights, {}, r"runs/m1 \(asked for\): model.safetensors is not the one"),
+        (spoil_weights, {}, r"runs/m1 \(asked for\): model.safetensors has changed"),
         (
             other_parent,
             {},
-            r"runs/m0 \(m0 of runs/m1\): model.safetensors is not the one",
+            r"runs/m0 \(m0 of runs/m1\): model.safetensors has changed",
         ),
         (write_secret, {}, r"cards/chats.md: README.md:\d+ holds what looks like a key or token"),
         (
             change_data,
             {},
-            r"cards/chats.md \(train data of runs/m1\): chats.jsonl is not the one",
+            r"cards/chats.md \(train data of runs/m1\): chats.jsonl has changed",
         ),
         (unknown_license, {}, "runs/m1: no licence is known to fit all sources"),
         (lambda: None, {"hub": "m1"}, "hub: got 'm1', expected org/prefix"),
@@ -727,7 +727,7 @@ def test_a_byte_flipped_on_the_way_is_seen(here, server, tmp_path):
     assert hub.fault(hub.resolve(name)) is None and len(seen) == 2  # fetched anew
     shutil.rmtree(tmp_path / "cache"), hub._fetch.cache_clear(), seen.clear()
     server.fault = lambda number, request: flip(number, request, 9)
-    with pytest.raises(ValueError, match="model.safetensors is not the one .* second download"):
+    with pytest.raises(ValueError, match="model.safetensors has changed, .* second download"):
         load_policy(name)
 
 
@@ -797,11 +797,17 @@ def test_what_is_a_hub_name(here, name, is_hub):
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("runs/m0/model.safetensors", r"^runs/m0 \(m0 of runs/m1\): model.safetensors is not"),
-        ("runs/m2/tokenizer.json", r"^runs/m2 \(asked for\): tokenizer.json is not the one"),
+        ("runs/m0/model.safetensors", r"^runs/m0 \(m0 of runs/m1\): model.safetensors has changed"),
+        ("runs/m2/tokenizer.json", r"^runs/m2 \(asked for\): tokenizer.json has changed"),
         ("runs/tokenizer/tokenizer.json", r"^runs/tokenizer \(tokenizer of runs/m0\): tokenizer"),
-        ("cards/chats.jsonl", r"^cards/chats.md \(train data of runs/m1\): chats.jsonl is not"),
-        ("runs/prefs/test.jsonl", r"^runs/prefs/test.md \(test data of runs/rm\): test.jsonl is"),
+        (
+            "cards/chats.jsonl",
+            r"^cards/chats.md \(train data of runs/m1\): chats.jsonl has changed",
+        ),
+        (
+            "runs/prefs/test.jsonl",
+            r"^runs/prefs/test.md \(test data of runs/rm\): test.jsonl has changed",
+        ),
     ],
 )
 def test_verify_names_the_first_link_that_does_not_hold(here, file, said, capsys):
