@@ -802,11 +802,11 @@ def test_what_is_a_hub_name(here, name, is_hub):
         ("runs/tokenizer/tokenizer.json", r"^runs/tokenizer \(tokenizer of runs/m0\): tokenizer"),
         (
             "cards/chats.jsonl",
-            r"^cards/chats.md \(train data of runs/m1\): chats.jsonl has changed",
+            r"^cards/chats.md \(train data of runs/m1\): chats.jsonl has",
         ),
         (
             "runs/prefs/test.jsonl",
-            r"^runs/prefs/test.md \(test data of runs/rm\): test.jsonl has changed",
+            r"^runs/prefs/test.md \(test data of runs/rm\): test.jsonl has",
         ),
     ],
 )
