@@ -199,6 +199,19 @@ def test_a_finished_folder_that_was_damaged_is_refused(tokenizer, tmp_path, dama
         identity.parent_record(str(tmp_path / "m"))
 
 
+def test_what_a_kill_left_half_written_is_no_result(tokenizer, tmp_path, monkeypatch):
+    def killed(source, target, replace=os.replace):
+        if target == tmp_path / "m" / "manifest.json":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tokenizer, tmp_path / "m")
+    monkeypatch.undo()
+    assert not [name for name in train(tokenizer, tmp_path / "m")["files"] if "tmp" in name]
+
+
 @pytest.mark.parametrize("name", ["chat_template.jinja", "config.json", "tokenizer.json"])
 def test_whatever_a_stage_reads_of_its_parent_belongs_to_its_identity(model_folder, name):
     before = identity.parent_record(str(model_folder))

@@ -515,7 +515,7 @@ def _drop_checkpoints(output_dir: Path) -> None:
 
 def _is_result(path: Path) -> bool:
     first = path.parts[0]
-    return not first.startswith(("_", "checkpoint-")) and path.name not in (MANIFEST, IDENTITY)
+    return not first.startswith((".", "_", "checkpoint-")) and path.name not in (MANIFEST, IDENTITY)
 
 
 def finite(value):
