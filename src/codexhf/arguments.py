@@ -108,6 +108,16 @@ def unsafe_phrase(phrase: str) -> str:
     return "" if phrase == UNSAFE_PHRASE else f"expected {UNSAFE_PHRASE!r} or nothing."
 
 
+def installed(value: str | bool) -> str:
+    """A value that needs no package, or one that is there."""
+    package = PACKAGES.get(value)
+    if package is None or importlib.util.find_spec(package):
+        return ""
+    return f"but the package {package} is not installed. Install it, or leave this out."
+
+
+PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}
+PACKAGES[True] = "bitsandbytes"  # load_in_4bit
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"]
 
 # ---------------------------------------------------------------------------------------------
@@ -212,20 +222,8 @@ class ModelArguments(StageArguments):
         "under LoRA; where all weights are trained it rounds small updates away.",
     )
     attn_implementation: Attention | None = knob(
-        None, "What computes attention; default: what transformers thinks best."
+        None, "What computes attention; default: what transformers thinks best.", check=installed
     )
-
-    def errors(self) -> list[str]:
-        out = super().errors()
-        package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}.get(
-            self.attn_implementation
-        )
-        if package and importlib.util.find_spec(package) is None:
-            out.append(
-                f"attn_implementation: got {self.attn_implementation!r}, but the package {package} "
-                "is not installed. Install it, or leave this out."
-            )
-        return out
 
 
 @dataclass
@@ -240,17 +238,11 @@ class LoraArguments(ModelArguments):
     lora_r: int = knob(16, "LoRA rank.", low=1, needs="use_peft")
     lora_alpha: int = knob(32, "LoRA scale numerator.", low=1, needs="use_peft")
     load_in_4bit: bool = knob(
-        False, "Hold the frozen base in 4 bits (QLoRA); needs bitsandbytes.", needs="use_peft"
+        False,
+        "Hold the frozen base in 4 bits (QLoRA); needs bitsandbytes.",
+        needs="use_peft",
+        check=installed,
     )
-
-    def errors(self) -> list[str]:
-        out = super().errors()
-        if self.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-            out.append(
-                "load_in_4bit: got true, but the package bitsandbytes is not installed. "
-                "pip install bitsandbytes, or leave it out: LoRA alone works without it."
-            )
-        return out
 
 
 @dataclass

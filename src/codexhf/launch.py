@@ -21,6 +21,8 @@ LAST_S = 5.0
 """Seconds for which a process that lost another stays, so that the launcher sees that one first."""
 PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
 
+launched = False
+"""Whether this process is a recipe's own."""
 begun = False
 """Whether a stage of this process has begun its work; run.py says so."""
 
@@ -39,13 +41,15 @@ def processes() -> int:
 def importing() -> Iterator[None]:
     """Import libraries without garbage collections, which find none there and take a fifth of it.
 
-    What was imported stays to the end, so that later collections need not look at it either.
+    What was imported stays to the end, so in a process of its own later collections need not look at
+    it either; in another one that would keep what others left behind.
     """
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if launched:
+            gc.freeze()
         gc.enable()
 
 
@@ -56,6 +60,8 @@ def launch(main: Callable[[], object]) -> None:
     their traceback. One of several processes then leaves at once, and its launcher ends the others.
     A full disk, SIGTERM and SIGHUP end in 75: nothing is wrong with the command.
     """
+    global launched
+    launched = True
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # under nohup one is ignored
             signal.signal(number, _stop)
