@@ -39,10 +39,10 @@ def processes() -> int:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import libraries without garbage collections, which find none there and take a fifth of it.
+    """Import libraries without garbage collections, a fifth of the time, which find nothing there.
 
-    What was imported stays to the end, so in a process of its own later collections need not look at
-    it either; in another one that would keep what others left behind.
+    What was imported stays to the end, so that in a recipe's own process later collections need not
+    look at it either. Elsewhere that would also keep what others left behind.
     """
     gc.disable()
     try:
@@ -85,6 +85,7 @@ def launch(main: Callable[[], object]) -> None:
             print("interrupted; start the same command again, it resumes from the last checkpoint")
         raise SystemExit(130) from None
     finally:
+        launched = False
         torch = sys.modules.get("torch")
         if torch and torch.distributed.is_initialized():  # else its threads abort the process
             torch.distributed.destroy_process_group()
