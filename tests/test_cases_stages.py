@@ -22,7 +22,6 @@ from codexhf.tokenizer import TEMPLATES, load_tokenizer, new_tokenizer
 from conftest import CORPUS, tiny_config
 from test_every_setting import TRAINING, main_of
 
-ROOT = Path(__file__).parent.parent
 ANSWER = "def f(a):\n    return a + 1"
 TESTS = "assert f(1) == 2\nassert f(5) == 6"
 MODEL = {
