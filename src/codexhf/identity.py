@@ -26,6 +26,7 @@ from codexhf.arguments import PATH_CHECKS
 from codexhf.cards import load_card
 from codexhf.checkpoints import MANIFEST, file_stats, read_sealed, wrong_file
 from codexhf.hub import hub_name, resolve
+from codexhf.knobs import default_of
 from codexhf.launch import processes
 from codexhf.refusals import nearest
 
@@ -84,7 +85,7 @@ def configuration(stage: Any, training: Any) -> dict:
         config |= {
             f.name: getattr(training, f.name)
             for f in dataclasses.fields(training)
-            if f.name not in NEUTRAL and getattr(training, f.name) != _default(f)
+            if f.name not in NEUTRAL and getattr(training, f.name) != default_of(f)
         }
     return json.loads(json.dumps(config, default=str))
 
@@ -309,10 +310,3 @@ def unknown_names(allowed: Iterable[str], identity: Mapping) -> list[str]:
         for name in allowed
         if name not in known
     ]
-
-
-def _default(field: dataclasses.Field) -> Any:
-    # Not from a second instance of the arguments: that would reset accelerate's global state.
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
