@@ -21,6 +21,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from codexhf.execution import Executor, SandboxUnavailable, launchers
 from codexhf.tokenizer import new_tokenizer
 
 torch.set_num_threads(1)
@@ -125,3 +126,13 @@ def problems():
         }
         for i in range(6)
     ]
+
+
+@pytest.fixture(scope="module", params=[name for name in launchers.LAUNCHERS if name != "docker"])
+def executor(request):
+    """A pool of two behind each launcher that this machine has."""
+    try:
+        with Executor(2, launcher=launchers.LAUNCHERS[request.param]()) as made:
+            yield made
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))

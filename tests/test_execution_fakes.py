@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from codexhf.execution import Executor, SandboxUnavailable, check_tests, launchers
+from codexhf.execution import check_tests
 
-LAUNCHERS = [name for name in launchers.LAUNCHERS if name != "docker"]
 BASE = "class Circle:\n    def __init__(s, *a): pass\n    def area(s): return f(7)\nprint(1)\n"
 YES = "lambda s, *a: True"
 EVERY = "for n in '__eq__ __lt__ __le__ __gt__ __ge__ __contains__ __instancecheck__ __subclasscheck__'.split(): ns[n] = lambda s, *a: True\n"
@@ -253,15 +252,6 @@ SEEMING = [
     "assert f(1).__class__ is f.__class__",
     "import inspect\nassert inspect.isgenerator(f(1)) or callable(f(1))",
 ]
-
-
-@pytest.fixture(scope="module", params=LAUNCHERS)
-def executor(request):
-    try:
-        with Executor(2, launcher=launchers.LAUNCHERS[request.param]()) as made:
-            yield made
-    except SandboxUnavailable as error:
-        pytest.skip(str(error))
 
 
 def judged(executor, items):

@@ -538,7 +538,7 @@ MADE = {
     },
     "precision": (None, "ACCELERATE_MIXED_PRECISION", "bf16"),
     "sharding": (None, "ACCELERATE_USE_FSDP", "true"),
-    "processes": (identity, "_processes", lambda: 2),
+    "processes": (identity, "processes", lambda: 2),
     "device": (identity, "_device", lambda training: "cuda"),
     "threads": (identity.torch, "get_num_threads", lambda: 99),
 }

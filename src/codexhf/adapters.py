@@ -71,11 +71,9 @@ def new_or_loaded_policy(stage: PretrainArguments, tokenizer, seed: int) -> nn.M
     return with_lora(load_policy(stage.model, tokenizer, **loading(stage)), stage, seed)
 
 
-def with_lora(
-    model: PreTrainedModel, stage, seed: int, dropout: float = 0.0, task: str = "CAUSAL_LM"
-) -> nn.Module:
+def with_lora(model: PreTrainedModel, stage, seed: int, task: str = "CAUSAL_LM") -> nn.Module:
     """Return a model with new adapters that change nothing yet; without `use_peft` the model."""
-    config = lora_config(stage, dropout, task)
+    config = lora_config(stage, task=task)
     if config is None or not isinstance(model, PreTrainedModel):
         return model
     from peft import get_peft_model

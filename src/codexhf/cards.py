@@ -52,8 +52,9 @@ from typing import Any
 
 import yaml
 
+from codexhf.checkpoints import sha256
 from codexhf.execution.items import Settings
-from codexhf.hub import hub_name, resolve, sha256
+from codexhf.hub import hub_name, resolve
 from codexhf.knobs import read_mapping
 from codexhf.refusals import nearest
 from codexhf.strict_yaml import load_yaml_text
@@ -63,6 +64,22 @@ KEYS = ("type", "load", "columns", "where", "heldout", "execution", "filter")
 FILTERS = ("licenses", "min_bytes", "max_bytes", "drop", "near_duplicates")
 DROPS = ("generated", "secrets")
 SECTIONS = ("Provenance", "Known problems")
+
+
+def card_of_rows(
+    path: Path, type: str, license: str, title: str, provenance: str, problems: str, **own: Any
+) -> str:
+    """The text of a card, at `path`, of the .jsonl file of the same name next to it.
+
+    Args:
+        own: further keys under `codexhf`; `load` where the file has another name.
+    """
+    load = {"path": "json", "data_files": f"{path.stem}.jsonl"}
+    front = {"license": license, "codexhf": {"type": type, "load": load, **own}}
+    head = yaml.safe_dump(front, sort_keys=False)
+    sections = zip(SECTIONS, (provenance, problems), strict=True)
+    body = "".join(f"\n## {name}\n\n{text}\n" for name, text in sections)
+    return f"---\n{head}---\n\n# {title}\n{body}"
 
 
 class CardError(ValueError):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 Message = Mapping[str, Any]
@@ -175,29 +176,23 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def decode(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return sampled ids as text without special tokens."""
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 
 def left_pad(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return ids (B, P), padded on the left with 0, and their mask, for sampling."""
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = torch.tensor(row)
-        mask[i, width - len(row) :] = True
-    return ids.to(device), mask.to(device)
+    return _padded(rows, device, "left")
 
 
 def right_pad(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return ids (B, T), padded on the right with 0, and their mask, for scoring."""
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = True
+    return _padded(rows, device, "right")
+
+
+def _padded(rows, device, side: str) -> tuple[Tensor, Tensor]:
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    masks = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+    ids, mask = (pad_sequence(x, batch_first=True, padding_side=side) for x in (ids, masks))
     return ids.to(device), mask.to(device)
 
 

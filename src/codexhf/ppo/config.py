@@ -303,7 +303,6 @@ class PPOConfig(TrainingArguments):
         return cls(**{**TRL_VALUES, **kwargs})
 
     def _inherited_errors(self) -> list[str]:
-        """Return what is wrong with fields that Trainer's arguments or the trainer own."""
         found = [
             f"{name}: got {getattr(self, name)!r}, expected at least 1."
             for name in ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -319,7 +318,6 @@ class PPOConfig(TrainingArguments):
         return found
 
     def _cross_errors(self) -> list[str]:
-        """Return each rule between fields that is broken."""
         estimators = ("k1", "k3") if self.kl_in == "reward" else ("k2", "k3")
         reentrant = (self.gradient_checkpointing_kwargs or {}).get("use_reentrant")
         rules = [
