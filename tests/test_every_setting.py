@@ -395,8 +395,7 @@ def test_every_field_has_an_effect_or_a_refusal(stage, field, world, capsys):
     if (stage, field) in REFUSED:
         with pytest.raises((SystemExit, ValueError)) as stop:
             world.run(stage, {**context, field: change})
-        got = "true" if change is True else repr(change)
-        assert f"{field}: got {got}" in str(stop.value) + capsys.readouterr().err
+        assert f"{field}: got {change!r}" in str(stop.value) + capsys.readouterr().err
         return
     assert outcome(world.run(stage, {**context, field: change})) != before
 

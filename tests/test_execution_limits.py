@@ -75,13 +75,13 @@ def test_a_row_sets_its_own_limits(setting, program, without):
     """In the place of the caller's, for each kind of tests."""
     if "output_mb" in setting and check_isolation() == "landlock":
         pytest.skip("Landlock alone has no room for files")
-    for tests, limits in (
-        (CASE, {"cases": CASE}),
-        ("assert f() == 1", {"code": "assert f() == 1"}),
-    ):
-        plain, own = run_tests([program] * 2, [tests, limits | setting], ["f"] * 2, timeout_s=0.8)
-        assert plain.verdict == without, plain
-        assert own.verdict == ("timeout" if without == "pass" else "pass"), own
+    cases, code = (CASE, {"cases": CASE}), ("assert f() == 1", {"code": "assert f() == 1"})
+    with Executor(2) as executor:  # of its own: packages of other tests would add to the memory
+        for tests, limits in (cases, code):
+            both = [tests, limits | setting]
+            plain, own = executor.run([program] * 2, both, ["f"] * 2, timeout_s=0.8)
+            assert plain.verdict == without, plain
+            assert own.verdict == ("timeout" if without == "pass" else "pass"), own
 
 
 def test_a_program_that_prints_too_much_met_its_limit_and_was_right_so_far():
