@@ -212,8 +212,7 @@ MORE_ESCAPES = {
     "hosts": "open('/etc/hosts').read()",
     "resolv": "open('/etc/resolv.conf').read()",
     "machine_id": "open('/etc/machine-id').read()",
-    "ssh": "os.listdir('/root/.ssh')",
-    "hf_token": "open('/root/.cache/huggingface/token').read()",
+    "home": "os.listdir(USERS_HOME)",
     "alarm_self_stop": "import signal; os.kill(os.getpid(), signal.SIGSTOP)",
     "tgkill_self": "call({'x86_64': 234, 'aarch64': 131}, os.getpid(), os.getpid(), 0)",
     "sched_fifo": "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))",
@@ -390,7 +389,7 @@ STDIO_TESTS = [
 
 def attack_program(body):
     """Return the program round one escape."""
-    return PRELUDE.replace("BODY", body)
+    return PRELUDE.replace("BODY", body).replace("USERS_HOME", repr(str(Path.home())))
 
 
 def fake_tests(name):
