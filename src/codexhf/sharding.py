@@ -36,8 +36,8 @@ def whole_state(model: nn.Module, first: bool) -> dict[str, torch.Tensor]:
     Every process must ask; the others hold one parameter at a time.
     """
     named = dict(model.named_parameters())  # tied weights once
-    others = model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys()
-    named |= {name: model.state_dict()[name] for name in sorted(others)}  # buffers
+    aliases = dict(model.named_parameters(remove_duplicate=False))
+    named |= {name: t for name, t in model.state_dict().items() if name not in aliases}  # buffers
     state = ((name, whole(tensor)) for name, tensor in named.items())
     return {name: tensor.detach().cpu() for name, tensor in state if first}
 
