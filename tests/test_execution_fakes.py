@@ -136,8 +136,8 @@ FAKES = {
     "wire_duplicate_keys": SAY + "def f(*a):\n    d = b'{\"value\": 3, \"value\": 51407.0, \"error\": \"x\"}'\n    os.write(4, struct.pack('!I', len(d)) + d)\n    return 3",
     "wire_early_answers": SAY + "for v in (None, 51407, True, 52718.75, 53003): say({'value': v})\ndef f(*a): return 3",
     "wire_steal_requests": SAY + "import select\ndef f(*a):\n    while select.select([4], [], [], 0.05)[0]: os.read(4, 65536)\n    say({'value': True})\n    return 3",
-    "wire_patched_send": "import wire\nreal = wire.send\nwire.send = lambda fd, m: real(fd, {'value': True})\ndef f(*a): return 3",
-    "wire_patched_encode": "import wire\nwire.encode = lambda *a, **k: {'sub': True}\nwire._encode_subclass = wire.encode\ndef f(*a): return object()",
+    "wire_patched_send": "import wire\nreal = wire.End.send\nwire.End.send = lambda end, m: real(end, {'value': True})\ndef f(*a): return 3",
+    "wire_patched_encode": "import wire\nwire.End.encode = lambda *a, **k: {'sub': True}\ndef f(*a): return object()",
     # pickles and copies that act
     "reduce_ex": "class R:\n    def __reduce_ex__(s, p): return (exec, ('import os; os._exit(42)',))\n    __copy__ = __deepcopy__ = lambda s, *a: s\n    __eq__ = lambda s, o: True\ndef f(*a): return R()",
     "init_subclass": "class M(type):\n    def __instancecheck__(c, o): return True\n    def __prepare__(*a, **k): return {}\nclass R(int, metaclass=M): __eq__ = lambda s, o: True; __hash__ = None\ndef f(*a): return R(3)",

@@ -6,6 +6,7 @@ program, so nothing it reports is more than an answer to be compared elsewhere.
 
 import atexit
 import builtins
+import contextlib
 import gc
 import hashlib
 import io
@@ -16,17 +17,8 @@ import types
 
 import plain
 import wire
-from protocol import (
-    DIGEST,
-    ERROR,
-    LOADED,
-    MAX_BODY_BYTES,
-    VALUE,
-    pack_record,
-    tag_of,
-)
+from protocol import CHANNEL, DIGEST, ERROR, LOADED, MAX_BODY_BYTES, VALUE, report, report_error
 
-REPORT, CHANNEL = 3, 4  # descriptors that zygote.py arranges
 recursion = 1000  # Python's own limit, for the program's frames alone; a card may say another
 
 
@@ -38,9 +30,9 @@ def run_calls(job: dict) -> None:
     try:
         namespace = load_module(job["code"])
     except BaseException as error:
-        report(tag_of(error), b"", describe(error))
+        report_error(error)
         return
-    name, as_json = job["entry_point"], job["as_json"]
+    name = job["entry_point"]
     function = namespace.get(name)
     solution = namespace.get("Solution")  # as contest sites ask for it
     if function is None and not hasattr(solution, name):
@@ -52,22 +44,23 @@ def run_calls(job: dict) -> None:
         try:
             call = getattr(solution(), name) if function is None else function
             value = call(*plain.parse(text))
-            body = plain.canonical(value, as_json)
+            body = plain.canonical(value, job["as_json"])
             if len(body) > MAX_BODY_BYTES:
                 report(DIGEST, hashlib.sha256(body).digest(), plain.shorten(value))
             else:
                 report(VALUE, body, plain.shorten(value))
         except BaseException as error:
-            report(tag_of(error), b"", describe(error))
+            report_error(error)
 
 
 def run_program(job: dict) -> int:
     """Run a whole program as `__main__`, as `python program.py` would, and return its exit code."""
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
+    module = _new_module("__main__", job["code"])
     module.__file__ = os.path.abspath("program.py")
     sys.argv = ["program.py"]
-    _write_source(job["code"])
+    with contextlib.suppress(OSError):  # `__file__` is there to be read, where there is a place
+        with open("program.py", "x", encoding="utf-8", errors="surrogatepass") as file:
+            file.write(job["code"])
     _name_standard_files()
     code = 0
     try:
@@ -76,7 +69,7 @@ def run_program(job: dict) -> int:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except BaseException as error:
-        report(tag_of(error), b"", describe(error))
+        report_error(error)
         code = 1
     try:  # as the interpreter ends: threads, atexit, objects, buffers
         if "threading" in sys.modules:  # not loaded here: every fork would pay for it
@@ -88,19 +81,9 @@ def run_program(job: dict) -> int:
             if stream is not None and not stream.closed:
                 stream.flush()
     except BaseException as error:
-        report(tag_of(error), b"", f"writing the output: {error}")
+        report_error(error, f"writing the output: {error}")
         code = code or 1
     return code
-
-
-def _write_source(code: str) -> None:
-    """Let `__file__` name a file with the program in it, where there is a place to write one."""
-    linecache.cache["program.py"] = (len(code), None, code.splitlines(True), "program.py")
-    try:
-        with open("program.py", "x", encoding="utf-8", errors="surrogatepass") as file:
-            file.write(code)
-    except OSError:
-        return
 
 
 def _name_standard_files() -> None:
@@ -121,24 +104,30 @@ def _name_standard_files() -> None:
 
 def serve_checker(job: dict) -> None:
     """Let the checker use the program's names, one request at a time, until it hangs up."""
+    server = wire.Server(CHANNEL)
     try:
-        namespace = load_module(job["code"])
+        server.namespace = load_module(job["code"])
+        answer = {"value": None}
     except BaseException as error:
-        wire.send(CHANNEL, wire.describe_error(error))
-        return
-    wire.send(CHANNEL, {"value": None})
+        answer = wire.describe_error(error)
+    server.send(answer)
     allow_recursion(3)
-    wire.Server(CHANNEL, namespace).run()
+    server.run()
 
 
 def load_module(code: str) -> dict:
     """Execute the program as a module and return its names."""
-    module = types.ModuleType("program")
-    sys.modules["program"] = module  # dataclasses and pickle look a class's module up
-    linecache.cache["program.py"] = (len(code), None, code.splitlines(True), "program.py")
+    module = _new_module("program", code)
     allow_recursion()
     exec(compile(code, "program.py", "exec"), module.__dict__)
     return module.__dict__
+
+
+def _new_module(name: str, code: str) -> types.ModuleType:
+    module = types.ModuleType(name)
+    sys.modules[name] = module  # dataclasses and pickle look a class's module up
+    linecache.cache["program.py"] = (len(code), None, code.splitlines(True), "program.py")
+    return module
 
 
 def allow_recursion(more: int = 0) -> None:
@@ -148,20 +137,3 @@ def allow_recursion(more: int = 0) -> None:
         frame, depth = frame.f_back, depth + 1
     if sys.getrecursionlimit() < recursion + depth:
         sys.setrecursionlimit(recursion + depth)
-
-
-def report(tag: bytes, body: bytes, text: str) -> None:
-    """Add a record to the report."""
-    data = pack_record(tag, body, text)
-    while data:
-        data = data[os.write(REPORT, data) :]
-
-
-def describe(error: BaseException) -> str:
-    """Return the type and message of an exception, whatever its `__str__` does."""
-    name = type(error).__name__
-    try:
-        text = str(error)
-    except BaseException:
-        text = "(its message cannot be shown)"
-    return f"{name}: {text}"[:300] if text else name

@@ -8,9 +8,9 @@ process for another reason, the checker ends with OUT_OF_REACH, and the host jud
 """
 
 import builtins
+import contextlib
 import importlib
 import linecache
-import os
 import sys
 import types
 from collections.abc import Callable
@@ -18,15 +18,16 @@ from collections.abc import Callable
 import wire
 from protocol import (
     BROKEN_TESTS,
+    CHANNEL,
     ERROR,
     FAILED,
     OUT_OF_REACH,
     PASSED,
-    pack_record,
+    describe,
+    report,
     tag_of,
 )
 
-CHANNEL, REPORT = 4, 3
 MAX_CALLS = 5000  # more from one test than this are made in the program's own process
 
 
@@ -34,27 +35,24 @@ def run_checker(job: dict) -> int:
     """Run the tests and return the exit code that is the verdict.
 
     Args:
-        job: `tests`, `entry_point` and `names`, what the tests take from the program.
+        job: `tests`, `entry_point` and `names`, what else the tests take from the program.
     """
     source, entry_point = job["tests"], job["entry_point"]
     try:  # before the program has said a word, so that it cannot make its tests look broken
         code = compile(source, "tests", "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        _report(ERROR, f"the tests are not Python: {error}")
+        report(ERROR, b"", f"the tests are not Python: {error}")
         return BROKEN_TESTS
     linecache.cache["tests"] = (len(source), None, source.splitlines(True), "tests")
     client = Client(entry_point)
     verdict, why, tag = PASSED, "", ERROR
     try:
-        client.exchange(None)
-        namespace = {"__name__": "tests", entry_point: client.lookup(entry_point)}
-        target = namespace[entry_point]
+        client.ask(None)
+        target = client.lookup(entry_point)
+        namespace = {"__name__": "tests", entry_point: target}
         for name in job["names"]:
-            if name != entry_point:
-                try:
-                    namespace[name] = client.lookup(name)
-                except KeyError:
-                    continue
+            with contextlib.suppress(KeyError):
+                namespace[name] = client.lookup(name)
         exec(code, namespace)
         check = namespace.get("check")
         if type(check) is types.FunctionType and check.__code__.co_filename == "tests":
@@ -67,12 +65,8 @@ def run_checker(job: dict) -> int:
     if client.out_of_reach:  # whatever the tests made of the exception
         verdict, why = OUT_OF_REACH, client.out_of_reach
     if why:
-        _report(tag, why)
+        report(tag, b"", why)
     return verdict
-
-
-def _report(tag: bytes, text: str) -> None:
-    os.write(REPORT, pack_record(tag, b"", text))
 
 
 def where(error: BaseException) -> str:
@@ -82,16 +76,15 @@ def where(error: BaseException) -> str:
         if at.tb_frame.f_code.co_filename == "tests":
             line = at.tb_lineno
         at = at.tb_next
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    if not line:
-        return text
-    return f"{text} (test line {line}: {linecache.getline('tests', line).strip()[:160]})"
+    shown = f" (test line {line}: {linecache.getline('tests', line).strip()[:160]})" if line else ""
+    return describe(error) + shown
 
 
-class Client:
+class Client(wire.End):
     """The checker's end of the line."""
 
     def __init__(self, entry_point: str):
+        super().__init__(CHANNEL)
         self.out_of_reach = ""
         self.lost_type = False  # whether an answer was of a type that the tests do not see here
         self._entry_point = entry_point
@@ -110,7 +103,7 @@ class Client:
     def lookup(self, name: str) -> object:
         """Return what the program means by a name; an exception class gets a twin here.
 
-        The twin is what the tests can name after `except`, and what `exchange` raises for the
+        The twin is what the tests can name after `except`, and what `error` returns for the
         other. A module is imported here, so that its functions are not the program's.
 
         Raises:
@@ -119,7 +112,7 @@ class Client:
         capital = name.lstrip("_")[:1].isupper()
         self._mode = ClassObject if capital else Handle if name == self._entry_point else Helper
         try:
-            found = self.exchange({"lookup": name})
+            found = self.ask({"lookup": name})
         except KeyError:
             raise KeyError(f"the program does not define {name!r}") from None
         base = self._exception_base
@@ -137,52 +130,40 @@ class Client:
         if self._calls > MAX_CALLS:
             raise self.refuse(f"more than {MAX_CALLS} calls")
         try:
-            shared = wire.Shared() if op == "call" else None
-            data = [wire.encode(operand, self._hold, shared=shared) for operand in operands]
-            return self.exchange({"op": op, "operands": data}, shared)
+            shared = wire.Shared()
+            data = [self.encode(operand, shared) for operand in operands]
+            shared.open = False
+            return self.ask({"op": op, "operands": data}, shared)
         except wire.OutOfReach as error:
             raise self.refuse(str(error)) from None
         finally:
             self._mode = previous
 
-    def exchange(self, request: dict | None, shared: wire.Shared | None = None) -> object:
-        """Send a request and return its answer; run the tests' own functions if asked to."""
-        if request is not None:
-            wire.send(CHANNEL, request)
-        while True:
-            message = wire.receive(CHANNEL)
-            if "value" in message:
-                if shared is not None and "changed" in message:
-                    self._write_back(message["changed"], shared)
-                return wire.decode(message["value"], self._resolve, shared, answer=True)
-            if "out_of_reach" in message:
-                raise self.refuse(str(message["out_of_reach"])[:300])
-            if "error" in message:
-                raise wire.make_error(message, self._errors)
-            self._answer(message)
+    def error(self, message: dict) -> Exception:
+        """Return the exception that an answer stands for, one of the tests' own if it can be."""
+        if "out_of_reach" in message:
+            return self.refuse(str(message["out_of_reach"])[:300])
+        return wire.make_error(message, self._errors)
 
-    def _write_back(self, changed: object, shared: wire.Shared) -> None:
-        """Do to the tests' own containers what the call did to their copies."""
-        try:
-            for number, data in changed:
-                shared.write(number, wire.decode(data, self._resolve, shared, answer=True))
-        except (TypeError, ValueError, IndexError) as error:
-            raise wire.LineError(f"not a change: {error}") from None
-
-    def _answer(self, message: dict) -> None:
+    def serve(self, message: dict) -> None:
+        """Call one of the tests' own functions."""
         number = message.get("callback")
         if not isinstance(number, int) or not 0 <= number < len(self._functions):
             raise wire.LineError("not an answer")
         try:
-            args, kwargs = wire.decode(message.get("operands"), self._resolve)
-            value = self._functions[number](*args, **kwargs)
-            wire.send(CHANNEL, {"value": wire.encode(value, self._hold)})
+            args, kwargs = self.decode(message.get("operands"))
+            self.send({"value": self.encode(self._functions[number](*args, **kwargs))})
         except wire.LineError:
             raise
         except Exception as error:
-            wire.send(CHANNEL, wire.describe_error(error))
+            self.send(wire.describe_error(error))
 
-    def _hold(self, value: object) -> dict:
+    def hold(self, value: object) -> dict:
+        """Name a handle, something of the standard library, or a function or iterator of the tests.
+
+        Raises:
+            OutOfReach: it is another object of the tests.
+        """
         if isinstance(value, Handle):
             return {"h": object.__getattribute__(value, "_number")}
         path = wire.named(value)
@@ -193,10 +174,11 @@ class Client:
         self._functions.append(value if callable(value) else value.__next__)
         return {"f" if callable(value) else "i": len(self._functions) - 1}
 
-    def _resolve(self, tag: str, payload: object) -> object:
+    def resolve(self, tag: str, payload: object) -> object:
+        """Return a module or type by its name, or a handle to what the program made."""
         if tag == "sub":
             self.lost_type = True
-            return None
+            return payload
         if tag == "module" and payload in sys.stdlib_module_names | sys.modules.keys():
             return importlib.import_module(payload)
         if tag == "t" and isinstance(payload, str) and payload in wire.TYPES:
@@ -218,6 +200,18 @@ class Client:
         return self._handles[key]
 
 
+def _asked(op: str, kind: type | None = None) -> Callable:
+    """Return a method that has the candidate do it; the answer must be of this type, if any."""
+
+    def method(self: "Handle", *operands: object) -> object:
+        value = self._do(op, *operands)
+        if kind is not None and type(value) is not kind:
+            raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+        return value
+
+    return method
+
+
 class Handle(wire.StandIn):
     """An object of the program, as the tests see it: a function, or data to read.
 
@@ -231,6 +225,11 @@ class Handle(wire.StandIn):
 
     def _do(self, op: str, *operands: object) -> object:
         return self._client.perform(op, self, *operands, mode=type(self))
+
+    __getitem__, __iter__, __next__ = _asked("getitem"), _asked("iter"), _asked("next")
+    __len__, __int__, __hash__ = _asked("len", int), _asked("int", int), _asked("hash", int)
+    __bool__, __float__ = _asked("bool", bool), _asked("float", float)
+    __str__, __repr__ = _asked("str", str), _asked("repr", str)
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         return self._do("call", list(args), kwargs)
@@ -246,31 +245,12 @@ class Handle(wire.StandIn):
             raise self._client.refuse(f"{name!r}, a method of an object that the program made")
         return value
 
-    def __getitem__(self, key: object) -> object:
-        return self._do("getitem", key)
-
-    def __iter__(self) -> object:
-        return self._do("iter")
-
-    def __next__(self) -> object:
-        return self._do("next")
-
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
         if other is None:  # no test takes an object for None
             return False
         raise self._client.refuse(f"`==` of a {self._type_name} that the program made")
-
-
-def _asked(name: str, kind: type) -> Callable:
-    return lambda self: _exactly(kind, self._do(name))
-
-
-for _name, _kind in (("len", int), ("bool", bool), ("int", int), ("float", float), ("hash", int)):
-    setattr(Handle, f"__{_name}__", _asked(_name, _kind))
-for _name in ("str", "repr"):
-    setattr(Handle, f"__{_name}__", _asked(_name, str))
 
 
 def _refused(name: str) -> Callable:
@@ -297,20 +277,8 @@ class Helper(Handle):
 class ClassObject(Handle):
     """A class that the tests name, and its objects: methods and fields may be used."""
 
-    def __getattr__(self, name: str) -> object:
-        return self._do("getattr", name)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        self._do("setattr", name, value)
-
-    def __setitem__(self, key: object, value: object) -> None:
-        self._do("setitem", key, value)
-
-    def __delitem__(self, key: object) -> None:
-        self._do("delitem", key)
-
-    def __enter__(self) -> object:
-        return self._do("enter")
+    __getattr__, __setattr__ = _asked("getattr"), _asked("setattr")
+    __setitem__, __delitem__, __enter__ = _asked("setitem"), _asked("delitem"), _asked("enter")
 
     def __exit__(self, *error: object) -> None:
         if error[0] is not None:
@@ -318,10 +286,4 @@ class ClassObject(Handle):
         self._do("exit")
 
     def __instancecheck__(self, value: object) -> bool:
-        return isinstance(value, Handle) and _exactly(bool, value._do("isinstance", self))
-
-
-def _exactly(kind: type, value: object) -> object:
-    if type(value) is not kind:
-        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
-    return value
+        return isinstance(value, Handle) and value._do("isinstance", self) is True

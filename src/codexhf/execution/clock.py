@@ -1,9 +1,8 @@
 """The same time of day for every program: it starts at EPOCH and runs on from there.
 
 Programs that ask what year it is are common, and their results must not change with the year.
-Sleeping, `monotonic` and `perf_counter` stay real. Patched in Python, in zygote.py before anything
-else is
-imported: it makes results repeatable and is no wall.
+Sleeping, `monotonic` and `perf_counter` stay real. Patched in Python, by zygote.py before anything
+else is imported: it makes results repeatable and is no wall.
 """
 
 import ctypes

@@ -20,8 +20,8 @@ class Executor(Pool):
 
     Args:
         workers: how many programs run at once; default one for each core that this process may use.
-        launcher: how zygotes are started; default the strongest isolation that this machine offers.
-        unsafe_exec: `UNSAFE_PHRASE`, word for word, to run without isolation where none can be had.
+        launcher: how zygotes are started; default what `choose_launcher` finds.
+        unsafe_exec: for `choose_launcher`.
         packages: names that programs and tests may import besides the standard library, such as
             `numpy`: this environment's copies, read-only, with what they require.
     Raises:
@@ -36,9 +36,20 @@ class Executor(Pool):
         unsafe_exec: str | None = None,
         packages: Sequence[str] = (),
     ):
-        if launcher is None:
-            launcher = choose_launcher(unsafe_exec=unsafe_exec, packages=packages)
+        launcher = launcher or choose_launcher(unsafe_exec=unsafe_exec, packages=packages)
         super().__init__(workers, launcher, packages)
+
+
+def try_launcher(name: str, packages: Sequence[str] = ()) -> Launcher:
+    """Return this launcher; SandboxUnavailable when it does not start here or the walls leak."""
+    try:
+        launcher = launchers.LAUNCHERS[name](packages)
+        leaks = find_leaks(launcher)
+    except (SandboxUnavailable, OSError, RuntimeError) as error:  # of processes, threads
+        raise SandboxUnavailable(launchers.with_cure(str(error))) from None
+    if leaks:
+        raise SandboxUnavailable(f"it starts, but {'; '.join(leaks)}")
+    return launcher
 
 
 def choose_launcher(*, unsafe_exec: str | None = None, packages: Sequence[str] = ()) -> Launcher:
@@ -57,28 +68,22 @@ def choose_launcher(*, unsafe_exec: str | None = None, packages: Sequence[str] =
         )
     launchers.needed_files(tuple(packages))  # a missing package is no reason to look further
     causes = []
-    for name, make in launchers.LAUNCHERS.items():
+    for name in launchers.LAUNCHERS:
         try:
-            launcher = make(packages)
-            leaks = find_leaks(launcher)
-        except (SandboxUnavailable, OSError, RuntimeError) as error:  # of processes, threads
-            causes.append(f"{name}: {launchers.with_cure(str(error))}")
+            launcher = try_launcher(name, packages)
+        except SandboxUnavailable as error:
+            causes.append(f"{name}: {error}")
             continue
-        if not leaks:
-            for cause in causes:
-                logger.warning(
-                    "model code runs behind %s; passed over %s", launcher.isolation, cause
-                )
-            return launcher
-        causes.append(f"{name}: it starts, but {'; '.join(leaks)}")
+        for cause in causes:
+            logger.warning("model code runs behind %s; passed over %s", launcher.isolation, cause)
+        return launcher
     if unsafe_exec == launchers.UNSAFE_PHRASE:
         logger.warning("MODEL CODE RUNS WITHOUT ISOLATION, as this user (%s)", "; ".join(causes))
         return launchers.make_unsafe(packages)
     raise SandboxUnavailable(
         "no isolation for model-written code on this machine, so nothing was run.\n  "
         + "\n  ".join(causes)
-        + "\nTo run it without any, as yourself: --unsafe_exec "
-        + launchers.UNSAFE_PHRASE
+        + f"\nTo run it without any, as yourself: --unsafe_exec {launchers.UNSAFE_PHRASE}"
     )
 
 
@@ -128,8 +133,6 @@ def run_tests(
     *,
     timeout_s: float = 3.0,
     memory_mb: int = 512,
-    workers: int | None = None,
-    executor: Executor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Result]:
     """Run each program against its tests, isolated; return results in the programs' order.
@@ -143,25 +146,14 @@ def run_tests(
             it is the name that every assertion calls.
         timeout_s: processor time for one program; for whole programs, for each case.
         memory_mb: memory that a program may take.
-        workers: programs at once; default one per core.
-        executor: a pool of your own; default one that the module keeps.
         progress: called with (done, total) after each program.
     Raises:
         SandboxUnavailable: no isolation on this machine.
         ValueError: the three sequences differ in length, or a limit is not positive.
     """
-    if executor is None:
-        check_isolation()
-        executor = _default
-    return executor.run(
-        programs,
-        tests,
-        entry_points,
-        timeout_s=timeout_s,
-        memory_mb=memory_mb,
-        workers=workers,
-        progress=progress,
-    )
+    check_isolation()
+    limits = {"timeout_s": timeout_s, "memory_mb": memory_mb}
+    return _default.run(programs, tests, entry_points, **limits, progress=progress)
 
 
 def check_references(

@@ -17,7 +17,7 @@ from codexhf.execution.protocol import ASSERTS, CALLS, MAX_BODY_BYTES, PROGRAM, 
 from codexhf.knobs import knob, read_mapping
 
 MAX_TESTS_BYTES = 32 << 20
-MAX_CACHED_BYTES = 2048  # a longer literal is read anew each time
+MAX_CACHED_BYTES = 2048  # longer literals are read anew each time
 
 Tests = str | Sequence[str] | Sequence[dict[str, str]] | dict[str, Any]
 """Test code, a list of pieces of test code, a list of cases (`{"args", "expected"}` or `{"stdin",
@@ -32,7 +32,7 @@ def _module_error(name: str) -> str:
 def _checker_error(source: str) -> str:
     try:
         told = testcode.read_tests(source, "check")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except testcode.NotPython as error:
         return f"which is not Python: {error}"
     return "" if "check" in told.defined else "expected `def check(stdin, stdout, expected)` in it."
 
@@ -45,10 +45,7 @@ class Settings:
     """
 
     timeout_s: float | None = knob(
-        None,
-        "Processor time of a program; of a whole program, for each case.",
-        low=0.05,
-        high=600,
+        None, "Processor time of a program; of a whole program, for each case.", low=0.05, high=600
     )
     memory_mb: int | None = knob(None, "Memory that a program may take.", low=16, high=65_536)
     output_mb: int | None = knob(
@@ -120,8 +117,8 @@ class Item:
 
     def limits(self, given: Limits) -> Limits:
         """Return the limits with the item's own in their places."""
-        own = {n: getattr(self.settings, n) for n in ("timeout_s", "memory_mb")}
-        own |= {n: getattr(self.settings, n) for n in ("output_mb", "recursion")}
+        names = ("timeout_s", "memory_mb", "output_mb", "recursion")
+        own = {name: getattr(self.settings, name) for name in names}
         return dataclasses.replace(given, **{n: v for n, v in own.items() if v is not None})
 
 
@@ -139,13 +136,9 @@ def check_tests(
     supported" are no fault of the row.
     """
     try:
-        item = read_item(tests, entry_point, tuple(packages), isolation)
-        if item.kind in (ASSERTS, TOGETHER):
-            compile(item.cases, "tests", "exec", dont_inherit=True)
+        read_item(tests, entry_point, tuple(packages), isolation)
     except BrokenItem as error:
         return str(error)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return f"the tests are not Python: {error}"
     return None
 
 
@@ -153,7 +146,7 @@ def missing_import(source: str, packages: Sequence[str] = ()) -> str | None:
     """Return the first module that a program imports at its top and the sandbox does not have."""
     try:
         return testcode.missing_module(testcode.read_tests(source, "").imports, packages)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except testcode.NotPython:
         return None
 
 
@@ -179,22 +172,15 @@ def read_item(
     if pieces and tests and all(isinstance(piece, str) for piece in tests):
         tests = "\n".join(tests)
     if isinstance(tests, str):
-        item = _read_code(tests, entry_point, settings, packages)
-        if isolation == "landlock" and testcode.read_tests(tests, item.entry_point).needs_files:
-            raise NotSupported("the tests use files, which Landlock alone has no room for")
-        return item
+        return _read_code(tests, entry_point, settings, packages, isolation)
     if not pieces or not tests:
         raise BrokenItem(
             f"tests: got {plain.shorten(tests)}, expected test code or a list of cases"
         )
-    keys = {
-        frozenset(k for k, v in case.items() if v is not None and k != "compare")
-        for case in tests
-        if isinstance(case, dict)
-    }
-    if keys == {frozenset(("args", "expected"))} and all(isinstance(case, dict) for case in tests):
+    keys = {frozenset(_keys(case)) for case in tests}
+    if keys == {frozenset(("args", "expected"))}:
         return _read_calls(tests, entry_point, settings)
-    if keys == {frozenset(("stdin", "stdout"))} and all(isinstance(case, dict) for case in tests):
+    if keys == {frozenset(("stdin", "stdout"))}:
         return _read_programs(tests, settings)
     found = sorted({str(key) for some in keys for key in some})
     raise BrokenItem(
@@ -203,8 +189,17 @@ def read_item(
     )
 
 
+def _keys(case: object) -> list[str]:
+    given = case.items() if isinstance(case, dict) else ()
+    return [key for key, value in given if value is not None and key != "compare"]
+
+
 def _read_code(
-    tests: str, entry_point: str | None, settings: Settings, packages: tuple[str, ...]
+    tests: str,
+    entry_point: str | None,
+    settings: Settings,
+    packages: tuple[str, ...],
+    isolation: str | None,
 ) -> Item:
     """Return test code with how to run it."""
     if not tests.strip():
@@ -213,13 +208,11 @@ def _read_code(
         raise BrokenItem(f"tests: got {len(tests)} characters, expected at most {MAX_TESTS_BYTES}")
     try:
         if not entry_point:
-            testcode.read_tests(tests, "")
-            entry_point = testcode.entry_point_in(tests) or entry_point
+            testcode.read_tests(tests, "")  # before it is asked for a name: what is not Python
+            entry_point = testcode.entry_point_in(tests)
         _check_entry_point(entry_point)
         told = testcode.read_tests(tests, entry_point)
-    except BrokenItem:
-        raise
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except testcode.NotPython as error:
         raise BrokenItem(f"the tests are not Python: {error}") from None
     missing = testcode.missing_module(told.imports, packages)
     if missing:
@@ -229,6 +222,8 @@ def _read_code(
         )
     if not told.uses_program:
         raise BrokenItem(f"the tests never use {entry_point!r}")
+    if isolation == "landlock" and told.needs_files:
+        raise NotSupported("the tests use files, which Landlock alone has no room for")
     process = settings.process
     if process == "apart" or (process is None and not told.needs_process):
         return Item(ASSERTS, tests, entry_point, settings=settings)
@@ -254,45 +249,36 @@ def _read_calls(tests: Sequence[dict], entry_point: str | None, settings: Settin
         got = ", ".join(sorted(map(str, how)))
         raise BrokenItem(f"tests: compare: got {got}, expected one of {', '.join(RESULTS)}")
     (compare,) = how
-    as_json = compare != "equal"
-    cases = [
-        _read_case(i, case["args"], case["expected"], as_json, compare == RESULTS[-1])
-        for i, case in enumerate(tests)
-    ]
+    as_json, or_first = compare != "equal", compare == RESULTS[-1]
+    cases = []
+    for i, case in enumerate(tests):
+        args, expected = case["args"], case["expected"]
+        if not isinstance(args, str) or not isinstance(expected, str):
+            raise BrokenItem(f"tests[{i}]: expected `args` and `expected` as str, Python literals")
+        short = len(args) + len(expected) <= MAX_CACHED_BYTES
+        read = _read_case if short else _read_case.__wrapped__
+        try:
+            cases.append(read(args, expected, as_json, or_first))
+        except (ValueError, TypeError) as error:
+            raise BrokenItem(f"tests[{i}]: {error}") from None
     return Item(CALLS, cases, entry_point, as_json, settings)
 
 
+@functools.lru_cache(maxsize=1 << 12)
 def _read_case(
-    number: int, args: str, expected: str, as_json: bool, or_first: bool
+    args: str, expected: str, as_json: bool, or_first: bool
 ) -> tuple[str, tuple[bytes, ...], str]:
     """Return the arguments, the right results' canonical bytes or digests, the result as text."""
-    if not isinstance(args, str) or not isinstance(expected, str):
-        raise BrokenItem(f"tests[{number}]: expected `args` and `expected` as str, Python literals")
-    check = _check_args if len(args) <= MAX_CACHED_BYTES else _check_args.__wrapped__
-    read = _literal_bytes if len(expected) <= MAX_CACHED_BYTES else _literal_bytes.__wrapped__
-    try:
-        check(args)
-        return args, read(expected, as_json, or_first), expected
-    except (ValueError, TypeError) as error:
-        raise BrokenItem(f"tests[{number}]: {error}") from None
-
-
-@functools.lru_cache(maxsize=1 << 12)
-def _check_args(args: str) -> None:
     if not isinstance(plain.parse(args), tuple):
         raise ValueError(
             f"args: got {args[:80]!r}, expected the repr of a tuple, such as '(1, 2)' or '(1,)'"
         )
-
-
-@functools.lru_cache(maxsize=1 << 12)
-def _literal_bytes(expected: str, as_json: bool, or_first: bool) -> tuple[bytes, ...]:
-    value = plain.parse(expected)
-    right = [value]
-    if or_first and isinstance(value, list) and value:
-        right.append(value[0])
+    right = [plain.parse(expected)]
+    if or_first and isinstance(right[0], list):
+        right += right[0][:1]
     bodies = [plain.canonical(one, as_json) for one in right]
-    return tuple(b if len(b) <= MAX_BODY_BYTES else hashlib.sha256(b).digest() for b in bodies)
+    short = (b if len(b) <= MAX_BODY_BYTES else hashlib.sha256(b).digest() for b in bodies)
+    return args, tuple(short), expected
 
 
 def _read_programs(tests: Sequence[dict], settings: Settings) -> Item:

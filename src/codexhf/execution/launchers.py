@@ -1,13 +1,11 @@
 """Ways to start a zygote behind walls: bubblewrap, docker, Landlock + seccomp alone, or refusal.
 
-Every launcher speaks the same protocol (zygote.py); only the argv in front of the interpreter
-differs.
+Only the argv in front of the interpreter differs.
 """
 
 import errno
 import functools
 import json
-import logging
 import os
 import platform
 import re
@@ -23,8 +21,6 @@ from pathlib import Path
 from codexhf.execution import lockdown
 from codexhf.execution.protocol import SCRATCH
 
-logger = logging.getLogger(__name__)
-
 UNSAFE_PHRASE = "i-accept-model-code-runs-as-me"
 _VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 DOCKER_IMAGE = f"python:{_VERSION}-slim"
@@ -37,7 +33,8 @@ _ENVIRONMENT = {
     "TZ": "UTC",
     "HOME": "/tmp",
     "PATH": "/usr/bin:/bin",
-}
+    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+}  # number libraries start no threads before the fork
 _NOBODY = 65534
 _ALWAYS_READABLE = ("/etc/ld.so.cache", "/usr/share/zoneinfo")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
@@ -52,8 +49,6 @@ _NAMESPACES_FIX = (
     "/usr/share/apparmor/extra-profiles/bwrap-userns-restrict; inside a container use docker's "
     "--security-opt seccomp=unconfined"
 )
-
-
 _MORE_PROCESSES = "allow more processes, ulimit -u 512 or docker run --pids-limit 512"
 _CURES = {
     os.strerror(errno.EMFILE): "allow more open files, ulimit -n 1024, or set fewer workers",
@@ -101,7 +96,9 @@ class Launcher:
             cwd="/",
             bufsize=0,
             start_new_session=True,
-            **_identity(self.user),
+            user=self.user,
+            group=self.user,
+            extra_groups=None if self.user is None else (),
         )
 
 
@@ -117,17 +114,15 @@ def make_bubblewrap(packages: Sequence[str] = ()) -> Launcher:
         raise SandboxUnavailable("bubblewrap is not installed: apt install bubblewrap")
     landlock = lockdown.landlock_abi() > 0
     needs = needed_files(tuple(packages))
-    environment = _environment(packages)
     argv = [bwrap, *_NAMESPACES, *_mounts(needs)]
-    for name, value in environment.items():
+    for name, value in _ENVIRONMENT.items():
         argv += ["--setenv", name, value]
-    config = _config(needs, "/sandbox", namespaces=True, landlock=landlock)
-    argv += [needs.interpreter, *_FLAGS, "/sandbox/zygote.py", config]
+    argv += _zygote(needs, "/sandbox", namespaces=True, landlock=landlock)
     return Launcher(
         "bubblewrap+landlock" if landlock else "bubblewrap+seccomp",
         tuple(argv),
         {"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
-        _drop_to((needs.interpreter, bwrap, str(_HERE))),
+        _drop_to(needs.interpreter, bwrap),
         _NAMESPACES_FIX,
     )
 
@@ -140,25 +135,26 @@ def _mounts(needs: "Needs") -> list[str]:
             f"{inside_tmp[0]} is below /tmp, which is the programs' own folder in the sandbox: "
             "install the interpreter (or the package) elsewhere"
         )
+    named = (*needs.packages, *needs.files)
     argv = []
-    for name in ("/lib", "/lib64", "/bin"):
-        if os.path.islink(name):
-            argv += ["--symlink", os.readlink(name), name]
+    for path in ("/lib", "/lib64", "/bin"):
+        if os.path.islink(path):
+            argv += ["--symlink", os.readlink(path), path]
     for path in needs.folders:
         argv += ["--ro-bind", path, path]
     for path in needs.hidden:
         argv += ["--tmpfs", path]
-    for path in (*needs.packages, *needs.files):
+    for path in named:
         argv += ["--ro-bind", os.path.realpath(path), path]
     for path in needs.hidden:
         argv += ["--remount-ro", path]
     for path in _ALWAYS_READABLE:
         argv += ["--ro-bind-try", path, path]
-    for device in _DEVICES:
-        argv += ["--dev-bind", device, device]
+    for path in _DEVICES:
+        argv += ["--dev-bind", path, path]
     argv += ["--ro-bind", str(_HERE), "/sandbox", "--dir", SCRATCH]
     # A package below /tmp has made that folder already; programs then write to SCRATCH alone.
-    if not any(path.startswith("/tmp/") for path in (*needs.packages, *needs.files)):
+    if not any(path.startswith("/tmp/") for path in named):
         argv += ["--symlink", SCRATCH[1:], "/tmp"]
     return [*argv, "--remount-ro", "/", "--chdir", "/"]
 
@@ -177,13 +173,11 @@ def make_bare(packages: Sequence[str] = ()) -> Launcher:
             "container of Docker before 23 also --security-opt seccomp=unconfined"
         )
     needs = needed_files(tuple(packages))
-    config = _config(needs, str(_HERE), namespaces=False, landlock=True)
-    argv = (needs.interpreter, *_FLAGS, str(_HERE / "zygote.py"), config)
-    user = _drop_to((needs.interpreter, str(_HERE)))
-    return Launcher("landlock", argv, _environment(packages), user)
+    argv = _zygote(needs, str(_HERE), landlock=True)
+    return Launcher("landlock", tuple(argv), _ENVIRONMENT, _drop_to(needs.interpreter))
 
 
-def make_docker(packages: Sequence[str] = (), image: str = DOCKER_IMAGE) -> Launcher:
+def make_docker(packages: Sequence[str] = ()) -> Launcher:
     """Return the launcher that runs the zygote in a container without network, from a local image.
 
     Raises:
@@ -194,20 +188,15 @@ def make_docker(packages: Sequence[str] = (), image: str = DOCKER_IMAGE) -> Laun
         raise SandboxUnavailable("docker is not installed: https://docs.docker.com/engine/install")
     if packages:
         raise SandboxUnavailable(
-            f"{image} does not have this environment's packages ({', '.join(packages)})"
+            f"{DOCKER_IMAGE} does not have this environment's packages ({', '.join(packages)})"
         )
-    asked = subprocess.run(
-        [docker, "image", "inspect", "--format", "{{.Architecture}}", image],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    inspect = [docker, "image", "inspect", "--format", "{{.Architecture}}", DOCKER_IMAGE]
+    asked = subprocess.run(inspect, capture_output=True, text=True, timeout=30, check=False)
     if asked.returncode != 0:
         lines = asked.stderr.strip().splitlines() or ["docker image inspect failed"]
         raise SandboxUnavailable(
-            f"docker cannot run {image}: {lines[-1]} (start the daemon: systemctl start docker; "
-            f"fetch the image: docker pull {image})"
+            f"docker cannot run {DOCKER_IMAGE}: {lines[-1]} (start the daemon: systemctl start "
+            f"docker; fetch the image: docker pull {DOCKER_IMAGE})"
         )
     argv = [docker, "run", "--rm", "--interactive", "--pull", "never", "--network", "none"]
     argv += ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
@@ -215,20 +204,35 @@ def make_docker(packages: Sequence[str] = (), image: str = DOCKER_IMAGE) -> Laun
     argv += ["--hostname", "sandbox", "--workdir", "/"]
     for name, value in _ENVIRONMENT.items():
         argv += ["--env", f"{name}={value}"]
-    argv += ["--volume", f"{_HERE}:/sandbox:ro", image, "python", *_FLAGS, "/sandbox/zygote.py"]
+    argv += ["--volume", f"{_HERE}:/sandbox:ro", DOCKER_IMAGE]
     library = f"/usr/local/lib/python{_VERSION}"  # the container's own, where `_HERE` is no use
     shared = ("/usr/lib", "/lib", "/lib64", f"/usr/local/lib/libpython{_VERSION}.so.1.0")
     needs = Needs("python", (library,), (), (), (), shared, (), 0)
-    argv.append(_config(needs, "/sandbox", namespaces=False, landlock=None))
+    argv += _zygote(needs, "/sandbox", landlock=True)
     return Launcher("docker+landlock", tuple(argv), dict(os.environ))
 
 
 def make_unsafe(packages: Sequence[str] = ()) -> Launcher:
     """Return the launcher without walls, for choose_launcher to use when told so in words."""
-    needs = needed_files(tuple(packages))
-    config = _config(needs, str(_HERE), namespaces=False, landlock=False)
-    argv = (needs.interpreter, *_FLAGS, str(_HERE / "zygote.py"), config)
-    return Launcher("none", argv, _environment(packages))
+    argv = _zygote(needed_files(tuple(packages)), str(_HERE), landlock=False)
+    return Launcher("none", tuple(argv), _ENVIRONMENT)
+
+
+def _zygote(needs: "Needs", home: str, *, landlock: bool, namespaces: bool = False) -> list[str]:
+    """Return the command of a zygote whose code stands in the folder `home`."""
+    files, libraries = needs.files, needs.folders
+    if namespaces:  # nothing else is mounted there: a rule for each folder costs each child less
+        files, libraries = dict.fromkeys((*map(os.path.dirname, files), *libraries)), ()
+    config = {
+        "namespaces": namespaces,
+        "landlock": landlock,
+        "libraries": libraries,
+        "readable": [home, *needs.packages, *files, *_ALWAYS_READABLE, *_DEVICES],
+        "sites": needs.sites,
+        "packages": needs.names,
+        "packages_bytes": needs.address_bytes,
+    }
+    return [needs.interpreter, *_FLAGS, f"{home}/zygote.py", json.dumps(config)]
 
 
 LAUNCHERS: dict[str, Callable[..., Launcher]] = {
@@ -239,7 +243,6 @@ LAUNCHERS: dict[str, Callable[..., Launcher]] = {
 
 
 def _require_linux(what: str) -> None:
-    machine = platform.machine()
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if 0 <= files < lockdown.OPEN_FILES:
         raise SandboxUnavailable(
@@ -248,11 +251,11 @@ def _require_linux(what: str) -> None:
         )
     if sys.platform != "linux":
         raise SandboxUnavailable(f"{what} needs Linux, this is {sys.platform}: use docker")
-    if machine not in lockdown.ARCHITECTURES:
+    if platform.machine() not in lockdown.ARCHITECTURES:
         known = ", ".join(lockdown.ARCHITECTURES)
         raise SandboxUnavailable(
-            f"no seccomp table for {machine} (there is one for {known}): use docker, or a machine "
-            "of those"
+            f"no seccomp table for {platform.machine()} (there is one for {known}): use docker, or "
+            "a machine of those"
         )
 
 
@@ -313,13 +316,10 @@ def needed_files(packages: tuple[str, ...] = ()) -> Needs:
     """
     interpreter = os.path.realpath(sys.executable)
     paths, sites = _package_paths(packages)
+    command = [interpreter, "-I", "-S", "-B", "-c", _SURVEY, json.dumps([sites, packages])]
     try:
         asked = subprocess.run(
-            [interpreter, "-I", "-S", "-B", "-c", _SURVEY, json.dumps([sites, packages])],
-            capture_output=True,
-            text=True,
-            env=_environment(packages),
-            check=False,
+            command, capture_output=True, text=True, env=_ENVIRONMENT, check=False
         )
     except OSError as error:
         raise SandboxUnavailable(with_cure(f"no process starts: {error}")) from None
@@ -328,23 +328,18 @@ def needed_files(packages: tuple[str, ...] = ()) -> Needs:
         raise SandboxUnavailable(f"looking for the files that {interpreter} needs: {lines[-1]}")
     folders, mapped, size = json.loads(asked.stdout)
     hidden = [f"{at}/{name}" for at in folders for name in ("site-packages", "dist-packages")]
-    known = (*folders, *paths)
-    files = []
-    for file in mapped:
-        if file.startswith(tuple(f"{site}/" for site in sites)) and file not in known:
-            if not any(file.startswith(f"{at}/") for at in known):
-                continue  # of a package that these would use too, but do not require
-        if file == interpreter or not any(file.startswith(f"{at}/") for at in known):
-            files += _names_of(file)
+    # packages that these would use too, but do not require, stay outside
+    given = tuple(f"{at}/" for at in (*folders, *paths, *sites))
+    files = [file for file in mapped if file == interpreter or not file.startswith(given)]
     return Needs(
         interpreter,
-        tuple(at for at in folders if not any(at.startswith(f"{up}/") for up in folders)),
-        tuple(path for path in hidden if os.path.isdir(path)),
-        tuple(paths),
-        tuple(sites),
-        tuple(files),
-        packages,
-        size,
+        folders=tuple(at for at in folders if not any(at.startswith(f"{up}/") for up in folders)),
+        hidden=tuple(path for path in hidden if os.path.isdir(path)),
+        packages=tuple(paths),
+        sites=tuple(sites),
+        files=tuple(name for file in files for name in _names_of(file)),
+        names=packages,
+        address_bytes=size,
     )
 
 
@@ -372,22 +367,19 @@ def _package_paths(packages: Sequence[str]) -> tuple[list[str], list[str]]:
             f"pip install {' '.join(missing)}"
         )
     waiting = [owner for name in packages for owner in owners[name]]
-    seen: dict[str, None] = {}
-    paths: dict[str, None] = {}
-    sites: dict[str, None] = {}
+    seen, paths, sites = set(), {}, {}
     while waiting:
         name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
         if name in seen:
             continue
-        seen[name] = None
+        seen.add(name)
         try:
             found = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue  # a requirement for another system or Python
         site = os.path.realpath(found.locate_file(""))
         sites[site] = None
-        for file in found.files or ():
-            top = file.parts[0]
+        for top in {file.parts[0]: None for file in found.files or ()}:
             if top not in ("..", "__pycache__") and not top.endswith((".dist-info", ".pth")):
                 paths[f"{site}/{top}"] = None
         required = (text for text in found.requires or () if "extra ==" not in text)
@@ -395,48 +387,19 @@ def _package_paths(packages: Sequence[str]) -> tuple[list[str], list[str]]:
     return [path for path in paths if os.path.exists(path)], list(sites)
 
 
-def _environment(packages: Sequence[str]) -> dict[str, str]:
-    """Return the environment of a zygote; number libraries start no threads before the fork."""
-    one_thread = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS") if packages else ()
-    return _ENVIRONMENT | dict.fromkeys(one_thread, "1")
-
-
-def _config(needs: Needs, home: str, *, namespaces: bool, landlock: bool | None) -> str:
-    """Return zygote.py's argument; `landlock` None: as the container's kernel has it."""
-    files, libraries = needs.files, needs.folders
-    if namespaces:  # nothing else is mounted there: a rule for each folder costs each child less
-        files, libraries = dict.fromkeys((*map(os.path.dirname, files), *libraries)), ()
-    return json.dumps(
-        {
-            "walls": landlock is not False or namespaces,
-            "namespaces": namespaces,
-            "landlock": landlock is not False,
-            "libraries": libraries,
-            "readable": [home, *needs.packages, *files, *_ALWAYS_READABLE, *_DEVICES],
-            "sites": needs.sites,
-            "packages": needs.names,
-            "packages_bytes": needs.address_bytes,
-        }
-    )
-
-
-def _drop_to(paths: Sequence[str]) -> int | None:
+def _drop_to(*programs: str) -> int | None:
     """Return the uid to take as root: nobody, where nobody may read what is started; else None."""
-    if os.geteuid() != 0 or not all(_world_readable(Path(path)) for path in paths):
+    if os.geteuid() != 0 or not all(map(_world_readable, (*programs, str(_HERE)))):
         return None
     try:  # a root without capabilities, or alone in its user namespace, cannot become another
-        subprocess.run([paths[0], "-I", "-S", "-c", ""], check=True, **_identity(_NOBODY))
+        command = [programs[0], "-I", "-S", "-c", ""]
+        subprocess.run(command, check=True, user=_NOBODY, group=_NOBODY, extra_groups=())
     except (OSError, subprocess.CalledProcessError):
         return None
     return _NOBODY
 
 
-def _identity(user: int | None) -> dict:
-    return {} if user is None else {"user": user, "group": user, "extra_groups": []}
-
-
-def _world_readable(path: Path) -> bool:
-    wanted = stat.S_IROTH | stat.S_IXOTH
-    if path.stat().st_mode & wanted != wanted:
-        return False
-    return all(parent.stat().st_mode & stat.S_IXOTH for parent in path.parents)
+def _world_readable(name: str) -> bool:
+    path, wanted = Path(name), stat.S_IROTH | stat.S_IXOTH
+    enter = all(parent.stat().st_mode & stat.S_IXOTH for parent in path.parents)
+    return enter and path.stat().st_mode & wanted == wanted

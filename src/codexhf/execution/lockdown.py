@@ -5,6 +5,7 @@ there.
 """
 
 import ctypes
+import errno
 import os
 import platform
 import resource
@@ -83,9 +84,10 @@ ARCHITECTURES = {
 _FCNTL_ALLOWED = (0, 1, 2, 3, 4, 1030)
 _IOCTL_ALLOWED = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, window size, FIO*
 
+Instruction = tuple[int, int, int, int]  # of BPF: code, jump if true, jump if false, constant
 _LOAD, _JEQ, _JGE, _JSET, _AND, _RET = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
-_ALLOW, _KILL, _EPERM, _ENOSYS = 0x7FFF0000, 0x80000000, 0x00050000 | 1, 0x00050000 | 38
-_OFFSET_NR, _OFFSET_ARCH = 0, 4
+_ALLOW, _KILL = (_RET, 0, 0, 0x7FFF0000), (_RET, 0, 0, 0x80000000)
+_REFUSE, _MISSING = (_RET, 0, 0, 0x50000 | errno.EPERM), (_RET, 0, 0, 0x50000 | errno.ENOSYS)
 
 
 def check_call(result: int, what: str) -> int:
@@ -141,40 +143,31 @@ def make_landlock_ruleset(readable: list[str], libraries: list[str], writable: l
     return ruleset
 
 
-def _argument(index: int, high: bool = False) -> tuple[int, int, int, int]:
+def _argument(index: int, high: bool = False) -> Instruction:
     """Load one 32-bit half of a system call's argument (both architectures are little-endian)."""
     return (_LOAD, 0, 0, 16 + 8 * index + 4 * high)
 
 
-def _only_if_in(index: int, values: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
-    """Allow when the argument's low word is one of `values`, else EPERM."""
-    block = [_argument(index)]
-    for position, value in enumerate(values):
-        block.append((_JEQ, len(values) - position, 0, value))  # to ALLOW, past the RET EPERM
-    return [*block, (_RET, 0, 0, _EPERM), (_RET, 0, 0, _ALLOW)]
+def _only_if_in(index: int, values: tuple[int, ...]) -> list[Instruction]:
+    """Allow when the argument's low word is one of `values`."""
+    tests = [(_JEQ, len(values) - i, 0, value) for i, value in enumerate(values)]  # to ALLOW
+    return [_argument(index), *tests, _REFUSE, _ALLOW]
 
 
-def _only_if_null(index: int) -> list[tuple[int, int, int, int]]:
-    """Allow when the 64-bit argument is zero, else EPERM."""
+def _only_if_null(index: int) -> list[Instruction]:
+    """Allow when the 64-bit argument is zero."""
     low, high = _argument(index), _argument(index, high=True)
-    zero = [low, (_JEQ, 0, 3, 0), high, (_JEQ, 0, 1, 0)]
-    return [*zero, (_RET, 0, 0, _ALLOW), (_RET, 0, 0, _EPERM)]
+    return [low, (_JEQ, 0, 3, 0), high, (_JEQ, 0, 1, 0), _ALLOW, _REFUSE]
 
 
-def _no_truncating_read(index: int) -> list[tuple[int, int, int, int]]:
+def _no_truncating_read(index: int) -> list[Instruction]:
     """Refuse O_RDONLY|O_TRUNC, which empties a file and which Landlock 1 and 2 let through."""
-    return [
-        _argument(index),
-        (_JSET, 0, 3, os.O_TRUNC),
-        (_AND, 0, 0, os.O_ACCMODE),
-        (_JEQ, 0, 1, os.O_RDONLY),
-        (_RET, 0, 0, _EPERM),
-        (_RET, 0, 0, _ALLOW),
-    ]
+    truncates, mode = (_JSET, 0, 3, os.O_TRUNC), (_AND, 0, 0, os.O_ACCMODE)
+    return [_argument(index), truncates, mode, (_JEQ, 0, 1, os.O_RDONLY), _REFUSE, _ALLOW]
 
 
-def make_seccomp_filter(machine: str, threads: bool) -> list[tuple[int, int, int, int]]:
-    """Return the allowlist as BPF instructions (code, jump if true, jump if false, constant).
+def make_seccomp_filter(machine: str, threads: bool) -> list[Instruction]:
+    """Return the allowlist as BPF instructions.
 
     Everything not listed fails with EPERM, so that Python raises PermissionError instead of dying;
     foreign architectures and the x32 table kill the process, as their numbers mean other calls.
@@ -184,48 +177,36 @@ def make_seccomp_filter(machine: str, threads: bool) -> list[tuple[int, int, int
         threads: allow clone(CLONE_THREAD); processes are never allowed.
     """
     audit_arch, _, table = ARCHITECTURES[machine]
-    is_thread = [_argument(0), (_JSET, 0, 1, CLONE_THREAD)]
-    thread_only = [*is_thread, (_RET, 0, 0, _ALLOW), (_RET, 0, 0, _EPERM)]
-    stream_pair = [
-        _argument(0),
-        (_JEQ, 0, 4, 1),  # AF_UNIX
-        _argument(1),
-        (_AND, 0, 0, 0xF),
-        (_JEQ, 0, 1, 1),  # SOCK_STREAM: a datagram socket could be sent to any socket's address
-        (_RET, 0, 0, _ALLOW),
-        (_RET, 0, 0, _EPERM),
-    ]
+    unix, stream = (_JEQ, 0, 4, 1), (_JEQ, 0, 1, 1)  # AF_UNIX, SOCK_STREAM
+    kind = _argument(1), (_AND, 0, 0, 0xF)
     checked = {
-        "clone": thread_only if threads else [(_RET, 0, 0, _EPERM)],
+        "clone": [_argument(0), (_JSET, 0, 1, CLONE_THREAD), _ALLOW, _REFUSE],
         "prlimit64": _only_if_null(2),  # reading limits, not setting them
         "fcntl": _only_if_in(1, _FCNTL_ALLOWED),
         "ioctl": _only_if_in(1, _IOCTL_ALLOWED),
-        "socketpair": stream_pair,  # asyncio needs one
+        # asyncio needs one; a datagram socket could be sent to any socket's address
+        "socketpair": [_argument(0), unix, *kind, stream, _ALLOW, _REFUSE],
         "sendto": _only_if_null(4),
         "open": _no_truncating_read(1),
         "openat": _no_truncating_read(2),
     }
-    actions = {number: checked.get(name, [(_RET, 0, 0, _ALLOW)]) for name, number in table.items()}
+    if not threads:
+        checked["clone"] = [_REFUSE]
+    actions = {number: checked.get(name, [_ALLOW]) for name, number in table.items()}
     # glibc tries clone3 first and falls back to clone, whose flags a filter can see, only on ENOSYS
-    actions[_CLONE3] = [(_RET, 0, 0, _ENOSYS)]
-    refused = [(_RET, 0, 0, _EPERM)]
-    ranges = [(0, actions.get(0, refused))]  # from which number on, what to do
+    actions[_CLONE3] = [_MISSING]
+    ranges = [(0, actions.get(0, [_REFUSE]))]  # from which number on, what to do
     for number in sorted({*actions, *(number + 1 for number in actions)}):
-        action = actions.get(number, refused)
+        action = actions.get(number, [_REFUSE])
         if action != ranges[-1][1]:
             ranges.append((number, action))
     if machine == "x86_64":
-        ranges.append((0x40000000, [(_RET, 0, 0, _KILL)]))
-    return [
-        (_LOAD, 0, 0, _OFFSET_ARCH),
-        (_JEQ, 1, 0, audit_arch),
-        (_RET, 0, 0, _KILL),
-        (_LOAD, 0, 0, _OFFSET_NR),
-        *_search(ranges),
-    ]
+        ranges.append((0x40000000, [_KILL]))
+    load_machine, load_number = (_LOAD, 0, 0, 4), (_LOAD, 0, 0, 0)
+    return [load_machine, (_JEQ, 1, 0, audit_arch), _KILL, load_number, *_search(ranges)]
 
 
-def _search(ranges: list[tuple[int, list]]) -> list[tuple[int, int, int, int]]:
+def _search(ranges: list[tuple[int, list[Instruction]]]) -> list[Instruction]:
     """Return a binary search: the kernel tries every number when a filter is installed."""
     if len(ranges) == 1:
         return ranges[0][1]
@@ -274,7 +255,8 @@ class Walls:
             hard = resource.getrlimit(limit)[1]
             value = value if hard == resource.RLIM_INFINITY else min(value, hard)
             resource.setrlimit(limit, (value, value))
-        drop_capabilities()
+        none = struct.pack("Ii", 0x20080522, 0), bytes(24)
+        check_call(libc.capset(*none), "capset")
         check_call(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
         if self.rulesets:
             ruleset = self.rulesets[foreign]
@@ -296,9 +278,3 @@ def drop_bounding_set() -> None:
     for capability in range(64):
         if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             break
-
-
-def drop_capabilities() -> None:
-    """Give up all capabilities of the calling thread."""
-    header = struct.pack("Ii", 0x20080522, 0)
-    check_call(libc.capset(header, bytes(24)), "capset")

@@ -50,62 +50,43 @@ def parse(text: str) -> object:
         sys.set_int_max_str_digits(limit)
 
 
-def canonical(value: object, as_json: bool = False) -> bytes:
+def canonical(value: object, as_json: bool = False, depth: int = 0) -> bytes:
     """Return bytes that are equal exactly when the values are `==`, with nan equal to nan.
 
-    So True, 1 and 1.0 agree, a list and a tuple do not, and neither sets nor dicts have an order.
-    Subclasses (Counter, namedtuple, IntEnum) count as what they are made of; their own methods are
-    not called.
+    So True, 1 and 1.0 agree, a list and a tuple do not (`as_json`: they do), and neither sets nor
+    dicts have an order. Subclasses (Counter, namedtuple, IntEnum) count as what they are made of;
+    their own methods are not called.
 
     Raises:
         NotPlain: some part of the value is of another type, or it is nested deeper than MAX_DEPTH.
     """
-    parts: list[bytes] = []
-    _write(value, parts, 0, as_json)
-    return b"".join(parts)
-
-
-def _write(value: object, parts: list[bytes], depth: int, as_json: bool) -> None:
     if depth > MAX_DEPTH:
         raise NotPlain(f"nested deeper than {MAX_DEPTH}")
     if value is None:
-        parts.append(b"N")
-    elif isinstance(value, (int, float, complex)):
-        parts.append(_number(value))
-    elif isinstance(value, (fractions.Fraction, decimal.Decimal)):
-        parts.append(_ratio(value))
-    elif isinstance(value, str):
+        return b"N"
+    if isinstance(value, (int, float, complex)):
+        return _number(value)
+    if isinstance(value, (fractions.Fraction, decimal.Decimal)):
+        return _ratio(value)
+    if isinstance(value, str):
         data = str.encode(value, "utf-8", "surrogatepass")
-        parts.append(b"s%d:%b" % (len(data), data))
-    elif isinstance(value, (bytes, bytearray)):
-        parts.append(b"b%d:%b" % (len(value), bytes(value)))
-    elif isinstance(value, (list, tuple)):
-        is_list = isinstance(value, list)
-        as_list = is_list or as_json
-        parts.append(b"[" if as_list else b"(")
-        for item in list.__iter__(value) if is_list else tuple.__iter__(value):
-            _write(item, parts, depth + 1, as_json)
-        parts.append(b"]" if as_list else b")")
-    elif isinstance(value, (set, frozenset)):
+        return b"s%d:%b" % (len(data), data)
+    if isinstance(value, (bytes, bytearray)):
+        return b"b%d:%b" % (len(value), bytes(value))
+
+    def inner(item: object) -> bytes:
+        return canonical(item, as_json, depth + 1)
+
+    if isinstance(value, list):
+        return b"[%b]" % b"".join(map(inner, list.__iter__(value)))
+    if isinstance(value, tuple):
+        return (b"[%b]" if as_json else b"(%b)") % b"".join(map(inner, tuple.__iter__(value)))
+    if isinstance(value, (set, frozenset)):
         base = set if isinstance(value, set) else frozenset
-        parts.append(b"{")
-        parts.extend(sorted(_inner(item, depth, as_json) for item in base.__iter__(value)))
-        parts.append(b"}")
-    elif isinstance(value, dict):
-        parts.append(b"<")
-        pairs = dict.items(value)
-        parts.extend(
-            sorted(_inner(k, depth, as_json) + _inner(v, depth, as_json) for k, v in pairs)
-        )
-        parts.append(b">")
-    else:
-        raise NotPlain(f"not a plain value: {type(value).__name__}")
-
-
-def _inner(value: object, depth: int, as_json: bool) -> bytes:
-    parts: list[bytes] = []
-    _write(value, parts, depth + 1, as_json)
-    return b"".join(parts)
+        return b"{%b}" % b"".join(sorted(map(inner, base.__iter__(value))))
+    if isinstance(value, dict):
+        return b"<%b>" % b"".join(sorted(inner(k) + inner(v) for k, v in dict.items(value)))
+    raise NotPlain(f"not a plain value: {type(value).__name__}")
 
 
 def _number(value: complex) -> bytes:

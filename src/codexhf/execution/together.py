@@ -5,13 +5,14 @@ one expectation made wrong (testcode.wrong_variants): what passes those too is n
 """
 
 import linecache
+import re
 import sys
 import types
 from collections.abc import Iterator
 
-from candidate import allow_recursion, describe, load_module, report
+from candidate import allow_recursion, load_module
 from checker import where
-from protocol import FAILED, PASSED, tag_of
+from protocol import FAILED, PASSED, describe, report_error
 
 
 def run_together(job: dict) -> int:
@@ -21,7 +22,7 @@ def run_together(job: dict) -> int:
     try:
         namespace = load_module(job["code"])
     except BaseException as error:
-        report(tag_of(error), b"", f"loading the program: {describe(error)}")
+        report_error(error, f"loading the program: {describe(error)}")
         return FAILED
     before = dict(namespace)
     try:
@@ -34,46 +35,35 @@ def run_together(job: dict) -> int:
             check(before[job["entry_point"]])
         for function, arguments in _pytest_cases(own):
             function(**arguments)
-        _run_unittest(own)
+        if "unittest" in sys.modules:
+            _run_unittest(own)
     except BaseException as error:
-        report(tag_of(error), b"", where(error))
+        report_error(error, where(error))
         return FAILED
     return PASSED
 
 
 def _run_unittest(names: dict) -> None:
     """Run the TestCase classes that the tests define; raise the first failure."""
-    if "unittest" not in sys.modules:
-        return
     import unittest
 
-    suite = unittest.TestSuite()
+    suite, result = unittest.TestSuite(), unittest.TestResult()
     for value in names.values():
         if isinstance(value, type) and issubclass(value, unittest.TestCase):
             suite.addTests(unittest.defaultTestLoader.loadTestsFromTestCase(value))
-    result = unittest.TestResult()
     suite.run(result)
-    for case, text in (
-        *result.failures,
-        *result.errors,
-        *((c, "") for c in result.unexpectedSuccesses),
-    ):
-        lines = text.strip().splitlines() or ["an unexpected success"]
-        raise AssertionError(f"{case}: {lines[-1]}")
+    unexpected = [(case, "an unexpected success") for case in result.unexpectedSuccesses]
+    for case, text in (*result.failures, *result.errors, *unexpected):
+        raise AssertionError(f"{case}: {text.strip().splitlines()[-1]}")
 
 
 def _pytest_cases(names: dict) -> Iterator[tuple[types.FunctionType, dict]]:
     """Yield the functions called `test...` with the arguments of `parametrize`."""
     for name, value in names.items():
-        if not name.startswith("test") or not isinstance(value, types.FunctionType):
-            continue
-        cases = getattr(value, "parametrized", None)
-        if cases is None:
-            if value.__code__.co_argcount == 0:
-                yield value, {}
-            continue
-        for case in cases:
-            yield value, case
+        if name.startswith("test") and isinstance(value, types.FunctionType):
+            once = [] if value.__code__.co_argcount else [{}]
+            for case in getattr(value, "parametrized", once):
+                yield value, case
 
 
 def _make_pytest() -> types.ModuleType:
@@ -88,8 +78,6 @@ def _make_pytest() -> types.ModuleType:
             return self
 
         def __exit__(self, kind, error, at):
-            import re
-
             if kind is None:
                 raise AssertionError(f"did not raise {self.expected}")
             self.value, self.type = error, kind
@@ -108,15 +96,13 @@ def _make_pytest() -> types.ModuleType:
                 return one.keys() == other.keys() and all(self._near(one[k], other[k]) for k in one)
             if isinstance(other, (list, tuple)):
                 return len(one) == len(other) and all(map(self._near, one, other))
-            return one == other or abs_(one - other) <= max(self.abs, self.rel * abs_(other))
+            return one == other or abs(one - other) <= max(self.abs, self.rel * abs(other))
 
         def __eq__(self, other):
             return self._near(other, self.expected)
 
         def __repr__(self):
             return f"approx({self.expected!r})"
-
-    abs_ = abs
 
     def parametrize(names, values, **_):
         names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names

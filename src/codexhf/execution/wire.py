@@ -15,36 +15,58 @@ import fractions
 import importlib
 import json
 import operator
-import os
 import struct
 import sys
 from collections.abc import Callable
 
+from protocol import message_of, read_exactly, write_all
+
 MAX_MESSAGE_BYTES = 4 << 20
 MAX_DEPTH = 200
 
-# types of the standard library that tests compare by value: name -> (type, to plain fields, back)
-_VALUES: dict[str, tuple[type, Callable, Callable]] = {
-    "Counter": (collections.Counter, lambda x: [dict(x)], collections.Counter),
-    "OrderedDict": (collections.OrderedDict, lambda x: [list(x.items())], collections.OrderedDict),
-    "deque": (collections.deque, lambda x: [list(x), x.maxlen], collections.deque),
-    "range": (range, lambda x: [x.start, x.stop, x.step], range),
-    "Fraction": (fractions.Fraction, lambda x: [x.numerator, x.denominator], fractions.Fraction),
-    "Decimal": (decimal.Decimal, lambda x: [str(x)], decimal.Decimal),
-    "datetime": (
-        datetime.datetime,
-        lambda x: [x.isoformat()],
-        datetime.datetime.fromisoformat,
-    ),
-    "date": (datetime.date, lambda x: [x.isoformat()], datetime.date.fromisoformat),
-    "time": (datetime.time, lambda x: [x.isoformat()], datetime.time.fromisoformat),
-    "timedelta": (
-        datetime.timedelta,
-        lambda x: [x.days, x.seconds, x.microseconds],
-        datetime.timedelta,
-    ),
-    "array": (array.array, lambda x: [x.typecode, x.tolist()], array.array),
+_AS_THEY_ARE = (bool, str, float, type(None))
+_CONTAINERS = (list, dict, set, bytearray)
+# types of the standard library that tests compare by value: (to plain fields, back)
+_VALUES: dict[type, tuple[Callable, Callable]] = {
+    collections.Counter: (lambda x: [dict(x)], collections.Counter),
+    collections.OrderedDict: (lambda x: [list(x.items())], collections.OrderedDict),
+    collections.deque: (lambda x: [list(x), x.maxlen], collections.deque),
+    range: (lambda x: [x.start, x.stop, x.step], range),
+    fractions.Fraction: (lambda x: [x.numerator, x.denominator], fractions.Fraction),
+    decimal.Decimal: (lambda x: [str(x)], decimal.Decimal),
+    datetime.datetime: (lambda x: [x.isoformat()], datetime.datetime.fromisoformat),
+    datetime.date: (lambda x: [x.isoformat()], datetime.date.fromisoformat),
+    datetime.time: (lambda x: [x.isoformat()], datetime.time.fromisoformat),
+    datetime.timedelta: (lambda x: [x.days, x.seconds, x.microseconds], datetime.timedelta),
+    array.array: (lambda x: [x.typecode, x.tolist()], array.array),
 }
+# How a value of a plain type, or of a class made of one, is written: `inner` writes its items. The
+# methods of its own class are not asked.
+_WRITERS: dict[type, Callable[[object, Callable], object]] = {
+    list: lambda x, inner: [inner(item) for item in list.__iter__(x)],
+    dict: lambda x, inner: {"dict": [[inner(k), inner(v)] for k, v in dict.items(x)]},
+    tuple: lambda x, inner: {"tuple": [inner(item) for item in tuple.__iter__(x)]},
+    set: lambda x, inner: {"set": [inner(item) for item in set.__iter__(x)]},
+    frozenset: lambda x, inner: {"frozenset": [inner(item) for item in frozenset.__iter__(x)]},
+    bytes: lambda x, inner: {"bytes": bytes(x).hex()},
+    bytearray: lambda x, inner: {"bytearray": bytes(x).hex()},
+    str: lambda x, inner: str.__str__(x),
+    int: lambda x, inner: inner(int.__index__(x)),
+    float: lambda x, inner: float.__add__(x, 0.0),
+    complex: lambda x, inner: {"complex": [x.real, x.imag]},
+}
+_READERS: dict[str, Callable[[object], object]] = {
+    "int": lambda x: int(x, 16),
+    "dict": dict,
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "bytes": bytes.fromhex,
+    "bytearray": bytearray.fromhex,
+    "complex": lambda x: complex(*x),
+} | {kind.__name__: lambda x, back=back: back(*x) for kind, (_, back) in _VALUES.items()}
+# what a program may return by name: to call one in the checker does no more than make a value
+TYPES = {kind.__name__: kind for kind in (*_WRITERS, bool, object, type, range)}
 
 
 class LineError(Exception):
@@ -59,86 +81,40 @@ class StandIn:
     """What stands on one side for an object of the other, and must not be asked what it is."""
 
 
-def send(fd: int, message: dict) -> None:
-    """Write one message."""
-    data = json.dumps(message).encode("ascii")
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise OutOfReach(f"a value of {len(data)} bytes, more than {MAX_MESSAGE_BYTES}")
-    data = struct.pack("!I", len(data)) + data
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-def receive(fd: int) -> dict:
-    """Read one message.
-
-    Raises:
-        LineError: end of the line, a message too long, or not a JSON object.
-    """
-    (size,) = struct.unpack("!I", _read(fd, 4))
-    if size > MAX_MESSAGE_BYTES:
-        raise LineError(f"a message of {size} bytes, more than {MAX_MESSAGE_BYTES}")
-    try:
-        message = json.loads(_read(fd, size))
-    except (ValueError, RecursionError) as error:
-        raise LineError(f"not a message: {error}") from None
-    if not isinstance(message, dict):
-        raise LineError("not a message: no JSON object")
-    return message
-
-
-def _read(fd: int, size: int) -> bytes:
-    chunks = []
-    while size:
-        chunk = os.read(fd, min(size, 1 << 16))
-        if not chunk:
-            raise LineError("the other process ended")
-        chunks.append(chunk)
-        size -= len(chunk)
-    return b"".join(chunks)
-
-
-_AS_THEY_ARE = (bool, str, float, type(None))
-_CONTAINERS = (list, dict, set, bytearray)
-_BASES = (*_CONTAINERS, str, int, float, tuple, frozenset, bytes, complex)
-
-
-# what a program may return by name: to call one in the checker does no more than make a value
-TYPES = {
-    t.__name__: t
-    for t in (bool, bytearray, bytes, complex, dict, float, frozenset, int, list, set, str, tuple)
-} | {"object": object, "type": type, "range": range}
-
-
 class Shared:
     """The containers among the arguments of one call, numbered in the same way on both sides."""
 
     def __init__(self):
-        self.containers: list = []
+        self._containers: list = []
         self._numbers: dict[int, int] = {}
         self._before: list = []
+        self.open = True  # whether more are numbered: not while the answer is written and read
 
     def add(self, container: object) -> None:
         """Give a container the next number."""
-        self._numbers[id(container)] = len(self.containers)
-        self.containers.append(container)
+        if self.open and id(container) not in self._numbers:
+            self._numbers[id(container)] = len(self._containers)
+            self._containers.append(container)
 
     def number(self, value: object) -> int | None:
         """Return a container's number, None when it is not one of these."""
         return self._numbers.get(id(value))
 
+    def __getitem__(self, number: int) -> object:
+        return self._containers[number]
+
     def remember(self) -> None:
-        """Note what each container holds, to tell later which of them changed."""
-        self._before = [type(c)(c) for c in self.containers]
+        """Note what each container holds before the call, to tell later which of them changed."""
+        self._before, self.open = [type(c)(c) for c in self._containers], False
 
     def changed(self) -> list[int]:
         """Return the numbers of those that hold other things than `remember` saw."""
-        pairs = enumerate(zip(self.containers, self._before, strict=True))
+        pairs = enumerate(zip(self._containers, self._before, strict=True))
         return [number for number, (now, before) in pairs if not _holds_the_same(now, before)]
 
     def write(self, number: int, content: object) -> None:
         """Let a container hold what `content`, a container of the same type, holds."""
-        target = self.containers[number]
+        target = self._containers[number]
         if type(target) is not type(content):
             raise LineError("not the same container")
         if isinstance(target, (list, bytearray)):
@@ -157,171 +133,156 @@ def _holds_the_same(a: object, b: object) -> bool:
     return same and (not isinstance(a, dict) or all(map(operator.is_, a.values(), b.values())))
 
 
-def encode(
-    value: object,
-    hold: Callable[[object], dict],
-    depth: int = 0,
-    shared: Shared | None = None,
-    known: Shared | None = None,
-) -> object:
-    """Return `value` as JSON data; what is not a plain value becomes what `hold` makes of it.
+class End:
+    """One end of the line.
 
-    Args:
-        shared: numbers the containers met, in the order in which `decode` makes them.
-        known: containers that the other side has already; they are named instead of copied.
-    Raises:
-        OutOfReach: the value is nested deeper than MAX_DEPTH.
+    Each kind says how to `hold` an object that stays here and name it as {tag: payload}, to
+    `resolve` what the other end named so (LineError where that is nothing), and to `serve` a
+    message in which the other end asks for something.
     """
-    kind = type(value)
-    if kind in _AS_THEY_ARE:
-        return value
-    if kind is int:
-        return value if -(2**63) < value < 2**63 else {"int": hex(value)}
-    if depth > MAX_DEPTH:
-        raise OutOfReach(f"a value nested deeper than {MAX_DEPTH}")
 
-    def inner(item: object) -> object:
-        return item if type(item) in _AS_THEY_ARE else encode(item, hold, depth + 1, shared, known)
+    def __init__(self, fd: int):
+        self._fd = fd
 
-    if kind in _CONTAINERS:
-        number = known.number(value) if known else shared.number(value) if shared else None
-        if number is not None:
-            return {"same": number}
-        if kind is list:
-            data = [inner(item) for item in value]
-        elif kind is dict:
-            data = {"dict": [[inner(k), inner(v)] for k, v in value.items()]}
-        elif kind is set:
-            data = {"set": [inner(item) for item in value]}
+    def error(self, message: dict) -> Exception:
+        """Return the exception that an answer stands for."""
+        return make_error(message, {})
+
+    def send(self, message: dict) -> None:
+        """Write one message."""
+        data = json.dumps(message).encode("ascii")
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise OutOfReach(f"a value of {len(data)} bytes, more than {MAX_MESSAGE_BYTES}")
+        write_all(self._fd, struct.pack("!I", len(data)) + data)
+
+    def receive(self) -> dict:
+        """Read one message.
+
+        Raises:
+            LineError: end of the line, a message too long, or not a JSON object.
+        """
+        try:
+            (size,) = struct.unpack("!I", read_exactly(self._fd, 4))
+            if size > MAX_MESSAGE_BYTES:
+                raise ValueError(f"{size} bytes, more than {MAX_MESSAGE_BYTES}")
+            message = json.loads(read_exactly(self._fd, size))
+        except (EOFError, ValueError, RecursionError) as error:
+            raise LineError(f"no message: {error}") from None
+        if not isinstance(message, dict):
+            raise LineError("no message: not a JSON object")
+        return message
+
+    def ask(self, request: dict | None, shared: Shared | None = None) -> object:
+        """Send a request and return its answer; serve what the other end asks meanwhile.
+
+        Args:
+            shared: the containers that went with it, which the answer may change.
+        """
+        if request is not None:
+            self.send(request)
+        while True:
+            message = self.receive()
+            if "value" in message:
+                if shared is not None and "changed" in message:
+                    self._write_back(message["changed"], shared)
+                return self.decode(message["value"], shared)
+            if "error" in message or "out_of_reach" in message:
+                raise self.error(message)
+            self.serve(message)
+
+    def _write_back(self, changed: object, shared: Shared) -> None:
+        """Do to the containers here what the call did to their copies."""
+        try:
+            for number, data in changed:
+                shared.write(number, self.decode(data, shared))
+        except (TypeError, ValueError, IndexError) as error:
+            raise LineError(f"not a change: {error}") from None
+
+    def encode(self, value: object, shared: Shared | None = None, depth: int = 0) -> object:
+        """Return `value` as JSON data; what is not a plain value becomes what `hold` makes of it.
+
+        What has a class of its own is marked (`sub`), since the other side loses its methods.
+
+        Args:
+            shared: numbers the containers met; those that it has are named instead of copied.
+        Raises:
+            OutOfReach: the value is nested deeper than MAX_DEPTH.
+        """
+        kind = type(value)
+        if kind in _AS_THEY_ARE:
+            return value
+        if kind is int:
+            return value if -(2**63) < value < 2**63 else {"int": hex(value)}
+        if depth > MAX_DEPTH:
+            raise OutOfReach(f"a value nested deeper than {MAX_DEPTH}")
+
+        def inner(item: object) -> object:
+            return item if type(item) in _AS_THEY_ARE else self.encode(item, shared, depth + 1)
+
+        if kind in _VALUES:
+            return {kind.__name__: [inner(field) for field in _VALUES[kind][0](value)]}
+        if kind in _WRITERS:
+            if shared is None or kind not in _CONTAINERS:
+                return _WRITERS[kind](value, inner)
+            number = shared.number(value)
+            if number is not None:
+                return {"same": number}
+            data = _WRITERS[kind](value, inner)
+            shared.add(value)
+            return data
+        base = next((base for base in kind.__mro__ if base in _WRITERS), None)
+        if base is None or issubclass(kind, StandIn):
+            return self.hold(value)
+        return {"sub": _WRITERS[base](value, inner)}
+
+    def decode(self, data: object, shared: Shared | None = None) -> object:
+        """Return the value that the other end's `encode` wrote.
+
+        Args:
+            shared: numbers the containers made here, in the order in which `encode` did.
+        Raises:
+            LineError: the data are not what `encode` writes.
+        """
+        made_of = type(data) is dict and list(data) == ["sub"]
+        if made_of:  # not numbered, as in `encode`
+            data = self.resolve("sub", data["sub"])
+        if type(data) is list:
+            value = self._decode_all(data, shared)
+        elif type(data) is dict:
+            value = self._decode_tagged(data, shared)
         else:
-            data = {"bytearray": value.hex()}
-        if shared is not None:
+            return data
+        if shared is not None and not made_of and type(value) in _CONTAINERS:
             shared.add(value)
-        return data
-    if kind is tuple:
-        return {"tuple": [inner(item) for item in value]}
-    for name, (type_, fields, _) in _VALUES.items():
-        if kind is type_:
-            return {name: [encode(field, hold, depth + 1) for field in fields(value)]}
-    return _encode_subclass(value, inner, hold)
+        return value
 
+    def _decode_all(self, data: list, shared: Shared | None) -> list:
+        kinds = (list, dict)
+        return [self.decode(item, shared) if type(item) in kinds else item for item in data]
 
-def _encode_subclass(value: object, inner: Callable, hold: Callable) -> object:
-    """Encode what is made of a plain type: without asking the methods of its own class.
-
-    What has a class of its own is marked (`sub`), since the other side loses its methods.
-    """
-    plain = _encode_base(value, inner, hold)
-    is_plain = type(value) in (frozenset, bytes, complex) or not issubclass(type(value), _BASES)
-    return plain if is_plain else {"sub": plain}
-
-
-def _encode_base(value: object, inner: Callable, hold: Callable) -> object:
-    if isinstance(value, StandIn):
-        return hold(value)
-    if isinstance(value, dict):
-        return {"dict": [[inner(k), inner(v)] for k, v in dict.items(value)]}
-    for name, base in (("tuple", tuple), ("set", set), ("frozenset", frozenset)):
-        if isinstance(value, base):
-            return {name: [inner(item) for item in base.__iter__(value)]}
-    for name, base in (("bytes", bytes), ("bytearray", bytearray)):
-        if isinstance(value, base):
-            return {name: bytes(value).hex()}
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return inner(int.__index__(value))
-    if isinstance(value, float):
-        return float.__add__(value, 0.0)
-    if isinstance(value, complex):
-        return {"complex": [value.real, value.imag]}
-    if isinstance(value, list):
-        return [inner(item) for item in list.__iter__(value)]
-    return hold(value)
-
-
-_DECODERS: dict[str, Callable[[object], object]] = {
-    "int": lambda x: int(x, 16),
-    "tuple": tuple,
-    "set": set,
-    "frozenset": frozenset,
-    "bytes": bytes.fromhex,
-    "bytearray": bytearray.fromhex,
-    "complex": lambda x: complex(*x),
-}
-
-
-def decode(
-    data: object,
-    resolve: Callable[[str, object], object],
-    shared: Shared | None = None,
-    answer: bool = False,
-) -> object:
-    """Return the value that `encode` wrote; `resolve(tag, payload)` stands in for handles.
-
-    Args:
-        shared: numbers the containers made here, as `encode` did.
-        answer: the data answer a call whose arguments `shared` holds; nothing new is numbered.
-    Raises:
-        LineError: the data are not what `encode` writes.
-    """
-    if type(data) is dict and list(data) == ["sub"]:
-        if answer:
-            resolve("sub", None)
-        return _decode_one(data["sub"], resolve, shared, answer)  # unnumbered, as in encode
-    value = _decode_one(data, resolve, shared, answer)
-    if shared is not None and not answer and type(value) in _CONTAINERS:
-        if type(data) is list or "same" not in data:
-            shared.add(value)
-    return value
-
-
-def _decode_one(data: object, resolve: Callable, shared: Shared | None, answer: bool) -> object:
-    if type(data) is list:
-        return [
-            decode(item, resolve, shared, answer) if type(item) in (list, dict) else item
-            for item in data
-        ]
-    if type(data) is not dict:
-        return data
-    if len(data) != 1:
-        raise LineError("not a value")
-    ((tag, payload),) = data.items()
-    try:
-        return _decode_tagged(tag, payload, resolve, shared, answer)
-    except (ValueError, TypeError, ArithmeticError, IndexError) as error:
-        raise LineError(f"not a {tag}: {error}") from None
-
-
-def _decode_tagged(
-    tag: str, payload: object, resolve: Callable, shared: Shared | None, answer: bool
-) -> object:
-    def inner(item: object) -> object:
-        return decode(item, resolve, shared, answer) if type(item) in (list, dict) else item
-
-    if tag == "same" and shared is not None:
-        return shared.containers[payload]
-    if tag == "dict":
-        return {inner(k): inner(v) for k, v in payload}
-    if tag in _DECODERS:
-        if isinstance(payload, list):
-            payload = [inner(item) for item in payload]
-        return _DECODERS[tag](payload)
-    if tag in _VALUES:
-        return _VALUES[tag][2](*[decode(field, resolve) for field in payload])
-    return resolve(tag, payload)
+    def _decode_tagged(self, data: dict, shared: Shared | None) -> object:
+        if len(data) != 1:
+            raise LineError("not a value")
+        ((tag, payload),) = data.items()
+        try:
+            if tag == "same" and shared is not None:
+                return shared[payload]
+            if tag not in _READERS:
+                return self.resolve(tag, payload)
+            if tag == "dict":
+                payload = [self._decode_all(pair, shared) for pair in payload]
+            elif isinstance(payload, list):
+                payload = self._decode_all(payload, shared)
+            return _READERS[tag](payload)
+        except (ValueError, TypeError, ArithmeticError, IndexError) as error:
+            raise LineError(f"not a {tag}: {error}") from None
 
 
 def describe_error(error: BaseException) -> dict:
-    """Return the message that stands for an exception: name, built-in bases, text, arguments."""
-    try:
-        text = str(error)[:300]
-    except BaseException:
-        text = "(its message cannot be shown)"
-    bases = [c.__name__ for c in type(error).__mro__ if getattr(builtins, c.__name__, None) is c]
-    family = [c.__name__ for c in type(error).__mro__]
-    message = {"error": family[0], "family": family, "bases": bases, "text": text}
-    args = error.args
+    """Return the message that stands for an exception: its classes' names, text, arguments."""
+    classes, text, args = type(error).__mro__, message_of(error), error.args
+    message = {"error": text, "family": [c.__name__ for c in classes]}
+    message["bases"] = [n for c in classes if getattr(builtins, n := c.__name__, None) is c]
     if type(args) is tuple and all(type(arg) in (*_AS_THEY_ARE, int) for arg in args):
         message["args"] = [arg[:300] if type(arg) is str else arg for arg in args][:9]
     if isinstance(error, OutOfReach):
@@ -329,41 +290,52 @@ def describe_error(error: BaseException) -> dict:
     return message
 
 
-OPERATIONS: dict[str, Callable] = {
-    "iter": iter,
-    "next": next,
-    "len": len,
-    "bool": bool,
-    "str": str,
-    "repr": repr,
-    "int": int,
-    "float": float,
-    "hash": hash,
-    "isinstance": isinstance,
-    "getattr": getattr,
-    "setattr": setattr,
+def make_error(message: dict, known: dict[str, type]) -> Exception:
+    """Return an exception of the nearest known class: the tests' own, built in, else RuntimeError.
+
+    Only subclasses of Exception: a SystemExit from the other side must not end this one.
+    """
+    text = str(message.get("error"))
+    lists = (message.get(key) for key in ("family", "bases", "args"))
+    family, bases, args = (value if isinstance(value, list) else [] for value in lists)
+    if "args" not in message or not all(type(arg) in (*_AS_THEY_ARE, int) for arg in args):
+        args = [text]
+    found = [known.get(name) for name in family if isinstance(name, str)]
+    found += [getattr(builtins, name, None) for name in bases if isinstance(name, str)]
+    for kind in found:
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            for given in (args, [text]):
+                try:
+                    return kind(*given)
+                except TypeError:  # UnicodeDecodeError wants five arguments
+                    continue
+    return RuntimeError(f"{family[0] if family else ''}: {text}")
+
+
+# None of these compares or computes: no object of the program decides an assertion.
+_BUILT_IN = (iter, next, len, bool, str, repr, int, float, hash, isinstance, getattr, setattr)
+OPERATIONS: dict[str, Callable] = {function.__name__: function for function in _BUILT_IN} | {
+    "call": lambda function, args, kwargs: function(*args, **kwargs),
     "enter": lambda x: x.__enter__(),
     "exit": lambda x: x.__exit__(None, None, None),
     "getitem": operator.getitem,
     "setitem": operator.setitem,
     "delitem": operator.delitem,
-}  # none that compares or computes: no object of the program decides an assertion
+}
 
 
 def named(value: object) -> list[str] | None:
     """Return module and name of a type or function of the standard library, None for others."""
-    name, owner = getattr(value, "__qualname__", None), getattr(value, "__module__", None)
-    if not isinstance(name, str) or not isinstance(owner, str):
-        return None
-    if owner.partition(".")[0] not in sys.stdlib_module_names:
-        return None
-    return [owner, name] if find_named([owner, name]) is value else None
+    path = [getattr(value, "__module__", None), getattr(value, "__qualname__", None)]
+    return path if find_named(path) is value else None
 
 
 def find_named(path: list[str]) -> object:
     """Return what `named` named, None when it is not there."""
     owner, name = path
-    if not isinstance(owner, str) or owner.partition(".")[0] not in sys.stdlib_module_names:
+    if not isinstance(owner, str) or not isinstance(name, str):
+        return None
+    if owner.partition(".")[0] not in sys.stdlib_module_names:
         return None
     try:
         return operator.attrgetter(name)(importlib.import_module(owner))
@@ -371,12 +343,12 @@ def find_named(path: list[str]) -> object:
         return None
 
 
-class Server:
+class Server(End):
     """The candidate's end: holds its objects and carries out what the checker asks of them."""
 
-    def __init__(self, fd: int, namespace: dict):
-        self._fd = fd
-        self._namespace = namespace
+    def __init__(self, fd: int):
+        super().__init__(fd)
+        self.namespace: dict = {}  # of the program, once it is loaded
         self._objects: list[object] = []
         self._numbers: dict[int, int] = {}
 
@@ -384,64 +356,56 @@ class Server:
         """Serve until the checker hangs up."""
         try:
             while True:
-                self._serve(receive(self._fd))
+                self.serve(self.receive())
         except LineError:
             return
 
-    def _serve(self, request: dict) -> None:
+    def serve(self, message: dict) -> None:
+        """Look a name up or carry out an operation."""
         try:
-            if "lookup" in request:
-                answer = {"value": self._find(request["lookup"])}
-            elif request["op"] == "call":
-                answer = self._call(request["operands"])
-            else:
-                operands = decode(request["operands"], self._resolve)
-                answer = {"value": encode(OPERATIONS[request["op"]](*operands), self._hold)}
-            send(self._fd, answer)
+            if "lookup" in message:
+                self.send({"value": self._find(message["lookup"])})
+                return
+            shared = Shared()
+            operands = [self.decode(operand, shared) for operand in message["operands"]]
+            shared.remember()
+            answer = {"value": self.encode(OPERATIONS[message["op"]](*operands), shared)}
+            changed = shared.changed()
+            if changed:  # a copy of each is no longer one that the other side knows
+                copies = ((n, type(shared[n])(shared[n])) for n in changed)
+                answer["changed"] = [[n, self.encode(copy, shared)] for n, copy in copies]
+            self.send(answer)
         except LineError:
             raise
         except BaseException as error:
-            send(self._fd, describe_error(error))
+            self.send(describe_error(error))
 
     def _find(self, name: str) -> object:
-        value = self._namespace[name]
+        value = self.namespace[name]
         if isinstance(value, type(builtins)):
             return {"module": value.__name__}
         if type(value) in _CONTAINERS:
             raise OutOfReach(f"{name!r}, which the program may change later")
-        return encode(value, self._hold)
+        return self.encode(value)
 
-    def _call(self, data: list) -> dict:
-        shared = Shared()
-        function, args, kwargs = [decode(item, self._resolve, shared) for item in data]
-        shared.remember()
-        value = function(*args, **kwargs)
-        answer = {"value": encode(value, self._hold, known=shared)}
-        changed = shared.changed()
-        if changed:
-            answer["changed"] = [[n, self._contents(n, shared)] for n in changed]
-        return answer
-
-    def _contents(self, number: int, shared: Shared) -> object:
-        copy = type(shared.containers[number])(shared.containers[number])
-        return encode(copy, self._hold, known=shared)
-
-    def _hold(self, value: object) -> dict:
-        """Keep an object here and name it; what it claims to be decides nothing about a verdict."""
-        if isinstance(value, type) and any(value is plain for plain in TYPES.values()):
+    def hold(self, value: object) -> dict:
+        """Keep an object; what it claims to be decides nothing about a verdict."""
+        if isinstance(value, type) and any(value is kind for kind in TYPES.values()):
             return {"t": value.__name__}
         number = self._numbers.setdefault(id(value), len(self._objects))
         if number == len(self._objects):
             self._objects.append(value)
-        kind = "object"
+        kind, bases = "function" if callable(value) else "object", []
         if isinstance(value, type):
-            kind = "exception" if issubclass(value, Exception) else "class"
-        elif callable(value):
-            kind = "function"
-        bases = [c.__name__ for c in value.__mro__[1:]] if kind == "exception" else []
+            kind = "class"
+            if issubclass(value, Exception):
+                kind, bases = "exception", [c.__name__ for c in value.__mro__[1:]]
         return {"h": [number, kind, type(value).__name__, bases]}
 
-    def _resolve(self, tag: str, payload: object) -> object:
+    def resolve(self, tag: str, payload: object) -> object:
+        """Return an object of the program, or what calls the checker for one of the tests'."""
+        if tag == "sub":
+            return payload
         if tag == "h":
             return self._objects[payload]
         if tag == "f":
@@ -462,35 +426,4 @@ class Server:
 
     def _call_back(self, number: int, args: tuple, kwargs: dict) -> object:
         """Call a function that the tests passed as an argument; it runs in the checker."""
-        operands = encode([list(args), kwargs], self._hold)
-        send(self._fd, {"callback": number, "operands": operands})
-        while True:
-            message = receive(self._fd)
-            if "value" in message:
-                return decode(message["value"], self._resolve)
-            if "error" in message:
-                raise make_error(message, {})
-            self._serve(message)
-
-
-def make_error(message: dict, known: dict[str, type]) -> Exception:
-    """Return an exception of the nearest known class: the tests' own, built in, else RuntimeError.
-
-    Only subclasses of Exception: a SystemExit from the other side must not end this one.
-    """
-    name, bases, text = message.get("error"), message.get("bases"), str(message.get("text"))
-    args = message.get("args")
-    if not isinstance(args, list) or not all(type(arg) in (*_AS_THEY_ARE, int) for arg in args):
-        args = [text]
-    family = message.get("family")
-    found = [known.get(c) for c in family if isinstance(c, str)] if isinstance(family, list) else []
-    names = [base for base in bases if isinstance(base, str)] if isinstance(bases, list) else []
-    found += [getattr(builtins, base, None) for base in names]
-    for kind in found:
-        if isinstance(kind, type) and issubclass(kind, Exception):
-            for given in (args, [text]):
-                try:
-                    return kind(*given)
-                except TypeError:  # UnicodeDecodeError wants five arguments
-                    continue
-    return RuntimeError(f"{name}: {text}")
+        return self.ask({"callback": number, "operands": self.encode([list(args), kwargs])})

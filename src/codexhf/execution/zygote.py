@@ -30,21 +30,9 @@ import checker
 import clock
 import lockdown
 import plain
+import protocol
 import together
 import wire
-from protocol import (
-    ASSERTS,
-    CALLS,
-    DONE,
-    HEADER,
-    MAX_WAITING,
-    PROGRAM,
-    REPLY,
-    SCRATCH,
-    SETUP_FAILED,
-    TIMED_OUT,
-    TOGETHER,
-)
 
 PRELOADED = (
     "array bisect calendar collections copy dataclasses datetime decimal enum fractions "
@@ -53,7 +41,14 @@ PRELOADED = (
 ).split()
 SLACK_BYTES = 96 << 20  # address space of the interpreter, on top of what the program may use
 REQUEST, OUTPUT = 0, 1  # descriptors
-_CHECKER = b"t"  # the second child of an ASSERTS request
+_CHECKER = b"t"  # the other child of a request of the kind ASSERTS
+_ROLES = {  # what a child does with its payload, and maybe its exit code
+    protocol.CALLS: candidate.run_calls,
+    protocol.PROGRAM: candidate.run_program,
+    protocol.ASSERTS: candidate.serve_checker,
+    protocol.TOGETHER: together.run_together,
+    _CHECKER: checker.run_checker,
+}
 _PARKED_FD, _STARTED_FD = 45, 62  # below the children's limit of 64, above what a zygote has open
 _SLICE_S, _PROGRESS_S = 0.25, 0.002  # who computes less than this in a slice is not computing
 
@@ -64,14 +59,13 @@ class Zygote:
     def __init__(self, config: dict):
         self._namespaces = config["namespaces"]
         self._slack = SLACK_BYTES + config["packages_bytes"]
-        self._walls = None
-        if config["walls"]:
-            rulesets = []
-            if config["landlock"]:
-                readable = config["readable"] + config["sites"] * self._namespaces
-                for writable in ([], [os.path.dirname(SCRATCH)] * self._namespaces):
-                    given = readable, config["libraries"], writable
-                    rulesets.append(lockdown.make_landlock_ruleset(*given))
+        self._walls, rulesets = None, []
+        if config["landlock"]:
+            readable = config["readable"] + config["sites"] * self._namespaces
+            for writable in ([], [os.path.dirname(protocol.SCRATCH)] * self._namespaces):
+                given = readable, config["libraries"], writable
+                rulesets.append(lockdown.make_landlock_ruleset(*given))
+        if config["landlock"] or self._namespaces:
             self._walls = lockdown.Walls(rulesets)
         self._output = os.dup(OUTPUT)
         null = os.open("/dev/null", os.O_RDWR)
@@ -81,51 +75,46 @@ class Zygote:
 
     def run(self) -> None:
         """Answer one request after the other; a failure of the walls ends the zygote."""
-        os.write(self._output, json.dumps({"ready": os.getpid()}).encode() + b"\n")
-        while True:
-            header = os.read(REQUEST, HEADER.size)
-            if not header:
-                return
-            while len(header) < HEADER.size:
-                header += os.read(REQUEST, HEADER.size - len(header))
+        protocol.write_all(self._output, b"ready\n")
+        while header := os.read(REQUEST, protocol.HEADER.size):
+            header += protocol.read_exactly(REQUEST, protocol.HEADER.size - len(header))
             if not self._serve(header):
                 return
 
     def _serve(self, header: bytes) -> bool:
-        kind, timeout_s, memory, max_report, max_output, max_file = HEADER.unpack(header)
+        kind, timeout_s, memory, max_report, max_output, max_file = protocol.HEADER.unpack(header)
         report, output = os.memfd_create("report"), os.memfd_create("output")
         limits = (memory + self._slack, int(timeout_s) + 2, max_file)
+        given, line = {protocol.REPORT: report}, ()
+        roles = [(kind, given)]
+        if kind == protocol.PROGRAM:
+            given[1] = output
+        elif kind == protocol.ASSERTS:  # the checker first, while no foreign code runs yet
+            line = near, far = socket.socketpair()
+            given[protocol.CHANNEL] = far.fileno()
+            roles = [(_CHECKER, given), (kind, {protocol.CHANNEL: near.fileno()})]
         children, error = [], b""
-        near = far = None
-        if kind == ASSERTS:
-            near, far = socket.socketpair()
         try:
-            if kind == ASSERTS:  # the checker first, while no foreign code runs yet
-                children.append(self._fork(_CHECKER, {3: report, 4: far.fileno()}, limits))
-                descriptors = {4: near.fileno()}
-            else:
-                descriptors = {1: output, 3: report} if kind == PROGRAM else {3: report}
-            children.append(self._fork(kind, descriptors, limits))
+            for role, descriptors in roles:
+                children.append(self._fork(role, descriptors, limits))
         except OSError as failure:
             error = str(failure).encode()[:1000]
-        finally:
-            if near is not None:
-                near.close()
-                far.close()
+        for end in line:
+            end.close()
         began = time.monotonic()
         timed_out = not error and not self._wait(children, timeout_s)
         wall_s = time.monotonic() - began
         codes = [_reap(child) for child in children] + [0, 0]
         if self._namespaces and not error:
             detach = 2
-            unmounted = lockdown.libc.umount2(SCRATCH.encode(), detach)
+            unmounted = lockdown.libc.umount2(protocol.SCRATCH.encode(), detach)
             lockdown.check_call(unmounted, "unmount a file system")
-        what = SETUP_FAILED if error else TIMED_OUT if timed_out else DONE
-        written = [os.fstat(fd).st_size for fd in (report, output)]
-        sizes = [min(pair) for pair in zip(written, (max_report, max_output), strict=True)]
-        reply = REPLY.pack(what, *codes[:2], wall_s, *sizes, len(error), written[1]) + error
-        while reply:
-            reply = reply[os.write(self._output, reply) :]
+        ended = protocol.TIMED_OUT if timed_out else protocol.DONE
+        what = protocol.SETUP_FAILED if error else ended
+        written = os.fstat(output).st_size
+        sizes = min(os.fstat(report).st_size, max_report), min(written, max_output)
+        reply = protocol.REPLY.pack(what, *codes[:2], wall_s, *sizes, len(error), written)
+        protocol.write_all(self._output, reply + error)
         for fd, size in zip((report, output), sizes, strict=True):
             at = 0
             while at < size:
@@ -172,7 +161,8 @@ class Zygote:
             if "numpy" in sys.modules:
                 sys.modules["numpy"].random.seed(random.Random(seed).getrandbits(32))
             clock.start()
-            code = _play(role, job)
+            candidate.recursion = job.get("recursion", candidate.recursion)
+            code = _ROLES[role](job) or 0
         finally:
             os._exit(code)
 
@@ -181,15 +171,12 @@ class Zygote:
     ) -> dict:
         """Take the payload, keep only the named descriptors, raise the walls."""
         lockdown.die_with_parent()
-        size = struct.unpack("!I", _read_exactly(REQUEST, 4))[0]
-        job = json.loads(_read_exactly(REQUEST, size))
-        null = os.open("/dev/null", os.O_RDWR)
-        stdin = null
+        size = struct.unpack("!I", protocol.read_exactly(REQUEST, 4))[0]
+        job = json.loads(protocol.read_exactly(REQUEST, size))
+        stdin = null = os.open("/dev/null", os.O_RDWR)
         if "stdin" in job:
             stdin = os.memfd_create("stdin")
-            data = job.pop("stdin").encode("utf-8", "surrogatepass")
-            while data:
-                data = data[os.write(stdin, data) :]
+            protocol.write_all(stdin, job.pop("stdin").encode("utf-8", "surrogatepass"))
             os.lseek(stdin, 0, os.SEEK_SET)
         wanted = {0: stdin, 1: null, 2: null} | descriptors
         for target, source in wanted.items():
@@ -199,8 +186,8 @@ class Zygote:
             os.dup2(_PARKED_FD + target, target)
         os.closerange(_PARKED_FD, lockdown.RULESET_FD)
         if self._namespaces and role != _CHECKER:
-            os.chdir(SCRATCH)
-        elif self._namespaces and not self._walls.rulesets:  # else Landlock keeps it from SCRATCH
+            os.chdir(protocol.SCRATCH)
+        elif self._namespaces and not self._walls.rulesets:  # else Landlock keeps it from there
             lockdown.check_call(lockdown.libc.unshare(lockdown.CLONE_NEWNS), "unshare")
         if self._walls is not None:
             self._walls.enclose(*limits, foreign=role != _CHECKER)
@@ -216,7 +203,7 @@ class Zygote:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         poll.register(REQUEST, 0)  # only the hang-up, which means that nobody waits any more
-        until = time.monotonic() + timeout_s * MAX_WAITING
+        until = time.monotonic() + timeout_s * protocol.MAX_WAITING
         events = poll.poll(timeout_s * 1000)
         used, idle = _computed_s(children), 0
         while not events and used < timeout_s and time.monotonic() < until:
@@ -245,28 +232,14 @@ def _computed_s(children: list[int]) -> float:
     return total
 
 
-def _play(role: bytes, job: dict) -> int:
-    candidate.recursion = job.get("recursion", candidate.recursion)
-    if role == CALLS:
-        candidate.run_calls(job)
-        return 0
-    if role == PROGRAM:
-        return candidate.run_program(job)
-    if role == ASSERTS:
-        candidate.serve_checker(job)
-        return 0
-    if role == TOGETHER:
-        return together.run_together(job)
-    return checker.run_checker(job)
-
-
 def _mount_scratch() -> None:
     """Give the next child an empty file system to write to; `_serve` takes it away again.
 
     In the zygote's own mount namespace: one for each child costs more than all its other walls.
     """
     options, nosuid_nodev = b"size=64m,nr_inodes=4096,mode=0777", 6
-    mounted = lockdown.libc.mount(b"tmpfs", SCRATCH.encode(), b"tmpfs", nosuid_nodev, options)
+    where = protocol.SCRATCH.encode()
+    mounted = lockdown.libc.mount(b"tmpfs", where, b"tmpfs", nosuid_nodev, options)
     lockdown.check_call(mounted, "mount a file system")
 
 
@@ -278,17 +251,6 @@ def _reap(child: int) -> int:
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return 0
-
-
-def _read_exactly(fd: int, size: int) -> bytes:
-    chunks = []
-    while size:
-        chunk = os.read(fd, min(size, 1 << 20))
-        if not chunk:
-            raise EOFError("the request ended early")
-        chunks.append(chunk)
-        size -= len(chunk)
-    return b"".join(chunks)
 
 
 def _forget_other_packages(sites: list[str], readable: list[str]) -> None:
@@ -307,7 +269,7 @@ def _warm_up() -> None:
     plain.shorten(value)
     namespace: dict = {}
     exec(compile("def f(x: int = 0) -> int:\n    return x\n", "warm-up", "exec"), namespace)
-    json.loads(json.dumps(wire.encode([1, (2, "a")], dict)))
+    json.loads(json.dumps(wire.End(protocol.CHANNEL).encode([1, (2, "a")])))
     list(ast.walk(ast.parse("assert f(1) == 2")))
 
 
