@@ -15,18 +15,8 @@ import sys
 import types
 from collections.abc import Callable
 
+import protocol
 import wire
-from protocol import (
-    BROKEN_TESTS,
-    CHANNEL,
-    ERROR,
-    FAILED,
-    OUT_OF_REACH,
-    PASSED,
-    describe,
-    report,
-    tag_of,
-)
 
 MAX_CALLS = 5000  # more from one test than this are made in the program's own process
 
@@ -41,11 +31,11 @@ def run_checker(job: dict) -> int:
     try:  # before the program has said a word, so that it cannot make its tests look broken
         code = compile(source, "tests", "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        report(ERROR, b"", f"the tests are not Python: {error}")
-        return BROKEN_TESTS
+        protocol.report(protocol.ERROR, b"", f"the tests are not Python: {error}")
+        return protocol.BROKEN_TESTS
     linecache.cache["tests"] = (len(source), None, source.splitlines(True), "tests")
     client = Client(entry_point)
-    verdict, why, tag = PASSED, "", ERROR
+    verdict, why, tag = protocol.PASSED, "", protocol.ERROR
     try:
         client.ask(None)
         target = client.lookup(entry_point)
@@ -59,13 +49,13 @@ def run_checker(job: dict) -> int:
             namespace[entry_point] = target  # HumanEval's helpers come with a stub of the same name
             check(target)
     except BaseException as error:
-        verdict, why, tag = FAILED, where(error), tag_of(error)
-    if verdict == FAILED and tag == ERROR and client.lost_type:
+        verdict, why, tag = protocol.FAILED, where(error), protocol.tag_of(error)
+    if verdict == protocol.FAILED and tag == protocol.ERROR and client.lost_type:
         client.refuse("perhaps the type of what the program returned")
     if client.out_of_reach:  # whatever the tests made of the exception
-        verdict, why = OUT_OF_REACH, client.out_of_reach
+        verdict, why = protocol.OUT_OF_REACH, client.out_of_reach
     if why:
-        report(tag, b"", why)
+        protocol.report(tag, b"", why)
     return verdict
 
 
@@ -77,14 +67,14 @@ def where(error: BaseException) -> str:
             line = at.tb_lineno
         at = at.tb_next
     shown = f" (test line {line}: {linecache.getline('tests', line).strip()[:160]})" if line else ""
-    return describe(error) + shown
+    return protocol.describe(error) + shown
 
 
 class Client(wire.End):
     """The checker's end of the line."""
 
     def __init__(self, entry_point: str):
-        super().__init__(CHANNEL)
+        super().__init__(protocol.CHANNEL)
         self.out_of_reach = ""
         self.lost_type = False  # whether an answer was of a type that the tests do not see here
         self._entry_point = entry_point

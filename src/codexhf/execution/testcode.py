@@ -331,7 +331,7 @@ class _Scope:
             ours = isinstance(node.func, ast.Name) and node.func.id not in self._under_test
             attribute = getattr(node.func, "attr", "")
             if ours or _root(node.func) not in self._program or attribute in _METHODS:
-                args = [_other_literal(arg) if _is_literal(arg) else arg for arg in node.args]
+                args = [_other_expression(arg) if _is_literal(arg) else arg for arg in node.args]
                 return _changed(node, args=args)
         return _negate(node)
 
@@ -427,11 +427,9 @@ def _is_literal(node: ast.AST) -> bool:
 
 
 def _other_expression(node: ast.expr) -> ast.expr:
-    return _other_literal(node) if _is_literal(node) else ast.List([node], ast.Load())
-
-
-def _other_literal(node: ast.expr) -> ast.expr:
-    return ast.parse(repr(_other(ast.literal_eval(node))), mode="eval").body
+    if _is_literal(node):
+        return ast.parse(repr(_other(ast.literal_eval(node))), mode="eval").body
+    return ast.List([node], ast.Load())
 
 
 def _other(value: object) -> object:

@@ -26,6 +26,7 @@ MAX_DEPTH = 200
 
 _AS_THEY_ARE = (bool, str, float, type(None))
 _CONTAINERS = (list, dict, set, bytearray)
+_NESTED = (list, dict)  # in JSON
 # types of the standard library that tests compare by value: (to plain fields, back)
 _VALUES: dict[type, tuple[Callable, Callable]] = {
     collections.Counter: (lambda x: [dict(x)], collections.Counter),
@@ -57,7 +58,6 @@ _WRITERS: dict[type, Callable[[object, Callable], object]] = {
 }
 _READERS: dict[str, Callable[[object], object]] = {
     "int": lambda x: int(x, 16),
-    "dict": dict,
     "tuple": tuple,
     "set": set,
     "frozenset": frozenset,
@@ -246,33 +246,32 @@ class End:
         made_of = type(data) is dict and list(data) == ["sub"]
         if made_of:  # not numbered, as in `encode`
             data = self.resolve("sub", data["sub"])
-        if type(data) is list:
-            value = self._decode_all(data, shared)
-        elif type(data) is dict:
-            value = self._decode_tagged(data, shared)
-        else:
+        if type(data) not in _NESTED:
             return data
+        if type(data) is list:
+            value = [self.decode(x, shared) if type(x) in _NESTED else x for x in data]
+        else:
+            value = self._decode_tagged(data, shared)
         if shared is not None and not made_of and type(value) in _CONTAINERS:
             shared.add(value)
         return value
 
-    def _decode_all(self, data: list, shared: Shared | None) -> list:
-        kinds = (list, dict)
-        return [self.decode(item, shared) if type(item) in kinds else item for item in data]
-
     def _decode_tagged(self, data: dict, shared: Shared | None) -> object:
+        def inner(item: object) -> object:
+            return self.decode(item, shared) if type(item) in _NESTED else item
+
         if len(data) != 1:
             raise LineError("not a value")
         ((tag, payload),) = data.items()
         try:
             if tag == "same" and shared is not None:
                 return shared[payload]
+            if tag == "dict":
+                return {inner(k): inner(v) for k, v in payload}
             if tag not in _READERS:
                 return self.resolve(tag, payload)
-            if tag == "dict":
-                payload = [self._decode_all(pair, shared) for pair in payload]
-            elif isinstance(payload, list):
-                payload = self._decode_all(payload, shared)
+            if isinstance(payload, list):
+                payload = [inner(item) for item in payload]
             return _READERS[tag](payload)
         except (ValueError, TypeError, ArithmeticError, IndexError) as error:
             raise LineError(f"not a {tag}: {error}") from None
