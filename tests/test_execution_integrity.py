@@ -23,6 +23,7 @@ from codexhf.execution import (
     check_tests,
     launchers,
     pool,
+    testcode,
 )
 from test_execution_hostile import ASSERT_TESTS, FAKES
 
@@ -344,6 +345,18 @@ def test_rows_are_checked_before_anything_runs():
         ([good[0], {"args": "1", "expected": "1"}], "tuple"),
     ):
         assert word in check_tests(tests, "f"), tests
+
+
+def test_expectations_of_async_tests_can_be_made_wrong():
+    tests = "import pytest\nasync def test_it():\n    async with pytest.raises(ValueError):\n        f(1)\n"
+    assert check_tests(tests, "f") is None
+    ((variant, _),) = testcode.wrong_variants(tests, "f")
+    assert "pytest.raises(BufferError)" in variant
+
+
+def test_a_name_that_a_pattern_binds_is_the_tests_own():
+    tests = "match f(1):\n    case [x, *rest]:\n        assert x == 1 and not rest"
+    assert testcode.read_tests(tests, "f").names == ()
 
 
 def test_references_are_run_against_their_own_tests():

@@ -46,7 +46,7 @@ def try_launcher(name: str, packages: Sequence[str] = ()) -> Launcher:
         launcher = launchers.LAUNCHERS[name](packages)
         leaks = find_leaks(launcher)
     except (SandboxUnavailable, OSError, RuntimeError) as error:  # of processes, threads
-        raise SandboxUnavailable(launchers.with_cure(str(error))) from None
+        raise SandboxUnavailable(launchers.with_fix(str(error))) from None
     if leaks:
         raise SandboxUnavailable(f"it starts, but {'; '.join(leaks)}")
     return launcher

@@ -50,7 +50,7 @@ _NAMESPACES_FIX = (
     "--security-opt seccomp=unconfined"
 )
 _MORE_PROCESSES = "allow more processes, ulimit -u 512 or docker run --pids-limit 512"
-_CURES = {
+_FIXES = {
     os.strerror(errno.EMFILE): "allow more open files, ulimit -n 1024, or set fewer workers",
     os.strerror(errno.EAGAIN): _MORE_PROCESSES,
     "can't start new thread": _MORE_PROCESSES,
@@ -61,10 +61,10 @@ class SandboxUnavailable(RuntimeError):
     """No isolation can be had here; the message names the cause and the command that fixes it."""
 
 
-def with_cure(words: str, otherwise: str = "") -> str:
+def with_fix(words: str, otherwise: str = "") -> str:
     """Return what the system said went wrong, and what fixes it."""
-    cure = next((cure for said, cure in _CURES.items() if said in words), otherwise)
-    return f"{words} ({cure})" if cure and cure not in words else words
+    fix = next((fix for said, fix in _FIXES.items() if said in words), otherwise)
+    return f"{words} ({fix})" if fix and fix not in words else words
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,7 @@ def needed_files(packages: tuple[str, ...] = ()) -> Needs:
             command, capture_output=True, text=True, env=_ENVIRONMENT, check=False
         )
     except OSError as error:
-        raise SandboxUnavailable(with_cure(f"no process starts: {error}")) from None
+        raise SandboxUnavailable(with_fix(f"no process starts: {error}")) from None
     if asked.returncode != 0:
         lines = asked.stderr.strip().splitlines() or ["it ended without a word"]
         raise SandboxUnavailable(f"looking for the files that {interpreter} needs: {lines[-1]}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 from codexhf.execution.grading import Reply, Request, Result, grade, show
 from codexhf.execution.items import Limits, Tests
-from codexhf.execution.launchers import Launcher, SandboxUnavailable, with_cure
+from codexhf.execution.launchers import Launcher, SandboxUnavailable, with_fix
 from codexhf.execution.protocol import MAX_WAITING, SETUP_FAILED
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class _Worker:
             self._stderr.seek(0)
             said = self._stderr.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
             words = said[-1] if said else "it ended without a word"
-            raise SandboxUnavailable(f"it does not start: {with_cure(words, self._launcher.fix)}")
+            raise SandboxUnavailable(f"it does not start: {with_fix(words, self._launcher.fix)}")
         os.set_blocking(self.process.stdin.fileno(), False)
         os.set_blocking(self.process.stdout.fileno(), False)
 
@@ -136,7 +136,7 @@ class _Worker:
         if self._losses <= RETRIES:
             self._begin()
             return None
-        why = with_cure(f"{why}, {self._losses} times")
+        why = with_fix(f"{why}, {self._losses} times")
         return self._advance(Reply(self._request.reader(), SETUP_FAILED, error=why))
 
 
@@ -261,7 +261,7 @@ class Pool:
                 worker.start()
         except OSError as error:
             self.close()
-            words = with_cure(f"{count} of them do not start: {error}")
+            words = with_fix(f"{count} of them do not start: {error}")
             raise SandboxUnavailable(words) from None
         for worker in ended:
             worker.wait_ready()
