@@ -9,6 +9,7 @@ Writes  report.md and report.html; the same input gives the same bytes. Exit cod
 """
 
 import argparse
+import inspect
 import re
 import sys
 from collections.abc import Sequence
@@ -53,7 +54,8 @@ def _template(kind: str, shown) -> jinja2.Template:
         finalize=lambda value: shown(value) if type(value) is str else value,
     )
     # report.jinja may call every function of these three modules, also as a filter
-    known = {**vars(manifests), **vars(comparison), **vars(tables)}
+    rooms = {**vars(manifests), **vars(comparison), **vars(tables)}
+    known = {name: value for name, value in rooms.items() if inspect.isfunction(value)}
     known |= {f.__name__: f for f in (as_text, cut, digest_of, fence, line, picture, visible)}
     environment.filters |= known
     environment.globals |= known | {"kind": kind, "dark": charts.DARK}
