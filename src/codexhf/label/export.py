@@ -19,6 +19,15 @@ from codexhf.checkpoints import sealed, write_text
 from codexhf.label.agreement import majority, summarise, word
 from codexhf.label.store import Store
 
+CARD = (
+    jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
+    )
+    .get_template("card.jinja")
+    .module
+)
+"""What the cards say, as functions."""
+
 
 def settle(labels: Sequence[Mapping]) -> tuple[str | None, str]:
     """The label of one pair and who gave it: an adjudication, else what more than half say.
@@ -77,11 +86,8 @@ def export(store: Store, folder: Path, license: str, source: Mapping) -> dict:
         for side in "ab"
     }
     ties = sum(row["label"] == "tie" for part in rows.values() for row in part)
-    said = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
-    ).get_template("card.jinja")
-    provenance = said.module.provenance(source, sorted(writers), labels, summary, counts)
-    problems = said.module.problems(summary, ties)
+    provenance = CARD.provenance(source, sorted(writers), labels, summary, counts)
+    problems = CARD.problems(summary, ties)
     for card, data in (("README", "train"), ("test", "test")):
         title, path = f"Preference pairs labelled by people ({data})", folder / f"{card}.md"
         load = {"path": "json", "data_files": f"{data}.jsonl"}
