@@ -21,13 +21,7 @@ from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import (
-    FileResponse,
-    HTMLResponse,
-    JSONResponse,
-    RedirectResponse,
-    Response,
-)
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from codexhf.completions import code_of
@@ -366,7 +360,9 @@ async def _body(request: Request, fields: Sequence[str]) -> dict:
 
 
 async def _static(request: Request) -> Response:
-    return FileResponse(HERE / "static" / request.url.path[1:])
+    file = HERE / "static" / request.url.path[1:]
+    kind = {".css": "text/css", ".js": "text/javascript"}[file.suffix]
+    return Response(file.read_bytes(), media_type=kind)
 
 
 async def _refused(request: Request, error: HTTPException | Conflict) -> Response:
