@@ -36,7 +36,7 @@ from codexhf.report.comparison import (
     written,
 )
 from codexhf.report.manifests import CARDS, STATS, TASKS, ReportError, Runs
-from codexhf.report.sections import rows_seen
+from codexhf.report.tables import rows_seen
 
 ROOT = Path(__file__).parent.parent
 ROWS = ROOT / "data_cards/python_tasks"

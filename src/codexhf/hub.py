@@ -142,9 +142,7 @@ def fault(folder: Path) -> str | None:
     return wrong_file(folder, recorded["files"])
 
 
-# ---------------------------------------------------------------------------------------------
-# The whole lineage
-# ---------------------------------------------------------------------------------------------
+# -- the whole lineage ------------------------------------------------------------------------
 
 
 def verify(name: str, kind: str = "model", seen: set | None = None) -> list[str]:

@@ -46,13 +46,7 @@ def write_card(folder: Path, manifest: dict) -> None:
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def card_text(
-    manifest: dict,
-    where: str,
-    license: str,
-    results: Mapping,
-    lineage: Mapping,
-) -> str:
+def card_text(manifest: dict, where: str, license: str, results: Mapping, lineage: Mapping) -> str:
     """Return the card as Markdown.
 
     Args:
@@ -64,27 +58,30 @@ def card_text(
     """
     stage, own = BY_NAME[manifest["stage"]], f"{manifest['name']}/"
     name = manifest["name"] if where == "." else where
-    whole = {**lineage, name: {"files": {}, **manifest}}
     results = numbers({k.removeprefix(own): v for k, v in results.items() if own in k})
-    fields = {
-        **manifest,
+    shown = {
         "title": stage.title,
         "task": stage.task,
         "where": where,
         "run": list(lineage),
+        "adapter": _is_adapter(manifest),
+        "picture": as_text(picture({**lineage, name: {"files": {}, **manifest}}, of=name)),
+        "cards": cards_of(manifest),
+        "metrics": numbers({**manifest["metrics"], **results}),
+        "config": json.dumps(manifest["config"], indent=1, sort_keys=True),
     }
-    fields["adapter"] = "adapter_config.json" in manifest.get("files", {})
-    fields["picture"] = as_text(picture(whole, of=name))
-    fields["cards"] = cards_of(manifest)
-    fields["metrics"] = numbers({**manifest["metrics"], **results})
-    fields["config"] = json.dumps(manifest["config"], indent=1, sort_keys=True)
     if stage.name in ("pretrain", "sft", "reward_model"):  # a step is a batch of rows
         config, of = manifest["config"], manifest["data"]["train"]["rows"]
         batch = config.get("per_device_train_batch_size", 8) * manifest["environment"]["processes"]
         batch *= config.get("gradient_accumulation_steps", 1)
-        fields["seen"] = f"trained for {manifest['steps']} steps of {batch} rows, out of {of} rows"
+        shown["seen"] = f"trained for {manifest['steps']} steps of {batch} rows, out of {of} rows"
     front = ModelCardData(**_front(manifest, license, results))
-    return f"{RepoCard.from_template(front, template_path=str(TEMPLATE), **fields)}\n"
+    card = RepoCard.from_template(front, template_path=str(TEMPLATE), **{**manifest, **shown})
+    return f"{card}\n"
+
+
+def _is_adapter(manifest: Mapping) -> bool:
+    return "adapter_config.json" in manifest.get("files", {})
 
 
 def ancestry(manifest: Mapping, found: dict | None = None) -> dict[str, dict]:
@@ -119,12 +116,12 @@ def _front(manifest: dict, license: str, results: Mapping) -> dict:
     if license == "psf-2.0":  # which the hub's list lacks
         front |= {"license": "other", "license_name": license}
     if stage.task is not None:
-        adapter = "adapter_config.json" in manifest.get("files", {})
-        front |= {"pipeline_tag": stage.task, "library_name": "peft" if adapter else "transformers"}
+        library, relation = "transformers", "finetune"
+        if _is_adapter(manifest):
+            library, relation = "peft", "adapter"
+        front |= {"pipeline_tag": stage.task, "library_name": library}
         path = manifest["parents"].get(BASE[stage.name], {}).get("path", "")
-        base = hub_name(published(path) or path)
-        if base:
-            relation = "adapter" if adapter else "finetune"
+        if base := hub_name(published(path) or path):
             front |= {"base_model": base[1], "base_model_relation": relation}
         data = {match[1] for _, _, c in cards_of(manifest) if (match := hub_name(c["card"]))}
         front["datasets"] = sorted(data) or None
@@ -138,16 +135,8 @@ def _front(manifest: dict, license: str, results: Mapping) -> dict:
             front["codexhf"] = {"type": "preference", "load": load}
     if results:
         front["model_name"] = manifest["name"]
-        front["eval_results"] = [
-            EvalResult(
-                task_type=stage.task or "other",
-                dataset_type="held-out",
-                dataset_name="held-out tasks",
-                metric_type=metric,
-                metric_value=value,
-            )
-            for metric, value in sorted(results.items())
-        ]
+        held_out = stage.task or "other", "held-out", "held-out tasks"  # task, data type and name
+        front["eval_results"] = [EvalResult(*held_out, *found) for found in sorted(results.items())]
     return front
 
 

@@ -27,16 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from codexhf.arguments import PushArguments
 from codexhf.checkpoints import MANIFEST, sealed, sha256
-from codexhf.hub import (
-    ADAPTER,
-    LABELS,
-    hub_name,
-    kind_of,
-    publish,
-    published,
-    said,
-    verify,
-)
+from codexhf.hub import ADAPTER, LABELS, hub_name, kind_of, publish, published, said, verify
 from codexhf.lineage import STAGES
 from codexhf.model_card import BASE, card_text, cards_of, license_in
 from codexhf.refusals import nearest, refuse
@@ -114,9 +105,7 @@ def push(stage: PushArguments) -> dict[str, str]:
     return {str(parcel.source): names[parcel.source] for parcel in parcels}
 
 
-# ---------------------------------------------------------------------------------------------
-# What goes out
-# ---------------------------------------------------------------------------------------------
+# -- what goes out ----------------------------------------------------------------------------
 
 
 def _pack(stage: PushArguments) -> tuple[list[Parcel], list[str]]:
@@ -316,9 +305,7 @@ def _size(file: Path | bytes) -> int:
     return len(file) if isinstance(file, bytes) else file.stat().st_size
 
 
-# ---------------------------------------------------------------------------------------------
-# Where it goes
-# ---------------------------------------------------------------------------------------------
+# -- where it goes ----------------------------------------------------------------------------
 
 
 def _to_hub(repo: str, parcel: Parcel, files: dict, public: bool) -> tuple[str, bool]:
@@ -352,10 +339,8 @@ def _to_hub(repo: str, parcel: Parcel, files: dict, public: bool) -> tuple[str, 
             if parent not in (None, info.sha):
                 raise ValueError(f"{repo}: somebody else changed it meanwhile. Push again.")
             parent = info.sha
-            message = "codexhf push"
-            api.create_commit(
-                repo, changes, repo_type=kind, parent_commit=parent, commit_message=message
-            )
+            made = {"commit_message": "codexhf push", "parent_commit": parent}
+            api.create_commit(repo, changes, repo_type=kind, **made)
         except Exception as error:  # the client raises what its HTTP library does
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
             failures += 1

@@ -63,12 +63,8 @@ def violations(code: str, rules: Sequence[Rule]) -> list[Violation]:
     Text that does not parse is searched for the same names and strings, comments and prose
     included, so that a broken or unfinished completion is no way around the rules.
     """
-    lines = _NEWLINE.split(code)
-    program = _Program(parse_python(code), lines)
+    program, lines = _Program(code), _NEWLINE.split(code)
     found = {(line, rule.id) for rule in rules for line in program.lines_that_break(rule)}
-    for rule in rules:
-        for match in (match for pattern in rule.text for match in pattern.finditer(code)):
-            found.add((len(_NEWLINE.findall(code, 0, match.start())) + 1, rule.id))
     return [Violation(rule, line, lines[line - 1].strip()[:120]) for line, rule in sorted(found)]
 
 
@@ -92,15 +88,17 @@ class _Program:
     other than by a method, is its own.
     """
 
-    def __init__(self, tree: ast.Module | None, lines: Sequence[str]) -> None:
+    def __init__(self, code: str) -> None:
+        self.code = code
         self.mentions: dict[str, set[int]] = defaultdict(set)
         self.calls: list[tuple[list[str], ast.Call]] = []
         self.strings: list[tuple[str, int]] = []  # docstrings left out
         self._imported: dict[str, set[str]] = {}  # local name -> dotted names
         self._modules: set[str] = set()
         self._own: set[str] = set()
+        tree = parse_python(code)
         if tree is None:
-            self._read_lines(lines)
+            self._read_lines(_NEWLINE.split(code))
         else:
             self._read_tree(list(ast.walk(tree)))
 
@@ -113,6 +111,9 @@ class _Program:
             yield from (call.lineno for one in known if _is_harmful(one, call))
         for pattern in rule.strings:
             yield from (line for value, line in self.strings if pattern.search(value))
+        for pattern in rule.text:
+            for match in pattern.finditer(self.code):
+                yield len(_NEWLINE.findall(self.code, 0, match.start())) + 1
 
     def _read_lines(self, lines: Sequence[str]) -> None:
         for number, line in enumerate(lines, start=1):
@@ -251,9 +252,9 @@ _CALL = {
     "unless": _REGEX,
 }
 _MATCH = {"mentions?": [_MENTION], "calls?": [_CALL], "strings?": [_REGEX], "text?": [_REGEX]}
-_VECTORS = {"violates": [_PROGRAM], "allows": [_PROGRAM]}
 _PACK = {"rules": [("a rule", lambda value: True)], "clean?": [_PROGRAM]}
-_RULE = {"id": _TEXT, "what": _TEXT, "penalty": _PENALTY, "match": _MATCH, **_VECTORS}
+_RULE = {"id": _TEXT, "what": _TEXT, "penalty": _PENALTY, "match": _MATCH}
+_RULE |= {"violates": [_PROGRAM], "allows": [_PROGRAM]}
 
 
 @functools.cache
@@ -334,22 +335,20 @@ def _errors(where: str, value: Any, shape: Any) -> list[str]:
 
 
 def _rule(entry: dict[str, Any]) -> Rule:
-    match = entry["match"]
-    mentions = set(match.get("mentions", ()))
-    dotted = {mention for mention in mentions if re.fullmatch(r"\w+(\.\w+)+", mention)}
-    stars = {mention.rpartition(".")[0] + ".*" for mention in dotted}
-    calls = [
-        Call(frozenset(call["names"]), tuple(call["argument"]), re.compile(call["unless"]))
-        for call in match.get("calls", ())
-    ]
-    patterns = {key: tuple(map(re.compile, match.get(key, ()))) for key in ("strings", "text")}
-    vectors = {key: tuple(entry[key]) for key in _VECTORS}
+    match = {"mentions": (), "calls": (), "strings": (), "text": (), **entry["match"]}
+    dotted = [mention for mention in match["mentions"] if re.fullmatch(r"\w+(\.\w+)+", mention)]
+    stars = {f"{mention.rpartition('.')[0]}.*" for mention in dotted}
     return Rule(
         id=entry["id"],
         what=entry["what"],
         penalty=float(entry["penalty"]),
-        mentions=frozenset(mentions | stars),  # `from os import *` may be any of os
-        calls=tuple(calls),
-        **patterns,
-        **vectors,
+        violates=tuple(entry["violates"]),
+        allows=tuple(entry["allows"]),
+        mentions=frozenset(stars).union(match["mentions"]),  # `from os import *` may be any of os
+        calls=tuple(
+            Call(frozenset(call["names"]), tuple(call["argument"]), re.compile(call["unless"]))
+            for call in match["calls"]
+        ),
+        strings=tuple(map(re.compile, match["strings"])),
+        text=tuple(map(re.compile, match["text"])),
     )

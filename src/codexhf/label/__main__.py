@@ -137,21 +137,14 @@ def _tokens(path: Path, names: Sequence[str]) -> dict[str, str]:
 
 def _revise(rows: list[dict], prefs: Path) -> None:
     """Put the hash of the weights that wrote each answer into the rows, from the manifest."""
-    try:
-        parents = json.loads((prefs / "manifest.json").read_text("utf-8"))["parents"].values()
-    except FileNotFoundError:
-        return
-    revisions = {
-        parent["path"]: "+".join(
-            f"sha256:{digest}"
-            for name, digest in sorted(parent["sha256"].items())
-            if name.endswith(".safetensors")
-        )
-        for parent in parents
-    }
-    for row in rows:
-        for side in "ab":
-            row[f"revision_{side}"] = revisions.get(row[f"model_{side}"])
+    manifest = prefs / "manifest.json"
+    parents = json.loads(manifest.read_text("utf-8"))["parents"] if manifest.is_file() else {}
+    revisions = {}
+    for parent in parents.values():
+        weights = sorted(n for n in parent["sha256"] if n.endswith(".safetensors"))
+        revisions[parent["path"]] = "+".join(f"sha256:{parent['sha256'][n]}" for n in weights)
+    for row in rows if revisions else ():
+        row |= {f"revision_{side}": revisions.get(row[f"model_{side}"]) for side in "ab"}
 
 
 def _score(rows: list[dict], reward_model: str) -> None:
@@ -159,7 +152,7 @@ def _score(rows: list[dict], reward_model: str) -> None:
 
     reward = load_model_reward(reward_model)
     prompts = [row["prompt"] for row in rows]
-    for side in ("a", "b"):
+    for side in "ab":
         scores = reward(prompts, [row[f"response_{side}"] for row in rows])
         for row, score in zip(rows, scores, strict=True):
             row[f"reward_{side}"] = score
@@ -177,12 +170,10 @@ def _serve(args: argparse.Namespace, store, output_dir: Path) -> None:
         check = sandbox_check(args.timeout_s)
     except (SandboxUnavailable, ValueError) as error:
         print(f"label: demonstrations are not tested: {error}", file=sys.stderr)
-    names = [f"[{args.host}]" if ":" in args.host else args.host, "127.0.0.1", "localhost"]
-    local = dict.fromkeys(
-        f"http://{name}:{args.port}" for name in names if _loopback(name.strip("[]"))
-    )
-    public = args.public_url.rstrip("/") if args.public_url else None
-    origins = tuple([public] if public else []) + tuple(local)
+    public = [args.public_url.rstrip("/")] if args.public_url else []
+    names = [name for name in (args.host, "127.0.0.1", "localhost") if _loopback(name)]
+    local = [f"http://{f'[{name}]' if ':' in name else name}:{args.port}" for name in names]
+    origins = tuple(dict.fromkeys(public + local))
     tokens = _tokens(output_dir / "tokens.json", args.labellers)
     settings = Settings(
         tokens={token: name for name, token in tokens.items()},

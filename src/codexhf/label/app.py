@@ -6,12 +6,13 @@ and the content policy lets no script run but ours and no request leave.
 """
 
 import asyncio
+import functools
 import hmac
 import json
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,9 +24,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from codexhf.completions import code_of
 from codexhf.label import show
 from codexhf.label.agreement import summarise
-from codexhf.label.store import CHOICES, Conflict, Store
+from codexhf.label.store import Conflict, Store
 
 HERE = Path(__file__).parent
 MAX_BODY = 1_000_000
@@ -63,10 +65,10 @@ class Settings:
 
     tokens: Mapping[str, str]
     origins: tuple[str, ...]
-    overlap: int = 1
-    reveal: bool = True
-    instructions: str = field(default=(HERE / "instructions.md").read_text(encoding="utf-8"))
-    check: Check | None = None
+    overlap: int
+    reveal: bool
+    instructions: str
+    check: Check | None
 
     @property
     def cookie(self) -> str:
@@ -132,10 +134,6 @@ class Page:
             lstrip_blocks=True,
         )
         self.jinja.filters |= {"code": show.code, "visible": show.visible}
-        self.static = {
-            name: (kind, (HERE / "static" / name).read_bytes())
-            for name, kind in (("label.css", "text/css"), ("label.js", "text/javascript"))
-        }
 
     def app(self):
         """Return the ASGI application, guard in front."""
@@ -146,8 +144,8 @@ class Page:
             Route("/write", self.write),
             Route("/instructions", self.instructions),
             Route("/agreement", self.agreement),
-            Route("/label.css", self.file),
-            Route("/label.js", self.file),
+            Route("/label.css", _static),
+            Route("/label.js", _static),
             Route("/api/label", self.post_label, methods=["POST"]),
             Route("/api/undo", self.post_undo, methods=["POST"]),
             Route("/api/check", self.post_check, methods=["POST"]),
@@ -170,13 +168,9 @@ class Page:
             return RedirectResponse(f"/compare?tab={secrets.token_hex(6)}", 303)
         # Not a redirect: after a link in a mail the browser would not send a strict cookie with it.
         response = self._render("entry.html", request)
+        https = self.settings.origins[0].startswith("https:")
         response.set_cookie(
-            self.settings.cookie,
-            token,
-            max_age=90 * 86400,
-            httponly=True,
-            samesite="strict",
-            secure=self.settings.origins[0].startswith("https:"),
+            self.settings.cookie, token, 90 * 86400, httponly=True, samesite="strict", secure=https
         )
         return response
 
@@ -216,20 +210,17 @@ class Page:
         name = _labeller(request)
         pair = request.query_params.get("pair") or self.store.next_to_write(name)
         if pair is None:
-            return self._render("done.html", request, progress=None, adjudicates=False,
-                                waiting=None)  # fmt: skip
-        row = self.store.pair(pair)
-        side = request.query_params.get("from", "")
-        source = {"left": 0, "right": 1}.get(side)
-        started = "nothing" if source is None else _order(self.store.left(pair, name))[source]
-        text = "" if source is None else show.plain(row[f"response_{started}"])
-        text = text.encode("utf-8", "replace").decode()  # half a character cannot be sent
+            return self._render("done.html", request, progress=None, adjudicates=False)
+        row, started, text = self.store.pair(pair), "nothing", ""
+        if (side := request.query_params.get("from")) in SIDES:
+            started = _order(self.store.left(pair, name))[SIDES.index(side)]
+            text = show.plain(row[f"response_{started}"])
         return self._render(
             "write.html",
             request,
             pair=pair,
             started=started,
-            text=text,
+            text=text.encode("utf-8", "replace").decode(),  # half a character cannot be sent
             messages=show.messages(row["prompt"]),
             tested=bool(row.get("tests")) and self.settings.check is not None,
         )
@@ -243,56 +234,31 @@ class Page:
         summary = summarise(self.store.pairs(), self.store.labels())
         return self._render("agreement.html", request, s=summary, open=len(self.store.disagreed()))
 
-    async def file(self, request: Request) -> Response:
-        kind, body = self.static[request.url.path[1:]]
-        return Response(body, media_type=kind)
-
     # -- writing -------------------------------------------------------------------------------
 
     async def post_label(self, request: Request) -> Response:
-        name = _labeller(request)
         body = await _body(
-            request, request=str, pair=str, version=int, left=str, choice=str, seconds=float,
-            comment=str, adjudicates=bool,
-        )  # fmt: skip
-        adjudicates = body.pop("adjudicates")
-        if adjudicates:
+            request, "request pair version left choice seconds comment adjudicates".split()
+        )
+        if body["adjudicates"]:
             _owner_only(request)
-        if body["left"] not in ("a", "b"):
-            raise HTTPException(400, "left: expected a or b.")
-        sides = dict(zip(("left", "right"), _order(body["left"]), strict=True))
-        choice = sides.get(body["choice"], body["choice"])
-        if choice not in CHOICES or body["choice"] in ("a", "b"):
-            raise HTTPException(400, "choice: expected left, right, tie, bad or skip.")
-        if len(body["comment"]) > 10_000:
-            raise HTTPException(400, "comment: at most 10,000 characters.")
+        order = _order(body["left"])
+        if body["choice"] in SIDES:
+            body["choice"] = order[SIDES.index(body["choice"])]
         row = self.store.pair(body["pair"])
-        machine = self._machine(row) if self.settings.reveal else []
+        machine = _machine(row, order) if self.settings.reveal else []
         # Who has seen the verdict, and takes the label back, must not count as agreeing with it.
-        body |= {"choice": choice, "informed": bool(machine) and body["version"] > 0}
-        self.store.label(labeller=name, adjudicates=adjudicates, **body)
-        if choice == "skip":
-            machine = []
-        order = (0, 1) if body["left"] == "a" else (1, 0)
-        return JSONResponse({"saved": True, "reveal": [[w, v[order[0]], v[order[1]]]
-                                                       for w, v in machine]})  # fmt: skip
-
-    def _machine(self, row: Mapping) -> list[tuple[str, tuple[str, str]]]:
-        """What the tests and R say of answers a and b, in words."""
-        out = []
-        if row.get("tests_a") or row.get("tests_b"):
-            out.append(("tests", tuple(str(row.get(f"tests_{s}") or "–") for s in "ab")))
-        if row.get("reward_a") is not None and row.get("reward_b") is not None:
-            out.append(("reward model", tuple(f"{row[f'reward_{s}']:+.2f}" for s in "ab")))
-        return out
+        informed = bool(machine) and body["version"] > 0
+        self.store.label(labeller=_labeller(request), informed=informed, **body)
+        return JSONResponse({"saved": True, "reveal": machine if body["choice"] != "skip" else []})
 
     async def post_undo(self, request: Request) -> Response:
-        body = await _body(request, request=str, tab=str)
-        pair = self.store.undo(body["request"], _labeller(request), body["tab"])
+        body = await _body(request, ["request", "tab"])
+        pair = self.store.undo(labeller=_labeller(request), **body)
         return JSONResponse({"saved": pair is not None})
 
     async def post_check(self, request: Request) -> Response:
-        body = await _body(request, pair=str, completion=str)
+        body = await _body(request, ["pair", "completion"])
         return JSONResponse(await self._check(_labeller(request), **body))
 
     async def _check(self, labeller: str, pair: str, completion: str) -> dict:
@@ -304,17 +270,16 @@ class Page:
             return await self.settings.check(row, completion)
 
     async def post_demonstration(self, request: Request) -> Response:
-        body = await _body(
-            request, request=str, pair=str, started_from=str, completion=str, seconds=float
-        )
-        if body["started_from"] not in ("nothing", "a", "b"):
-            raise HTTPException(400, "started_from: expected nothing, a or b.")
+        body = await _body(request, "request pair started_from completion seconds".split())
         if not body["completion"].strip():
             raise HTTPException(400, "completion: it is empty.")
         name = _labeller(request)
         found = await self._check(name, body["pair"], body["completion"])
         self.store.demonstrate(labeller=name, verdict=found["verdict"], **body)
         return JSONResponse({"saved": True, **found})
+
+
+SIDES = ("left", "right")
 
 
 def _order(left: str) -> str:
@@ -336,8 +301,32 @@ def _owner_only(request: Request) -> None:
         raise HTTPException(403, "This page is for the owner of the project.")
 
 
-async def _body(request: Request, /, **types: type) -> dict:
-    """The JSON object that was sent, with exactly these keys and types.
+def _machine(row: Mapping, order: str) -> list[list[str]]:
+    """What the tests and R say of the left and of the right answer, in words: who, left, right."""
+    out = []
+    if row.get("tests_a") or row.get("tests_b"):
+        out.append(["tests", *(str(row.get(f"tests_{side}") or "–") for side in order)])
+    if row.get("reward_a") is not None and row.get("reward_b") is not None:
+        out.append(["reward model", *(f"{row[f'reward_{side}']:+.2f}" for side in order)])
+    return out
+
+
+FIELDS: dict[str, tuple[type, str, Callable]] = {
+    "request": (str, "8 to 64 characters", lambda value: 8 <= len(value) <= 64),
+    "comment": (str, "at most 10,000 characters", lambda value: len(value) <= 10_000),
+    "seconds": (float, "0 to 86400", lambda value: 0 <= value <= 86400),
+    "left": (str, "a or b", ("a", "b").__contains__),
+    "choice": (str, "left, right, tie, bad or skip", (*SIDES, "tie", "bad", "skip").__contains__),
+    "started_from": (str, "nothing, a or b", ("nothing", "a", "b").__contains__),
+    **dict.fromkeys(("pair", "tab", "completion"), (str, "", lambda value: True)),
+    "version": (int, "", lambda value: True),
+    "adjudicates": (bool, "", lambda value: True),
+}
+"""What a page may send: its type, what else is expected of it, and the test of that."""
+
+
+async def _body(request: Request, fields: Sequence[str]) -> dict:
+    """The JSON object that was sent, with exactly these of FIELDS.
 
     Raises:
         HTTPException: 413, 408 or 400, with what was wrong.
@@ -355,26 +344,31 @@ async def _body(request: Request, /, **types: type) -> dict:
         body = json.loads(data)
     except (ValueError, RecursionError):
         raise HTTPException(400, "body: not JSON.") from None
-    if not isinstance(body, dict) or set(body) != set(types):
-        raise HTTPException(400, f"body: expected an object of {', '.join(sorted(types))}.")
-    for name, kind in types.items():
-        if kind is float and type(body[name]) is int:
-            body[name] = float(body[name])
-        if type(body[name]) is not kind:
+    if not isinstance(body, dict) or set(body) != set(fields):
+        raise HTTPException(400, f"body: expected an object of {', '.join(sorted(fields))}.")
+    for name, value in body.items():
+        kind, expected, fits = FIELDS[name]
+        if kind is float and type(value) is int:
+            body[name] = value = float(value)
+        if type(value) is not kind:
             raise HTTPException(400, f"{name}: expected {kind.__name__}.")
-    if "request" in body and not 8 <= len(body["request"]) <= 64:
-        raise HTTPException(400, "request: expected 8 to 64 characters.")
-    if "seconds" in body and not 0 <= body["seconds"] <= 86400:
-        raise HTTPException(400, "seconds: expected 0 to 86400.")
-    if re.search("[\ud800-\udfff]", "".join(v for v in body.values() if isinstance(v, str))):
-        raise HTTPException(400, "body: holds half a character (a lone surrogate).")
+        if not fits(value):
+            raise HTTPException(400, f"{name}: expected {expected}.")
+        if kind is str and re.search("[\ud800-\udfff]", value):
+            raise HTTPException(400, f"{name}: holds half a character (a lone surrogate).")
     return body
 
 
+async def _static(request: Request) -> Response:
+    file = HERE / "static" / request.url.path[1:]
+    kind = {".css": "text/css", ".js": "text/javascript"}[file.suffix]
+    return Response(file.read_bytes(), media_type=kind)
+
+
 async def _refused(request: Request, error: HTTPException | Conflict) -> Response:
-    known = isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail if known else str(error)},
-                        error.status_code if known else 409)  # fmt: skip
+    if isinstance(error, HTTPException):
+        return JSONResponse({"error": error.detail}, error.status_code)
+    return JSONResponse({"error": str(error)}, 409)
 
 
 def sandbox_check(timeout_s: float) -> Check:
@@ -382,16 +376,9 @@ def sandbox_check(timeout_s: float) -> Check:
     from codexhf.execution import run_tests
 
     def run(row: dict, completion: str) -> dict:
-        from codexhf.rewards import code_of  # imports torch, so not before somebody writes
-
-        (result,) = run_tests(
-            [code_of(completion)], [row["tests"]], [row.get("entry_point") or ""],
-            timeout_s=timeout_s,
-        )  # fmt: skip
+        names = [row.get("entry_point") or ""]
+        (result,) = run_tests([code_of(completion)], [row["tests"]], names, timeout_s=timeout_s)
         counted = f"{result.passed} of {result.total} tests pass"
         return {"verdict": result.verdict, "detail": f"{result.verdict}: {counted}"}
 
-    async def check(row: dict, completion: str) -> dict:
-        return await to_thread.run_sync(run, row, completion)
-
-    return check
+    return functools.partial(to_thread.run_sync, run)

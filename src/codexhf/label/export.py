@@ -12,10 +12,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jinja2
+
 from codexhf.cards import card_of_rows
 from codexhf.checkpoints import sealed, write_text
 from codexhf.label.agreement import majority, summarise, word
 from codexhf.label.store import Store
+
+CARD = (
+    jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
+    )
+    .get_template("card.jinja")
+    .module
+)
+"""What the cards say, as functions."""
 
 
 def settle(labels: Sequence[Mapping]) -> tuple[str | None, str]:
@@ -74,8 +85,9 @@ def export(store: Store, folder: Path, license: str, source: Mapping) -> dict:
         for row in (*rows["train"], *rows["test"])
         for side in "ab"
     }
-    provenance = _provenance(labels, summary, source, counts, sorted(writers))
-    problems = _problems(summary, rows, left_out)
+    ties = sum(row["label"] == "tie" for part in rows.values() for row in part)
+    provenance = CARD.provenance(source, sorted(writers), labels, summary, counts)
+    problems = CARD.problems(summary, ties)
     for card, data in (("README", "train"), ("test", "test")):
         title, path = f"Preference pairs labelled by people ({data})", folder / f"{card}.md"
         load = {"path": "json", "data_files": f"{data}.jsonl"}
@@ -134,53 +146,3 @@ def _demonstrations(store: Store, pairs: Mapping) -> tuple[list[dict], int]:
     ]
     good = [row for row in rows if row["verdict"] in (None, "pass")]
     return good, len(rows) - len(good)
-
-
-def _provenance(labels, summary, source, counts, writers) -> str:
-    people = ", ".join(f"{n} ({r['labels']})" for n, r in summary["labellers"].items())
-    days = sorted({r["at"][:10] for r in labels})
-    informed = sum(r["informed"] for r in labels)
-    return "\n".join(
-        [
-            f"- pairs sampled by the preferences stage in `{source['from']}`; answers by "
-            f"{', '.join(writers)}",
-            f"- labelled on the codexhf labelling page by {people or 'adjudication alone'}, "
-            f"{days[0]} to {days[-1]}; answers blind, sides drawn by seed {source['seed']}",
-            f"- each row holds who, when, how long, and which answer stood on the left; "
-            f"{informed} labels were given after the machine's verdict had been seen",
-            f"- {counts['train']} pairs to train on and {counts['test']} held out, by prompt; left "
-            f"out: {_counted(counts['left_out'])}",
-        ]
-    )
-
-
-def _problems(summary, rows, left_out) -> str:
-    people = summary["people"]
-    lines = []
-    if people["percent"] is not None:
-        p, a = people["percent"], people["alpha"]
-        alpha = f"{a[0]:.2f} [{a[1]:.2f}, {a[2]:.2f}]" if a else "undefined"
-        lines.append(
-            f"- labellers agree on {p[0]:.1f}% [{p[1]:.1f}, {p[2]:.1f}] of {people['pairs']} pairs "
-            f"with two labels, Krippendorff's alpha {alpha}: {people['reading']}"
-        )
-    else:
-        lines.append("- no pair has two labels: how far labellers agree is not known")
-    for machine, r in summary["against"].items():
-        p = r["percent"]
-        lines.append(
-            f"- labels agree with {machine} on {p[0]:.1f}% [{p[1]:.1f}, {p[2]:.1f}] of "
-            f"{r['pairs']} pairs"
-        )
-    for name, r in summary["labellers"].items():
-        if r["no_signal"]:
-            lines.append(f"- the labels of {name} carry no signal (p = {r['p_chance']:.2f})")
-        if r["side_bias_p"] < 0.01:
-            lines.append(f"- {name} chose the left answer in {r['left_percent']:.0f}%")
-    ties = sum(r["label"] == "tie" for part in rows.values() for r in part)
-    lines.append(f"- {ties} ties, which the reward model does not learn from")
-    return "\n".join(lines)
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{n} {why}" for why, n in sorted(counts.items())) or "none"

@@ -9,45 +9,16 @@ import hashlib
 import json
 import os
 import sqlite3
+import statistics
 import time
 from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
-CHOICES = ("a", "b", "tie", "bad", "skip")
 LEASE_S = 600.0
 """For how long a pair on somebody's screen is kept from others once it has enough labels coming."""
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS pair (
-    id TEXT PRIMARY KEY, position INTEGER, row TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS label (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, request TEXT NOT NULL UNIQUE,
-    pair TEXT NOT NULL REFERENCES pair(id), labeller TEXT NOT NULL, adjudicates INTEGER NOT NULL,
-    choice TEXT NOT NULL CHECK (choice IN ('a', 'b', 'tie', 'bad', 'skip', 'undo')),
-    shown_left TEXT NOT NULL CHECK (shown_left IN ('a', 'b')), informed INTEGER NOT NULL,
-    seconds REAL NOT NULL, comment TEXT NOT NULL, at TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS demonstration (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, request TEXT NOT NULL UNIQUE,
-    pair TEXT NOT NULL REFERENCES pair(id), labeller TEXT NOT NULL, started_from TEXT NOT NULL,
-    completion TEXT NOT NULL, verdict TEXT, seconds REAL NOT NULL, at TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS verdict_seen (
-    pair TEXT NOT NULL, labeller TEXT NOT NULL, PRIMARY KEY (pair, labeller));
-CREATE TABLE IF NOT EXISTS lease (
-    pair TEXT NOT NULL, labeller TEXT NOT NULL, tab TEXT NOT NULL, until REAL NOT NULL,
-    PRIMARY KEY (labeller, tab));
-CREATE INDEX IF NOT EXISTS queue ON pair (position);
-CREATE INDEX IF NOT EXISTS label_of ON label (pair, labeller, adjudicates, seq);
-CREATE INDEX IF NOT EXISTS lease_of ON lease (pair);
-CREATE TRIGGER IF NOT EXISTS label_kept BEFORE DELETE ON label
-    BEGIN SELECT RAISE(ABORT, 'labels are append-only'); END;
-CREATE TRIGGER IF NOT EXISTS label_fixed BEFORE UPDATE ON label
-    BEGIN SELECT RAISE(ABORT, 'labels are append-only'); END;
-CREATE VIEW IF NOT EXISTS current AS SELECT * FROM label l WHERE choice <> 'undo' AND NOT EXISTS (
-    SELECT 1 FROM label n WHERE n.pair = l.pair AND n.labeller = l.labeller
-    AND n.adjudicates = l.adjudicates AND n.seq > l.seq);
-"""
+SCHEMA = Path(__file__).with_name("schema.sql").read_text(encoding="utf-8")
 
 NEXT = """
 SELECT p.id FROM pair p WHERE p.position IS NOT NULL
@@ -65,6 +36,17 @@ DISAGREED = """
 SELECT p.* FROM pair p JOIN current c ON c.pair = p.id AND NOT c.adjudicates AND c.choice <> 'skip'
 WHERE NOT EXISTS (SELECT 1 FROM current d WHERE d.pair = p.id AND d.adjudicates)
 GROUP BY p.id HAVING count(DISTINCT replace(c.choice, 'bad', 'tie')) > 1 ORDER BY p.position
+"""
+
+
+DONE = "SELECT count(*) AS n FROM current WHERE labeller = ? AND NOT adjudicates"
+
+LEFT = """
+SELECT count(*) AS n FROM pair p WHERE position IS NOT NULL
+AND NOT EXISTS (SELECT 1 FROM current c
+    WHERE c.pair = p.id AND c.labeller = ? AND NOT c.adjudicates)
+AND (SELECT count(*) FROM current c WHERE c.pair = p.id AND NOT c.adjudicates
+    AND c.labeller <> ? AND c.choice <> 'skip') < ?
 """
 
 
@@ -214,9 +196,17 @@ class Store:
             if version != self.version(pair, labeller, adjudicates):
                 raise Conflict("You labelled this pair in another tab; that label stands.")
             seen = "SELECT 1 FROM verdict_seen WHERE pair = ? AND labeller = ?"
-            informed = informed or self._one(seen, pair, labeller) is not None
             self._append(
-                request, pair, labeller, adjudicates, choice, left, informed, seconds, comment
+                "label",
+                request=request,
+                pair=pair,
+                labeller=labeller,
+                adjudicates=adjudicates,
+                choice=choice,
+                shown_left=left,
+                informed=informed or self._one(seen, pair, labeller) is not None,
+                seconds=seconds,
+                comment=comment,
             )
             self.db.execute("DELETE FROM lease WHERE pair = ? AND labeller = ?", (pair, labeller))
 
@@ -224,8 +214,10 @@ class Store:
         """Record that the tests of this pair's prompt were run for the labeller, while writing."""
         self.db.execute("INSERT OR IGNORE INTO verdict_seen VALUES (?, ?)", (pair, labeller))
 
-    def _append(self, *values) -> None:
-        self.db.execute(f"INSERT INTO label VALUES (NULL{', ?' * 10})", (*values, _now()))
+    def _append(self, table: str, **row) -> None:
+        row["at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        names, values = ", ".join(row), ", ".join(f":{name}" for name in row)
+        self.db.execute(f"INSERT INTO {table} ({names}) VALUES ({values})", row)
 
     def undo(self, request: str, labeller: str, tab: str) -> str | None:
         """Take the labeller's newest label back and open its pair in this tab; None without one."""
@@ -233,15 +225,13 @@ class Store:
             done = self._one("SELECT pair FROM label WHERE request = ?", request)
             if done is not None:
                 return done["pair"]
-            last = self._one(
-                "SELECT * FROM current WHERE labeller = ? ORDER BY seq DESC LIMIT 1", labeller
-            )
+            newest = "SELECT * FROM current WHERE labeller = ? ORDER BY seq DESC LIMIT 1"
+            last = self._one(newest, labeller)
             if last is None:
                 return None
-            self._append(
-                request, last["pair"], labeller, last["adjudicates"], "undo", last["shown_left"],
-                last["informed"], 0.0, "",
-            )  # fmt: skip
+            row = {k: last[k] for k in last.keys() if k != "seq"}
+            row |= {"request": request, "choice": "undo", "seconds": 0.0, "comment": ""}
+            self._append("label", **row)
             if not last["adjudicates"]:
                 self._lease(last["pair"], labeller, tab)
         return last["pair"]
@@ -256,38 +246,21 @@ class Store:
 
     def progress(self, labeller: str, overlap: int) -> dict:
         """Labels done by one labeller, pairs left for him, and seconds per label (median of 20)."""
-        done = self._one(
-            "SELECT count(*) AS n FROM current WHERE labeller = ? AND NOT adjudicates", labeller
-        )["n"]
-        left = self._one(
-            """SELECT count(*) AS n FROM pair p WHERE position IS NOT NULL AND NOT EXISTS (
-            SELECT 1 FROM current c WHERE c.pair = p.id AND c.labeller = ? AND NOT c.adjudicates)
-            AND (SELECT count(*) FROM current c WHERE c.pair = p.id AND NOT c.adjudicates
-            AND c.labeller <> ? AND c.choice <> 'skip') < ?""",
-            labeller, labeller, overlap,
-        )["n"]  # fmt: skip
-        recent = sorted(
-            row["seconds"]
-            for row in self.db.execute(
-                "SELECT seconds FROM current WHERE labeller = ? ORDER BY seq DESC LIMIT 20",
-                (labeller,),
-            )
-        )
-        pace = recent[len(recent) // 2] if recent else None
-        return {"done": done, "left": left, "seconds": pace}
+        recent = "SELECT seconds FROM current WHERE labeller = ? ORDER BY seq DESC LIMIT 20"
+        seconds = [row["seconds"] for row in self.db.execute(recent, (labeller,))]
+        return {
+            "done": self._one(DONE, labeller)["n"],
+            "left": self._one(LEFT, labeller, labeller, overlap)["n"],
+            "seconds": statistics.median_high(seconds) if seconds else None,
+        }
 
     def next_to_write(self, labeller: str) -> str | None:
         """The next pair of a prompt that this labeller has written no demonstration for."""
-        written = {
-            json.dumps(self.pair(row["pair"])["prompt"], sort_keys=True)
-            for row in self.db.execute(
-                "SELECT DISTINCT pair FROM demonstration WHERE labeller = ?", (labeller,)
-            )
-        }
-        for pair, row in self.pairs().items():
-            if json.dumps(row["prompt"], sort_keys=True) not in written:
-                return pair
-        return None
+        pairs = self.pairs()
+        asked = {pair: json.dumps(row["prompt"], sort_keys=True) for pair, row in pairs.items()}
+        mine = "SELECT DISTINCT pair FROM demonstration WHERE labeller = ?"
+        written = {asked[row["pair"]] for row in self.db.execute(mine, (labeller,))}
+        return next((pair for pair, prompt in asked.items() if prompt not in written), None)
 
     def demonstrate(self, request: str, pair: str, labeller: str, **fields) -> None:
         """Append one demonstration; on disk when this returns, and once however often it is sent.
@@ -297,15 +270,10 @@ class Store:
         """
         with self._transaction():
             self.pair(pair)
-            self.db.execute(
-                "INSERT OR IGNORE INTO demonstration VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (request, pair, labeller, fields["started_from"], fields["completion"],
-                 fields["verdict"], fields["seconds"], _now()),
-            )  # fmt: skip
+            if self._one("SELECT 1 FROM demonstration WHERE request = ?", request) is None:
+                self._append(
+                    "demonstration", request=request, pair=pair, labeller=labeller, **fields
+                )
 
     def close(self) -> None:
         self.db.close()
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

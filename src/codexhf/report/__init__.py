@@ -2,6 +2,7 @@
 
     python -m codexhf.report runs
 
-`manifests` reads and checks; `comparison`, `charts` and `sections` compute one list of sections,
-which page.html.jinja and page.md.jinja write down.
+`manifests` reads and checks; `comparison`, `charts` and `tables` compute. report.jinja is what the
+report says, once for both; page.html.jinja and page.md.jinja are how its parts look. What the
+comparison and the charts show is listed in comparison.yaml and charts.yaml.
 """

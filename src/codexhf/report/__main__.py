@@ -9,19 +9,19 @@ Writes  report.md and report.html; the same input gives the same bytes. Exit cod
 """
 
 import argparse
+import inspect
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
-from codexhf.lineage import STAGES
-from codexhf.picture import as_text
+from codexhf.lineage import BY_FOLDER, STAGES
+from codexhf.picture import as_text, digest_of, picture
 from codexhf.refusals import refuse
-from codexhf.report.charts import DARK
-from codexhf.report.manifests import ReportError, read_runs
-from codexhf.report.sections import report_of
+from codexhf.report import charts, comparison, manifests, tables
 
 CHARACTERS_SHOWN, LINES_SHOWN = 1600, 40
 
@@ -32,24 +32,35 @@ def render(runs_dir: Path) -> dict[str, str]:
     Raises:
         ReportError: a manifest or the answers are broken, or there is none.
     """
+    runs = manifests.read_runs(runs_dir)
+    drawn = {f: charts.charts_of(f, runs.stages[f]) for f in charts.CHARTS if f in runs.stages}
+    said = {"runs": runs, "c": comparison.Comparison(runs), "charts": drawn, "stages": BY_FOLDER}
+    # the page last: make takes it as the sign that both are there
+    return {
+        "report.md": _template("md", markdown).render(said),
+        "report.html": _template("html", visible).render(said),
+    }
+
+
+def _template(kind: str, shown) -> jinja2.Template:
+    """report.jinja, written with the parts of one kind; all text that it shows is `shown` first."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=lambda name: name.endswith(".html.jinja"),
+        autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
+        extensions=["jinja2.ext.do"],
+        finalize=lambda value: shown(value) if type(value) is str else value,
     )
-    environment.filters |= {"md": markdown, "cut": cut, "fence": fence, "visible": visible}
-    environment.filters["as_text"] = as_text
-    report = report_of(read_runs(runs_dir))
-    colours = {stage.symbol: stage.colour for stage in STAGES}
-    return {
-        f"report.{kind}": environment.get_template(f"page.{kind}.jinja").render(
-            report=report, dark=DARK, colours=colours
-        )
-        for kind in ("md", "html")  # the page last: make takes it as the sign that both are there
-    }
+    # report.jinja may call every function of these three modules, also as a filter
+    rooms = {**vars(manifests), **vars(comparison), **vars(tables)}
+    known = {name: value for name, value in rooms.items() if inspect.isfunction(value)}
+    known |= {f.__name__: f for f in (as_text, cut, digest_of, fence, line, picture, visible)}
+    environment.filters |= known
+    environment.globals |= known | {"kind": kind, "dark": charts.DARK}
+    environment.globals["colours"] = {stage.symbol: stage.colour for stage in STAGES}
+    return environment.get_template("report.jinja")
 
 
 def visible(text: str) -> str:
@@ -71,16 +82,21 @@ def cut(text: str) -> str:
     return f"{short}\n… {left:,} more characters" if left else text
 
 
-def markdown(text: str) -> str:
+def line(text: str) -> Markup:
+    """What a template wrote, on one line."""
+    return Markup(" ".join(text.split()))
+
+
+def markdown(text: str) -> Markup:
     """Text that Markdown shows as it is, on one line."""
     special = r"[\\`*\[\]|~$<>&]|(?<!\w)_|_(?!\w)|^[#+-]"
-    return re.sub(special, r"\\\g<0>", " ".join(text.split()))
+    return Markup(visible(re.sub(special, r"\\\g<0>", " ".join(text.split()))))
 
 
-def fence(text: str) -> str:
+def fence(text: str) -> Markup:
     """Text in a code block whose fence is longer than any run of backticks in it."""
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{ticks}text\n{text}\n{ticks}"
+    return Markup(f"{ticks}text\n{visible(text)}\n{ticks}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -95,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         files = render(args.runs)
-    except ReportError as error:
+    except manifests.ReportError as error:
         refuse(str(error).splitlines(), "report")
     folder = args.output_dir or args.runs
     folder.mkdir(parents=True, exist_ok=True)

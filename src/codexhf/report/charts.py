@@ -1,4 +1,7 @@
-"""The curves of every stage's history as SVG; how they look is in charts.mplstyle."""
+"""The curves of every stage's history as SVG.
+
+charts.yaml says which there are, charts.mplstyle how they look.
+"""
 
 import fnmatch
 import io
@@ -15,7 +18,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from codexhf.lineage import BY_FOLDER
 from codexhf.report.manifests import number
+from codexhf.strict_yaml import load_yaml
 
+CHARTS = load_yaml(Path(__file__).with_suffix(".yaml"))
 POINTS, LABEL = 300, 44  # drawn at most: points of a curve, characters of a label
 TOO_LARGE = 1e30  # to draw: a gap, as NaN and infinity are
 INK = "#333a43"
@@ -26,51 +31,6 @@ DARK = {
     "#d55e00": "#f0813a", "#aa5a8c": "#d283b4", "#8c6d1f": "#c9a54a",
 }  # fmt: skip
 """Colour on a light page -> the same on a dark one."""
-
-HELD_OUT = "held out"
-
-
-def both(training: str, held_out: str) -> list[tuple[str, str]]:
-    return [("training", training), (HELD_OUT, held_out)]
-
-
-# Stage folder -> charts; a chart is panels on one x axis: title -> lines, (label, key of the
-# history). "*" is any text, the label's {}. Where the title has a %, shares are shown times 100.
-CHARTS = {
-    "m0": [
-        {
-            "Loss, nats per token": [
-                *both("loss", "eval_loss"),
-                (f"{HELD_OUT}, {{}}", "eval_*_loss"),
-            ]
-        },
-        {"Bits per byte, held out": [("{}", "eval_*_bits_per_byte")]},
-    ],
-    "m1": [
-        {"Loss on completions, nats per token": both("loss", "eval_loss")},
-        {"pass@1 on validation tasks, %": [(HELD_OUT, "eval_pass@1")]},
-    ],
-    "rm": [
-        {"Pairs ranked correctly, % (chance: 50)": both("accuracy", "eval_accuracy")},
-        {"Margin, chosen minus rejected": both("margin", "eval_margin")},
-    ],
-    "m2": [
-        {
-            "Proxy: the score of R": both("rewards/reward_model", "eval_reward_model"),
-            "Gold: answers that pass, %": both("rewards/unit_tests", "eval_unit_tests"),
-            "Price: KL to the reference, nats per answer": both("objective/kl", "eval_kl"),
-        },
-        {"Rewards in training": [("weighted sum", "objective/scores"), ("{}", "rewards/*")]},
-        {"Gradient norm of each term, log scale": [("all", "grad_norm"), ("{}", "grad_norm/*")]},
-        {"Policy loss (clipped surrogate)": [("training", "loss/policy_avg")]},
-        {"Value loss": [("training", "loss/value_avg")]},
-        {"SFT loss, nats per token": [("training", "loss/sft_avg")]},
-        {"Ω in the loss": [("training", "loss/omega_avg")]},
-        {"Entropy, nats per answer": [("training", "objective/entropy")]},
-        {"Tokens per answer": both("response/length", "eval_response_length")},
-    ],
-}
-
 Points = list[tuple[float, float]]
 
 
@@ -86,10 +46,10 @@ def curve(history: Sequence[Mapping], key: str, scale: float = 1.0) -> Points:
     The trainer's summary row ends training: an evaluation after it is of the weights that were
     kept, which need not be the last ones, and is no point of the curve.
     """
-    ends = [i for i, row in enumerate(history) if "train_runtime" in row]
+    end = max((i for i, row in enumerate(history) if "train_runtime" in row), default=None)
     points = [
         (step, scale * value if abs(value) < TOO_LARGE else math.nan)
-        for row in history[: ends[-1] if ends else None]
+        for row in history[:end]
         if (step := number(row.get("step"))) is not None
         and (value := number(row.get(key))) is not None
     ]
@@ -98,11 +58,11 @@ def curve(history: Sequence[Mapping], key: str, scale: float = 1.0) -> Points:
     return [tuple(statistics.fmean(axis) for axis in zip(*g, strict=True)) for g in groups]
 
 
-def lines_of(history: Sequence[Mapping], title: str, wanted) -> dict[str, Points]:
+def lines_of(history: Sequence[Mapping], title: str, wanted: Mapping[str, str]):
     """Label -> points of the lines of a panel that the history holds."""
     keys = sorted({key for row in history for key in row})
     lines = {}
-    for label, pattern in wanted:
+    for label, pattern in wanted.items():
         start, _, end = pattern.partition("*")
         for key in fnmatch.filter(keys, pattern):
             name = label.replace("{}", key[len(start) : len(key) - len(end)])
@@ -144,33 +104,32 @@ def best_step(manifest: Mapping) -> float | None:
     return max(points, key=lambda p: (sign * p[1], -p[0]), default=(None,))[0]
 
 
-def draw(panels: Mapping[str, dict[str, Points]], colour: str, per_step, best) -> str:
+def draw(panels: Mapping[str, dict[str, Points]], colour: str, per_step: float, best) -> str:
     """Panels above each other as an SVG element; a dotted line at the step that was kept."""
-    buffer = io.StringIO()
+    scale, buffer = per_step or 1, io.StringIO()
     with matplotlib.rc_context(fname=Path(__file__).with_suffix(".mplstyle")):
         figure = Figure(figsize=(4.1, 0.5 + 1.7 * len(panels)), layout="constrained")
         grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (title, lines) in zip(grid, panels.items(), strict=True):
-            _draw_panel(axes, title, lines, colour, per_step or 1)
+            _draw_panel(axes, title, lines, colour, scale)
             if best is not None:
-                axes.axvline(best * (per_step or 1), color=INK, linewidth=0.9, linestyle=":")
-        grid[-1].set_xlabel("episodes" if per_step else "steps")
-        grid[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
-        grid[-1].xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+                axes.axvline(best * scale, color=INK, linewidth=0.9, linestyle=":")
+        axes.set_xlabel("episodes" if per_step else "steps")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     return text[text.index("<svg") :].strip()
 
 
-def _draw_panel(axes, title: str, lines: dict[str, Points], colour: str, per_step: float) -> None:
-    colours = itertools.cycle((colour, *OTHERS))
-    for (label, points), own in zip(lines.items(), colours, strict=False):
+def _draw_panel(axes, title: str, lines: dict[str, Points], colour: str, scale: float) -> None:
+    for (label, points), own in zip(lines.items(), itertools.cycle((colour, *OTHERS))):
         xs, ys = zip(*points, strict=True)
-        held_out = label.startswith(HELD_OUT)
-        marker = "o" if held_out or len(xs) == 1 else None
-        style = "--" if held_out else "-"
-        axes.plot([per_step * x for x in xs], ys, style, color=own, marker=marker, label=label)
+        dashed = label.startswith("held out")
+        marker = "o" if dashed or len(xs) == 1 else None
+        style = "--" if dashed else "-"
+        axes.plot([scale * x for x in xs], ys, style, color=own, marker=marker, label=label)
     if "log scale" in title:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))

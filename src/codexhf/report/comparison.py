@@ -6,36 +6,14 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from codexhf.report.manifests import TASKS, Runs, number, symbol
+from codexhf.strict_yaml import load_yaml
 
+ROWS = load_yaml(Path(__file__).with_suffix(".yaml"))
 Gap = tuple[float, float, float]  # mean, low and high of a paired difference
-
-# The table's rows: metric, label, factor, digits. A metric that ends in {} is all that begin so.
-ROWS = {
-    "Held-out tasks, %": [
-        ("pass@{}", "pass@{} ↑", 100, 1),
-        ("parses", "answers that parse ↑", 100, 1),
-        ("violation_rate", "answers that break a safety rule ↓", 100, 1),
-    ],
-    "Public benchmarks, %": [("benchmark_{}", "{} ↑", 100, 1)],
-    "Likelihood": [
-        ("L_SFT", "L_SFT, nats per token of the references ↓", 1, 3),
-        ("bits_per_byte_{}", "bits per byte, {} ↓", 1, 3),
-    ],
-    "Reward and distance": [
-        ("reward", "mean normalised reward of R ↑", 1, 3),
-        ("win_rate", "wins against the model before by R, % ↑", 100, 1),
-        ("win_rate_tests", "wins against the model before by tests, % ↑", 100, 1),
-        ("kl", "KL to the reference, nats per answer", 1, 3),
-        ("answer_tokens", "tokens per answer", 1, 1),
-        ("ended", "ended before the limit of tokens, %", 100, 1),
-    ],
-    "Objective": [("L_RLHF", "L_RLHF, minus that reward ↓", 1, 3), ("U", "U(M) ↓", 1, 3)],
-    "Verdicts on sampled answers, %": [("verdict {}", "{}", 100, 1)],
-    "Other metrics": [("{}", "{}", 1, 3)],
-}
 
 
 class Cell(NamedTuple):
@@ -46,27 +24,28 @@ class Cell(NamedTuple):
     strong: bool = False
 
 
-def written(value: float | None, digits: int = 0, sign: bool = False) -> str:
+def written(value, digits: int = 0, sign: bool = False) -> str:
     """A number for people: a real minus, thousands apart, no minus zero, "–" for None."""
+    value = number(value)
     if value is None:
         return "–"
     text = f"{value:{'+' if sign else ''},.{digits}f}"
     return (text if text.strip("+-0.,") else text.lstrip("+-")).replace("-", "−")
 
 
-def cell(value: float | None, digits=0, factor=1.0, ends=None) -> Cell:
-    """A number (or None) and its interval (or None), both times `factor`."""
-    bounds = "" if ends is None else ", ".join(written(factor * x, digits) for x in ends)
-    return Cell(written(value and factor * value, digits), bounds and f"[{bounds}]")
+def cell(value, digits: int = 0, factor: float = 1, ends=None, sign: bool = False) -> Cell:
+    """What a manifest holds as a number, and its interval if there is one, both times `factor`.
 
-
-def difference(value: float, gap: Gap | None, digits: int, factor: float) -> Cell:
-    """A signed difference; strong where its interval excludes zero."""
-    text = written(factor * value, digits, True)
-    if gap is None:
+    One with a sign is a difference, which stands out where its interval excludes zero.
+    """
+    value = number(value)
+    if value is None:
+        return Cell("–")
+    text = written(factor * value, digits, sign)
+    if ends is None:
         return Cell(text)
-    low, high = (written(factor * x, digits, True) for x in gap[1:])
-    return Cell(text, f"[{low}, {high}]", not gap[1] <= 0 <= gap[2])
+    low, high = (written(factor * end, digits, sign) for end in ends)
+    return Cell(text, f"[{low}, {high}]", sign and not ends[0] <= 0 <= ends[1])
 
 
 def paired(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> Gap | None:
@@ -97,13 +76,13 @@ class Comparison:
     """The evaluation's flat metrics (`m1/pass@1`) and its answers, by model, parents first."""
 
     def __init__(self, runs: Runs):
-        config, metrics = runs.config("evaluation"), runs.metrics("evaluation")
-        self.config, self.tasks = config, runs.answers.get("tasks", [])
+        metrics, self.config = runs.metrics("evaluation"), runs.config("evaluation")
+        self.tasks, self.answers = runs.answers.get("tasks", []), runs.answers.get("all", {})
         self.task_count = number(metrics.get(TASKS))
+        self.reference = symbol(Path(str(self.config.get("reference"))).name)
         self.metrics: dict[str, dict] = {}
-        self.answers = runs.answers.get("all", {})
         names = {key.rpartition("/")[0] for key in metrics if "/" in key}
-        for path in config.get("models", []):
+        for path in self.config.get("models", []):
             # Folders of one name are told apart by their parents' names: m1, or seed-43/m1.
             name = max((n for n in names if f"/{path}".endswith(f"/{n}")), key=len, default=path)
             mine = {k[len(name) + 1 :]: v for k, v in metrics.items() if k.startswith(f"{name}/")}
@@ -114,6 +93,8 @@ class Comparison:
                 self.metrics[name] = mine
         self.models = list(self.metrics)
         self.pairs = list(itertools.pairwise(self.models))  # (parent, model)
+        self.columns = [*map(symbol, self.models)]
+        self.columns += [f"{symbol(model)} − {symbol(parent)}" for parent, model in self.pairs]
 
     def value(self, model: str, key: str) -> float | None:
         return number(self.metrics[model].get(key))
@@ -131,7 +112,7 @@ class Comparison:
         """The paired difference, over some tasks or all, of what is on record for every answer."""
         sides = [self.answers.get(name, {}).get("rewards", []) for name in (parent, model)]
         if key == "pass@1":
-            sides = [self.passed(name) for name in (parent, model)]
+            sides = [self.passed(parent), self.passed(model)]
         elif key != "reward":
             return None
         if members is not None:
@@ -145,41 +126,42 @@ def headline(c: Comparison) -> tuple[str, list[str]]:
     if not rate:
         return "There is no evaluation yet: nothing can be compared.", []
     last, *others = reversed(rate)
-    first = (
+    sentence = (
         f"{symbol(last)} passes {written(rate[last], 1)}% of {written(c.task_count)} held-out tasks"
     )
     if not others:
-        return f"{first}; there is no other model to compare it with.", []
+        return f"{sentence}; there is no other model to compare it with.", []
     parent = others[0]
     delta = rate[last] - rate[parent]
     change = f"{written(delta, 1, True)} points" if abs(delta) >= 0.05 else "no difference"
     rest = [f"{symbol(m)} {written(rate[m], 1)}%" for m in others]
     rest[0] += f" ({change})"
     lead = "" if delta > -0.05 else f"{symbol(last)} is worse than {symbol(parent)}: "
-    sentence = f"{lead}{first}, {', '.join(rest)}."
+    sentence = f"{lead}{sentence}, {', '.join(rest)}."
     if not any(rate.values()):
         return sentence, ["No model solves a single task, so this compares nothing."]
     gap, reward = (c.gap(parent, last, key) for key in ("pass@1", "reward"))
     if gap is None:
         return sentence, ["The answers are not on record, so this may be chance."]
     low, high = (written(100 * x, 1, True) for x in gap[1:])
-    sure = f"Task by task the difference is {low} to {high} points (95% interval), which "
-    sure += "includes zero: it may be chance." if gap[1] <= 0 <= gap[2] else "excludes zero."
-    exploited = (
-        f"R scores its answers {written(reward[0], 2, True)} higher all the same: the reward "
-        "model was over-optimised."
-        if delta < 0 and reward is not None and reward[1] > 0
-        else ""
-    )
-    return sentence, [text for text in (sure, uneven(c, parent, last), exploited) if text]
+    chance = "includes zero: it may be chance" if gap[1] <= 0 <= gap[2] else "excludes zero"
+    sure = [
+        f"Task by task the difference is {low} to {high} points (95% interval), which {chance}.",
+        *uneven(c, parent, last),
+    ]
+    if delta < 0 and reward is not None and reward[1] > 0:
+        sure.append(
+            f"R scores its answers {written(reward[0], 2, True)} higher all the same: the reward "
+            "model was over-optimised."
+        )
+    return sentence, sure
 
 
 def rows_of(c: Comparison) -> list:
     """The comparison's rows under their headings; every metric is in one of them."""
     keys = dict.fromkeys(key for found in c.metrics.values() for key in found)
-    left = [
-        k for k in keys if k.removesuffix("_low").removesuffix("_high") not in keys.keys() - {k}
-    ]
+    ends = {f"{key}_{end}" for key in keys for end in ("low", "high")}
+    left = [key for key in keys if key not in ends]
     out: list = []
     for head, measures in ROWS.items():
         rows = []
@@ -193,16 +175,13 @@ def rows_of(c: Comparison) -> list:
 
 
 def _row(c: Comparison, key: str, label: str, factor: float, digits: int) -> list:
-    row: list = [label]
-    for model in c.models:
-        row.append(cell(c.value(model, key), digits, factor, c.interval(model, key)))
+    cells = [cell(c.value(m, key), digits, factor, c.interval(m, key)) for m in c.models]
     for parent, model in c.pairs:
-        before, after = c.value(parent, key), c.value(model, key)
-        if before is None or after is None or key.startswith("win_rate"):
-            row.append("")
-        else:
-            row.append(difference(after - before, c.gap(parent, model, key), digits, factor))
-    return row
+        before, after, gap = c.value(parent, key), c.value(model, key), c.gap(parent, model, key)
+        known = before is not None and after is not None and not key.startswith("win_rate")
+        ends = gap and gap[1:]
+        cells.append(cell(after - before, digits, factor, ends, sign=True) if known else "")
+    return [label, *cells]
 
 
 def groupings(tasks: Sequence[dict]) -> dict[str, dict[str, list[int]]]:
@@ -213,14 +192,10 @@ def groupings(tasks: Sequence[dict]) -> dict[str, dict[str, list[int]]]:
     shares is in "others". A way that makes one group only says nothing.
     """
     texts = [str(task.get("group") or "") for task in tasks]
-    pairs = [[part.partition(": ")[::2] for part in text.split("; ")] for text in texts]
-    ways = {f"{way} in the data": [] for way, _ in pairs[0]} if pairs else {}
-    if len(ways) > 1 and all([f"{w} in the data" for w, _ in p] == [*ways] for p in pairs):
-        for row in pairs:
-            for way, name in row:
-                ways[f"{way} in the data"].append(name)
-    else:
-        ways = {"group in the data": texts}
+    split = [dict(part.partition(": ")[::2] for part in text.split("; ")) for text in texts]
+    several = tasks and len(split[0]) > 1 and all([*s] == [*split[0]] for s in split)
+    ways = {way: [s[way] for s in split] for way in split[0]} if several else {"group": texts}
+    ways = {f"{way} in the data": names for way, names in ways.items()}
     ways["first word of the prompt"] = [t["prompt"].strip().partition(" ")[0] for t in tasks]
     out = {}
     for way, names in ways.items():
@@ -240,28 +215,25 @@ def group_rows(c: Comparison, groups: dict[str, list[int]]) -> list[list]:
         rates = [statistics.fmean(x for i in members for x in c.passed(m)[i]) for m in c.models]
         gaps = [c.gap(*pair, members=members) for pair in c.pairs]
         row = [name, cell(len(members)), *(cell(rate, 1, 100) for rate in rates)]
-        rows.append(row + [difference(gap[0], gap, 1, 100) if gap else "" for gap in gaps])
+        rows.append(row + [cell(g[0], 1, 100, g[1:], sign=True) if g else "" for g in gaps])
     return rows
 
 
-def uneven(c: Comparison, parent: str, last: str) -> str:
+def uneven(c: Comparison, parent: str, last: str) -> list[str]:
     """Which tasks gain most and which least, by the way of sorting that shows it most clearly."""
     spreads = []
     for way, groups in groupings(c.tasks).items():
-        gaps = sorted(
-            (gap, name, len(members))
-            for name, members in groups.items()
-            if (gap := c.gap(parent, last, members=members))
-        )
+        gaps = [(c.gap(parent, last, members=m), name, len(m)) for name, m in groups.items()]
+        gaps = sorted(found for found in gaps if found[0])
         if gaps and gaps[-1][0][1] > gaps[0][0][2]:  # their intervals are apart
             spreads.append((gaps[-1][0][0] - gaps[0][0][0], way, gaps[-1], gaps[0]))
     if not spreads:
-        return ""
+        return []
     _, way, *ends = max(spreads)
     most, least = (
-        f"{written(100 * gap[0], 1, True)} for “{g}” ({n:,} tasks)" for gap, g, n in ends
+        f"{written(100 * g[0], 1, True)} for “{name}” ({n:,} tasks)" for g, name, n in ends
     )
-    return f"The difference is uneven. By the {way}: {most}, {least}."
+    return [f"The difference is uneven. By the {way}: {most}, {least}."]
 
 
 def sampled(c: Comparison, count: int, seed: int) -> tuple[list[int], dict[str, list[int]]]:

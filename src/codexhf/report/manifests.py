@@ -43,14 +43,39 @@ class Runs:
     def config(self, folder: str) -> dict:
         return self.stages.get(folder, {}).get("config", {})
 
+    def minutes(self) -> float:
+        return sum(sum(manifest["wall_s"].values()) for manifest in self.stages.values()) / 60
+
+    def parents(self) -> list[tuple[str, dict]]:
+        """(folder, parent) of every model and data set that a stage was made from."""
+        return [(f, p) for f, manifest in self.stages.items() for p in manifest["parents"].values()]
+
     def bases(self) -> dict[str, str]:
         """Stage -> the model from outside the lineage that it was made from."""
-        return {
-            folder: parent["path"]
-            for folder, manifest in self.stages.items()
-            for parent in manifest["parents"].values()
-            if "stage" not in parent and folder != "evaluation"
-        }
+        return {f: p["path"] for f, p in self.parents() if "stage" not in p and f != "evaluation"}
+
+    def missing(self) -> list[str]:
+        """Stages to run: sources of finished ones, and all that come after the last one.
+
+        Any other has no part in this lineage, which began with a model from elsewhere or took its
+        pairs from there.
+        """
+        sources = {folder_of(parent) for _, parent in self.parents() if "stage" in parent}
+        for manifest in self.stages.values():
+            for part in manifest["data"].values():
+                sources |= {Path(str(c.get("card"))).parent.name for c in part[CARDS].values()}
+        order = list(BY_FOLDER)
+        last = max(map(order.index, self.stages))
+        absent = [folder for folder in order if folder not in self.stages]
+        return [f for f in absent if f in sources or order.index(f) > last]
+
+    def same(self, parent: Mapping) -> bool | None:
+        """Whether a parent's files are those of the stage in this folder; None where not known."""
+        files = self.stages.get(folder_of(parent), {}).get("files")
+        hashes = parent.get("sha256")
+        if not files or not isinstance(hashes, dict):
+            return None
+        return all(files.get(f, {}).get("sha256") == digest for f, digest in hashes.items())
 
     def learned_from_people(self) -> bool:
         """Whether R was trained on the labels that lie in this folder, by content."""
@@ -61,56 +86,20 @@ class Runs:
 
     def parameters(self, stage: str) -> int | None:
         """Parameters in a stage's saved weights (tied ones once); None where there are none."""
-        sizes = []
+        total = 0
         for path in (self.folder / stage).glob("*.safetensors"):
             try:
-                with safe_open(path, "numpy") as weights:
-                    sizes += [math.prod(weights.get_slice(k).get_shape()) for k in weights.keys()]
+                with safe_open(path, "numpy") as file:
+                    total += sum(math.prod(file.get_slice(k).get_shape()) for k in file.keys())
             except SafetensorError as error:
                 raise ReportError(f"{path}: {error}. Run the stage again.") from None
-        return sum(sizes) or None
-
-    def missing(self) -> list[str]:
-        """Stages to run: sources of finished ones, and all that come after the last one.
-
-        Any other has no part in this lineage, which began with a model from elsewhere or took its
-        pairs from there.
-        """
-        order = list(BY_FOLDER)
-        last = max(map(order.index, self.stages))
-        sources = {
-            folder_of(parent)
-            for manifest in self.stages.values()
-            for parent in manifest["parents"].values()
-            if "stage" in parent
-        } | {
-            Path(str(card.get("card"))).parent.name
-            for manifest in self.stages.values()
-            for part in manifest["data"].values()
-            for card in part[CARDS].values()
-        }
-        absent = [folder for folder in order if folder not in self.stages]
-        return [f for f in absent if f in sources or order.index(f) > last]
-
-    def same(self, parent: Mapping) -> bool | None:
-        """Whether a parent's files are those of the stage in this folder; None where not known."""
-        files = self.stages.get(folder_of(parent), {}).get("files", {})
-        hashes = parent.get("sha256")
-        if not files or not isinstance(hashes, dict):
-            return None
-        return all(files.get(f, {}).get("sha256") == digest for f, digest in hashes.items())
+        return total or None
 
 
 def number(value) -> float | None:
     """A number as the manifests hold it (NaN and infinity as text), or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # JSON's integers have no end
-        return math.inf if value > 0 else -math.inf
+    known = type(value) in (int, float) or value in ("nan", "inf", "-inf")
+    return float(str(value)) if known else None  # by its digits: JSON's integers have no end
 
 
 def folder_of(parent: Mapping) -> str:
@@ -134,9 +123,11 @@ def read_runs(folder: Path) -> Runs:
     errors: list[str] = []
 
     def read(path: Path, keys: set[str]) -> dict:
+        if not path.is_file():
+            return {}
         try:
-            value = read_sealed(path) if path.is_file() else {}
-            if path.is_file() and (lacking := keys - value.keys()):
+            value = read_sealed(path)
+            if lacking := keys - value.keys():
                 raise ValueError(f"{path}: {', '.join(sorted(lacking))} is missing")
         except (ValueError, RecursionError) as error:
             named = str(error) if str(path) in str(error) else f"{path}: {error}"
@@ -144,8 +135,8 @@ def read_runs(folder: Path) -> Runs:
             return {}
         return value
 
-    stages = {name: read(folder / name / "manifest.json", KEYS) for name in BY_FOLDER}
-    stages = {name: manifest for name, manifest in stages.items() if manifest}
+    found = {name: read(folder / name / "manifest.json", KEYS) for name in BY_FOLDER}
+    stages = {name: manifest for name, manifest in found.items() if manifest}
     agreement = read(folder / "labels" / "agreement.json", {"people", "labellers"})
     if not stages and not errors:
         errors.append(
