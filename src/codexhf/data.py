@@ -22,6 +22,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable
 
 from codexhf.cache import fingerprint
@@ -86,7 +87,8 @@ class Data:
 
 
 def _dataset(table: pa.Table) -> Dataset:
-    return Dataset(InMemoryTable(table))
+    # Without a fingerprint `datasets` pickles the whole table to take one, 2 GB for a million rows.
+    return Dataset(InMemoryTable(table), fingerprint=generate_random_fingerprint())
 
 
 # -- reading cards -----------------------------------------------------------------------------
