@@ -87,7 +87,10 @@ class Reader:
         read = {*self.needs, *card.columns, *_variables(card)}
         text = card.type == "language-modeling"
         self.unread = [n for n in CONTEXT if n in names and n not in read and not text]
-        self.tests = partial(read_tests, settings=card.execution)
+        extra = {name: _text for name in ("id", "entry_point", "group", "license")}
+        extra |= {"margin": _margin, "completion": _reference}
+        extra |= {"tests": partial(read_tests, settings=card.execution)}
+        self.extra = {name: extra.get(name, _same) for name in (*self.kept, *also)}
 
     def read(self, rows: Iterable[Row], start: int) -> Iterator[tuple[Row, str | None]]:
         """Yield the columns of each row, the first of which is row `start`, and its fault."""
@@ -117,15 +120,8 @@ class Reader:
                     f'(prompt: "{{{{ prompt }}}} {{{{ {name} }}}}"), or write `{name}: null` there '
                     "to leave it out."
                 )
-        shaped = self.shape(_with_system({name: cells.pop(name) for name in self.needs}))
-        return {name: self._extra(name, cell) for name, cell in cells.items()} | shaped
-
-    def _extra(self, name: str, value: Any) -> Any:
-        """Return a value that is not of the type's own, in the form that later stages read."""
-        if name in ("id", "entry_point", "group", "license"):
-            return None if value is None else str(value)
-        known = {"tests": self.tests, "margin": _margin, "completion": _reference}
-        return known[name](value) if name in known else value
+        shaped = self.shape(_with_system({name: cells[name] for name in self.needs}))
+        return {name: read(cells[name]) for name, read in self.extra.items()} | shaped
 
     def table(self, rows: Sequence[Row]) -> pa.Table:
         """Return what `read` yielded of rows, as it is kept."""
@@ -392,6 +388,14 @@ def _is_messages(value: Any) -> bool:
     )
 
 
+def _same(value: Any) -> Any:
+    return value
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
 def _reference(value: Any) -> str | None:
     value = text_of(spoken("completion", value)) if value is not None else ""
     if value is None:
@@ -475,7 +479,8 @@ def json_unless_alike(values: list) -> pa.Array:
 
 
 def _json(values: list) -> pa.Array:
-    return pa.array([None if v is None else json.dumps(v) for v in values], pa.json_())
+    texts = [None if value is None else json.dumps(value, default=str) for value in values]
+    return pa.array(texts, pa.json_())
 
 
 def _read_case(case: Mapping, compare: str | None) -> dict:

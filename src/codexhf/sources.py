@@ -101,8 +101,14 @@ class Passing:
     nbytes = None
 
     def __init__(self, card: Card):
-        units = (_named_errors(card, unit.read) for unit in source_units(card))
-        batches = self._numbered(_batches(chain.from_iterable(units)))
+        def numbered() -> Iterator[Batch]:
+            start, units = 0, source_units(card)
+            rows = chain.from_iterable(_named_errors(card, unit.read) for unit in units)
+            for batch, nbytes in _batches(rows):
+                yield Batch(start, batch, nbytes)
+                start += len(batch)
+
+        batches = numbered()
         first = next(batches, None)
         if first is None:
             raise CardError(f"{card.path}: 0 rows.")
@@ -112,13 +118,6 @@ class Passing:
     def rows(self, batch: Batch) -> list[Row]:
         """Return the rows of a batch."""
         return batch.rows
-
-    @staticmethod
-    def _numbered(batches: Iterator[tuple[list[Row], int]]) -> Iterator[Batch]:
-        start = 0
-        for rows, nbytes in batches:
-            yield Batch(start, rows, nbytes)
-            start += len(rows)
 
 
 def _reading_folder() -> tempfile.TemporaryDirectory:
