@@ -56,6 +56,26 @@ def test_load_card_names_every_problem_at_once(tmp_path):
         assert part in text
 
 
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"heldout": 1}, "codexhf.heldout: got 1, expected between 0 and 0.99"),
+        ({"heldout": True}, "codexhf.heldout: got True, expected a number"),
+        ({"where": 3}, "codexhf.where: got 3, expected text"),
+        ({"columns": {"prompt": 3}}, "codexhf.columns: got {'prompt': 3}, expected `ours: theirs`"),
+        ({"load": {}}, "codexhf.load: got {}, expected `path`"),
+        ({"path": "x.md"}, "codexhf.path: unknown key"),
+        ({"execution": 3}, "codexhf.execution: got 3, expected a mapping."),
+        ({"execution": {"timeout": 3}}, "execution.timeout: unknown key. Did you mean 'timeout_s'"),
+    ],
+)
+def test_what_a_card_s_keys_cannot_say_is_refused(write_card, own, message):
+    with pytest.raises(CardError) as error:
+        load_card(write_card([{"text": "x"}], "language-modeling", codexhf=own))
+    assert message in str(error.value)
+    assert "1 error(s)" in str(error.value)
+
+
 def test_load_card_names_the_nearest_file(tmp_path, write_card):
     write_card([{"text": "x"}], "language-modeling", name="corpus")
     with pytest.raises(CardError, match="Did you mean .*corpus.md"):

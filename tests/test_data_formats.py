@@ -325,6 +325,20 @@ def test_rows_are_filtered_by_a_condition_and_counted(card):
     assert out.stats == {"rows_read": 6, "rows": 2, "dropped": {"where is false": 4}}
 
 
+@pytest.mark.parametrize("where", ["meta.lang == 'py'", "meta['lang'] == 'py'"])
+def test_what_one_row_s_mapping_lacks_is_null(where, card):
+    rows = [{"text": "a", "meta": {"lang": "py"}}, {"text": "b", "meta": {"stars": 1}}]
+    out = read(card("language-modeling", rows, where=where))
+    assert out.dataset["text"][:] == ["a"] and out.stats["dropped"] == {"where is false": 1}
+
+
+def test_a_column_of_several_types_is_kept_as_it_is(card):
+    values = [1, "a", {"b": [2, None]}, None, 10**15]
+    rows = [{"text": f"t{i}", "level": value} for i, value in enumerate(values)]
+    out = read(card("language-modeling", rows, columns={"difficulty": "level"}))
+    assert out.dataset["difficulty"][:] == values
+
+
 @pytest.mark.parametrize(
     ("own", "message"),
     [

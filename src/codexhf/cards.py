@@ -27,41 +27,35 @@ a builder of ours. `{builder: source_files, files: [src, "lib/**/*.py", repo.tar
 [.py]}` makes a row (text, id) of each file of folders, patterns and tars. `streaming: true` reads a
 corpus while pretraining, and writes nothing of it to the disk.
 `columns` maps our name to the source's column, to a path into it (`messages.-1.content`), or to a
-template over the row (jinja2, sandboxed); null says that a column is not needed.
-`where` keeps the rows for which it is true; the others are counted.
-`execution: {packages: [numpy], timeout_s: 10, compare: tokens}` says what programs get and how
-they are judged, where it is not as everywhere (`Settings` in execution/items.py); `checker:` names
-a file next to the card.
-`filter: {licenses: [mit], min_bytes: 20, max_bytes: 1000000, drop: [generated, secrets],
-near_duplicates: 0.8}`, any of it, leaves documents out of a corpus, counted (filters.py); the
-licence is the column `license`.
-`heldout: 0.05` keeps that share of the documents out of training, chosen by a hash of their text.
-`my.md#test` means the card with the source's split `test`.
+template over the row (jinja2, sandboxed); null says that a column is not needed. The other keys are
+described where they are declared: `Card` and `Filter` here, `Settings` in execution/items.py for
+`execution: {packages: [numpy], timeout_s: 10, compare: tokens}`; `checker:` in it names a file next
+to the card. `my.md#test` means the card with the source's split `test`.
+
 `tests` is assert code (text, or a list of asserts as in MBPP), a list of `{"args", "expected"}`
 Python literals, or stdin tests: a list of `{"stdin", "stdout"}` or `{"input", "output"}`, or
 `{"inputs": [...], "outputs": [...]}` as in APPS; the last two may be JSON text.
 """
 
+import dataclasses
 import glob
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from codexhf.checkpoints import sha256
 from codexhf.execution.items import Settings
 from codexhf.hub import hub_name, resolve
-from codexhf.knobs import read_mapping
+from codexhf.knobs import knob, read_mapping
 from codexhf.refusals import nearest
 from codexhf.strict_yaml import load_yaml_text
 
 TYPES = ("language-modeling", "prompt-completion", "preference", "prompt-only")
-KEYS = ("type", "load", "columns", "where", "heldout", "execution", "filter")
-FILTERS = ("licenses", "min_bytes", "max_bytes", "drop", "near_duplicates")
 DROPS = ("generated", "secrets")
 SECTIONS = ("Provenance", "Known problems")
 
@@ -87,33 +81,67 @@ class CardError(ValueError):
 
 
 @dataclass(frozen=True)
+class Filter:
+    """What is left out of a corpus, counted; see filters.py."""
+
+    licenses: list[str] | None = knob(None, "The only ones that the column `license` may say.")
+    min_bytes: int | None = knob(None, "Size of the smallest document.", low=1)
+    max_bytes: int | None = knob(None, "Size of the largest document.", low=1)
+    drop: list[str] = knob(
+        [],
+        "Kinds of documents.",
+        check=lambda kind: "" if kind in DROPS else f"expected some of {', '.join(DROPS)}.",
+    )
+    near_duplicates: float | None = knob(
+        None, "Similarity from which on a document is a copy, e.g. 0.8.", above=0, high=0.99
+    )
+
+
+def _load_error(load: dict) -> str:
+    if {"path", "builder", "data_files"} & set(load):
+        return ""
+    return "expected `path` (for datasets.load_dataset), `data_files` or `builder` in it."
+
+
+def _columns_error(columns: dict) -> str:
+    fine = all(isinstance(theirs, str | None) for theirs in columns.values())
+    return "" if fine else "expected `ours: theirs` lines, each a text or null."
+
+
+@dataclass(frozen=True)
 class Card:
-    """A validated card.
+    """A validated card; the knobs are the keys under `codexhf`.
 
     Attributes:
         path: the Markdown file.
         source: what the recipe calls it: a path, or a hub name.
         name: the file's stem, or the folder's or hub repository's name for a README.md.
-        type: one of TYPES: which columns the rows have after loading.
-        load: arguments of `datasets.load_dataset`, or `{"builder": name, ...}` for one of ours.
-        columns: our column name -> column, path or template of the source; None: not needed.
-        where: jinja2 expression over a row of the source; rows for which it is false are left out.
-        heldout: share of the documents that training never sees, chosen by a hash of the text.
-        filter: what is left out of a corpus, see filters.py.
-        execution: what programs get and how they are judged, unless a row says so itself.
         license: as in the front matter.
     """
 
-    path: Path
-    source: str
-    name: str
-    type: str
-    load: dict
-    columns: dict[str, str | None] = field(default_factory=dict)
-    where: str | None = None
-    heldout: float = 0.0
-    execution: Settings = Settings()
-    filter: dict = field(default_factory=dict)
+    type: Literal[TYPES] = knob(None, "Which columns the rows have after loading.")
+    load: dict = knob(
+        {},
+        "Arguments of `datasets.load_dataset`, or `{builder: name, ...}` for one of ours.",
+        check=_load_error,
+    )
+    columns: dict[str, str | None] = knob(
+        {},
+        "Our column -> column, path or template of the source; null: not needed.",
+        check=_columns_error,
+    )
+    where: str | None = knob(
+        None, "jinja2 expression over a row of the source; rows for which it is false are left out."
+    )
+    heldout: float = knob(
+        0.0, "Share of the documents that training never sees, by a hash of the text.", low=0,
+        high=0.99,
+    )  # fmt: skip
+    filter: Filter | None = knob(None, "What is left out of a corpus.")
+    execution: Settings = knob(Settings(), "What programs get, unless a row says so itself.")
+    path: Path = Path()
+    source: str = ""
+    name: str = ""
     license: str = ""
 
     @property
@@ -182,62 +210,38 @@ def load_card(path: str | Path) -> Card:
     front, body = _split(file)
     own = front.get("codexhf")
     if not isinstance(own, dict):
+        known = ", ".join(field.name for field in dataclasses.fields(Card) if field.metadata)
         raise CardError(
-            f"{file}: got no `codexhf:` mapping in the front matter, expected {', '.join(KEYS)}. "
+            f"{file}: got no `codexhf:` mapping in the front matter, expected {known}. "
             "CONTRIBUTING.md shows a whole card."
         )
-    settings, errors = _execution(own.get("execution"), file.parent)
-    errors = _errors(front, own, body) + errors
+    own = {key: value for key, value in own.items() if value is not None}
+    errors = _read_checker(own, file.parent)
+    card, wrong = read_mapping(Card, own)
+    errors = _errors(front, body) + [f"codexhf.{error}" for error in errors + wrong]
+    if card.filter and card.type != TYPES[0]:
+        errors.append(f"codexhf.filter: is for the type {TYPES[0]}; use `where` here.")
     if errors:
         raise CardError("\n  - ".join([f"{file}: {len(errors)} error(s)", *errors]))
     source = str(path).partition("#")[0]
     match = hub_name(source)
     folder = match[1] if match else file.parent.resolve()
     name = Path(folder).name if file.name == "README.md" else file.stem
-    return Card(
+    return dataclasses.replace(
+        card,
+        load=card.load | ({"split": split} if split else {}),
         path=file,
         source=source,
         name=f"{name}#{split}" if split else name,
-        type=own["type"],
-        load=own["load"] | ({"split": split} if split else {}),
-        columns=dict(own.get("columns") or {}),
-        where=own.get("where"),
-        heldout=float(own.get("heldout", 0.0)),
-        execution=settings,
-        filter=dict(own.get("filter") or {}),
         license=str(front.get("license_name") or front["license"]),
     )
 
 
-def _errors(front: dict, own: dict, body: str) -> list[str]:
+def _errors(front: dict, body: str) -> list[str]:
+    """Return what a card lacks as documentation."""
     errors = []
     if not front.get("license"):
         errors.append("license: missing in the front matter. Name the licence of the data.")
-    for key in own:
-        if key not in KEYS:
-            errors.append(f"codexhf.{key}: unknown key.{nearest(key, KEYS)}")
-    if (given := own.get("filter")) is not None:
-        errors += [f"codexhf.filter: {error}" for error in _filter_errors(given)]
-        if own.get("type") != "language-modeling":
-            errors.append("codexhf.filter: is for the type language-modeling; use `where` here.")
-    if own.get("type") not in TYPES:
-        errors.append(f"codexhf.type: got {own.get('type')!r}, expected one of {', '.join(TYPES)}.")
-    load = own.get("load")
-    if not isinstance(load, dict) or not {"path", "builder", "data_files"} & set(load):
-        errors.append(
-            "codexhf.load: expected a mapping with `path` (for datasets.load_dataset), "
-            "`data_files` or `builder`."
-        )
-    columns = own.get("columns") or {}
-    if not isinstance(columns, dict) or not all(
-        isinstance(v, str | None) for v in columns.values()
-    ):
-        errors.append("codexhf.columns: expected `ours: theirs` lines, each a text or null.")
-    if not isinstance(own.get("where"), str | None):
-        errors.append(f"codexhf.where: got {own['where']!r}, expected an expression as text.")
-    heldout = own.get("heldout", 0.0)
-    if isinstance(heldout, bool) or not isinstance(heldout, int | float) or not 0 <= heldout < 1:
-        errors.append(f"codexhf.heldout: got {heldout!r}, expected a share in [0, 1).")
     for section in SECTIONS:
         match = re.search(rf"^##+ {section}\s*\n(.*?)(?=^##? |\Z)", body, re.M | re.S)
         if match is None or not match.group(1).strip():
@@ -245,39 +249,18 @@ def _errors(front: dict, own: dict, body: str) -> list[str]:
     return errors
 
 
-def _filter_errors(own: Any) -> list[str]:
-    """Return what is wrong with a card's `filter`."""
-    if not isinstance(own, dict):
-        return [f"got {own!r}, expected a mapping of {', '.join(FILTERS)}."]
-    out = [
-        f"got the key {key!r}, expected {', '.join(FILTERS)}." for key in own if key not in FILTERS
-    ]
-    for key in ("min_bytes", "max_bytes"):
-        if type(own.get(key, 1)) is not int or own.get(key, 1) < 1:
-            out.append(f"{key}: got {own[key]!r}, expected a number of bytes above 0.")
-    for key, known in (("licenses", None), ("drop", DROPS)):
-        names = own.get(key, [])
-        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-            out.append(f"{key}: got {names!r}, expected a list of names.")
-        elif known and set(names) - set(known):
-            out.append(f"{key}: got {names!r}, expected some of {', '.join(known)}.")
-    share = own.get("near_duplicates", 0.8)
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-        out.append(f"near_duplicates: got {share!r}, expected a similarity in (0, 1), e.g. 0.8.")
-    return out
-
-
-def _execution(own: Any, folder: Path) -> tuple[Settings, list[str]]:
-    """Return the settings of an `execution:` block, a checker's source in the place of its name."""
-    if not isinstance(own, dict | None):
-        return Settings(), [f"codexhf.execution: got {own!r}, expected a mapping."]
-    own = {key: value for key, value in (own or {}).items() if value is not None}
-    if isinstance(name := own.get("checker"), str):
-        if not (folder / name).is_file():
-            return Settings(), [f"codexhf.execution.checker: {folder / name} does not exist."]
-        own["checker"] = (folder / name).read_text(encoding="utf-8")
-    settings, errors = read_mapping(Settings, own)
-    return settings, [f"codexhf.execution.{error}" for error in errors]
+def _read_checker(own: dict, folder: Path) -> list[str]:
+    """Put a checker's source in the place of its file's name; return what is wrong with that."""
+    if not isinstance(settings := own.get("execution"), dict):
+        return []
+    own["execution"] = settings = {k: v for k, v in settings.items() if v is not None}
+    if not isinstance(name := settings.get("checker"), str):
+        return []
+    if not (folder / name).is_file():
+        del settings["checker"]
+        return [f"execution.checker: {folder / name} does not exist."]
+    settings["checker"] = (folder / name).read_text(encoding="utf-8")
+    return []
 
 
 def _split(file: Path) -> tuple[dict, str]:

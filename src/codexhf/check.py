@@ -69,10 +69,10 @@ def _texts(row: dict, type: str) -> list[str]:
 def _table(parts: dict[str, Data], tokenizer) -> str:
     unit = "characters" if tokenizer is None else "tokens"
     heads = ["card", "licence", "read", "kept", f"{unit}", "share", "median", "95%", "longest"]
-    rows = []
+    encode, rows = tokenizer and document_encoder(tokenizer), []
     for path, part in parts.items():
         (about,) = part.cards.values()
-        lengths = [n for texts in part.dataset.iter(500) for n in _lengths(texts, about, tokenizer)]
+        lengths = [n for batch in part.dataset.iter(500) for n in _lengths(batch, about, encode)]
         rows.append((path, about, np.array(lengths)))
     total = sum(lengths.sum() for *_, lengths in rows)
     cells = [heads]
@@ -86,10 +86,10 @@ def _table(parts: dict[str, Data], tokenizer) -> str:
     return "\n".join(text.rstrip() for text in texts)
 
 
-def _lengths(batch: dict[str, list], about: dict, tokenizer) -> list[int]:
+def _lengths(batch: dict[str, list], about: dict, encode) -> list[int]:
     rows = zip(*(batch[name] for name in COLUMNS[about["type"]]), strict=True)
     texts = ["\n".join(text_of(cell) or "" for cell in row) for row in rows]
-    return [*map(len, texts)] if tokenizer is None else document_encoder(tokenizer)(texts)[1]
+    return encode(texts)[1] if encode else [*map(len, texts)]
 
 
 def _dropped(parts: dict[str, Data]) -> list[str]:

@@ -1,12 +1,11 @@
 """What a card leaves out of a corpus: by licence, size, generated files, secrets, near copies."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from codexhf.cards import Card, CardError
+from codexhf.cards import Card, CardError, Filter
 from codexhf.overlap import word_hashes
 
 PERMUTATIONS = 64  # of MinHash: the error of an estimated similarity is about an eighth
@@ -25,18 +24,18 @@ SECRET = re.compile(
 )
 
 
-def left_out(own: Mapping[str, Any], text: str, license: str | None) -> str | None:
+def left_out(own: Filter, text: str, license: str | None) -> str | None:
     """Return why a card's `filter` leaves a document out, or None."""
     size = len(text.encode())
-    if "licenses" in own and (license or "").lower() not in map(str.lower, own["licenses"]):
+    if own.licenses is not None and (license or "").lower() not in map(str.lower, own.licenses):
         return "licence is not among the card's"
-    if size < own.get("min_bytes", 0):
+    if size < (own.min_bytes or 0):
         return "smaller than min_bytes"
-    if size > own.get("max_bytes", size):
+    if size > (own.max_bytes or size):
         return "larger than max_bytes"
-    if "generated" in own.get("drop", ()) and is_generated(text):
+    if "generated" in own.drop and is_generated(text):
         return "generated file"
-    if "secrets" in own.get("drop", ()) and SECRET.search(text):
+    if "secrets" in own.drop and SECRET.search(text):
         return "holds a secret"
     return None
 
@@ -61,7 +60,7 @@ class NearDuplicates:
 
         self.minhash = datasketch.MinHash
         self.seen = datasketch.MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
-        self.similarity: float = similarity
+        self.similarity = similarity
         self.kept: list = []  # signatures of the documents that are no copies
 
     def signature(self, text: str) -> Any:
@@ -79,14 +78,12 @@ class NearDuplicates:
         """Whether a document seen before is like this one; remembers it if not."""
         made = self.minhash(num_perm=PERMUTATIONS)
         made.hashvalues = signature
-        if any(self._alike(signature, self.kept[i]) for i in self.seen.query(made)):
+        near = self.seen.query(made)
+        if any((signature == self.kept[i]).mean() >= self.similarity for i in near):
             return True
         self.seen.insert(len(self.kept), made)
         self.kept.append(signature)
         return False
-
-    def _alike(self, one: Any, other: Any) -> bool:
-        return (one == other).mean() >= self.similarity
 
 
 def near_duplicates(card: Card) -> NearDuplicates | None:
@@ -95,10 +92,10 @@ def near_duplicates(card: Card) -> NearDuplicates | None:
     Raises:
         CardError: the package datasketch is missing.
     """
-    if "near_duplicates" not in card.filter:
+    if card.filter is None or card.filter.near_duplicates is None:
         return None
     try:
-        return NearDuplicates(card.filter["near_duplicates"])
+        return NearDuplicates(card.filter.near_duplicates)
     except ModuleNotFoundError:
         raise CardError(
             f"{card.path}: filter.near_duplicates: the package datasketch is not installed. "

@@ -74,17 +74,30 @@ def knob_errors(instance: Any) -> list[str]:
 
 
 def read_mapping(kind: type, mapping: dict[str, Any]) -> tuple[Any, list[str]]:
-    """Return an instance of a dataclass of knobs made from a mapping, and what is wrong with it."""
+    """Return an instance of a dataclass of knobs made from a mapping, and what is wrong with it.
+
+    A knob whose type is a dataclass of knobs is a mapping inside the mapping.
+    """
     hints, taken, errors = typing.get_type_hints(kind), {}, []
+    hints = {f.name: hints[f.name] for f in dataclasses.fields(kind) if "above" in f.metadata}
     for name, value in mapping.items():
+        members = alternatives(hints.get(name))
+        inner = next(filter(dataclasses.is_dataclass, members), None)
         if name not in hints:
-            errors.append(f"{name}: unknown key.{nearest(name, hints)}")
-        elif not any(_is_a(value, member) for member in alternatives(hints[name])):
-            errors.append(f"{name}: got {value!r}, expected {type_name(hints[name])}.")
+            errors.append(
+                f"{name}: unknown key.{nearest(name, hints)} Expected some of {', '.join(hints)}, "
+                f"got the key {name!r}."
+            )
+        elif inner and isinstance(value, dict):
+            taken[name], wrong = read_mapping(inner, value)
+            errors += [f"{name}.{error}" for error in wrong]
+        elif not any(_is_a(value, member) for member in members):
+            kind_name = type_name(hints[name]).partition(" (")[0]  # there is no command line
+            errors.append(f"{name}: got {value!r}, expected {kind_name}.")
         else:
             taken[name] = value
-    instance = kind(**taken)
-    return instance, errors + knob_errors(instance)
+    instance, wrong = kind(**taken), {error.partition(":")[0] for error in errors}
+    return instance, errors + [e for e in knob_errors(instance) if e.partition(":")[0] not in wrong]
 
 
 def _is_a(value: Any, hint: Any) -> bool:
@@ -93,6 +106,8 @@ def _is_a(value: Any, hint: Any) -> bool:
         return isinstance(value, list) and all(_is_a(item, inner) for item in value)
     if typing.get_origin(hint) is Literal:
         return value is not None  # the choices are checked with the bounds
+    if typing.get_origin(hint) is dict:
+        return isinstance(value, dict)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
@@ -186,6 +201,8 @@ def type_name(hint: Any) -> str:
             words.append(f"a list of {type_name((typing.get_args(member) or (Any,))[0])}")
         elif origin is dict:
             words.append("a mapping (JSON on the command line)")
+        elif dataclasses.is_dataclass(member):
+            words.append("a mapping")
         elif member in simple:
             words.append(simple[member])
     return " or ".join(words) or "a value"

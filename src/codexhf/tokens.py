@@ -66,13 +66,8 @@ def answered_rows(
             made |= {"input_ids": _lists(flat, lengths), "labels": _lists(labels, lengths)}
         return pa.table(made)
 
-    def write(add: Callable[[pa.Table], None], _) -> dict:
-        for table in _by_rows(render, rows, "Tokenising"):
-            add(table)
-        return {}
-
     key = [list(columns), learn_prompts, fingerprint(rows), tokenizer_key(tokenizer)]
-    return cached("answered", key, write).rows
+    return cached("answered", key, lambda _: _by_rows(render, rows, "Tokenising")).rows
 
 
 def prompt_lengths(rows: Dataset, tokenizer, source: str) -> np.ndarray:
@@ -160,7 +155,7 @@ def document_encoder(tokenizer) -> Callable[[list[str]], tuple[np.ndarray, list[
         made = iter(ids_of([piece for pieces in cut for piece in pieces]))
         documents = [[*islice(made, len(pieces)), end] for pieces in cut]
         lengths = [sum(map(len, parts)) for parts in documents]
-        return np.concatenate([part for parts in documents for part in parts]), lengths
+        return np.concatenate([np.empty(0, np.int32), *chain.from_iterable(documents)]), lengths
 
     return encode
 
@@ -193,7 +188,7 @@ class Packer:
         Returns:
             input_ids, position_ids, labels, each (max_length,) int32.
         """
-        self.tokens, self.bytes = self.tokens + len(ids), self.bytes + size
+        self.tokens, self.bytes = self.tokens + len(ids), self.bytes + int(size)
         starts = np.concatenate([self.starts, len(self.rest) + np.cumsum(lengths) - lengths])
         ids = np.concatenate([self.rest, ids])
         end = len(ids) // self.max_length * self.max_length

@@ -10,6 +10,7 @@ library's.
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import chain, groupby, pairwise
 
 import numpy as np
@@ -85,7 +86,7 @@ class _Words(dict):
 
     def __init__(self, model, cut: Callable, lines: bool, known: dict[str, int]):
         self.model, self.cut, self.known = model, cut, known
-        self.recent: dict[str, list[int] | None] = {}
+        self.turn = lru_cache(RECENT)(self._turn)
         self.lines = lines and not any("\n" in token for token in known)
         self.bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         longest_first = sorted(map(re.escape, known), key=len, reverse=True)
@@ -110,24 +111,17 @@ class _Words(dict):
         if not text.isascii():
             return None
         if self.split is None:
-            made = self._part(text)
+            made = self._looked_up(text)
             return None if made is None else np.fromiter(made, np.int32)
-        found: list[Sequence[int]] = []
-        for number, part in enumerate(self.split(text)):
-            if number % 2:
-                found.append((self.known[part],))
-                continue
-            if part not in self.recent:
-                if len(self.recent) >= RECENT:
-                    self.recent.clear()
-                made = self._part(part)
-                self.recent[part] = None if made is None else list(made)
-            if self.recent[part] is None:
-                return None
-            found.append(self.recent[part])
-        return np.fromiter(chain.from_iterable(found), np.int32)
+        parts = enumerate(self.split(text))
+        found = [(self.known[part],) if n % 2 else self.turn(part) for n, part in parts]
+        return None if None in found else np.fromiter(chain.from_iterable(found), np.int32)
 
-    def _part(self, text: str) -> Iterable[int] | None:
+    def _turn(self, text: str) -> list[int] | None:
+        made = self._looked_up(text)
+        return None if made is None else list(made)
+
+    def _looked_up(self, text: str) -> Iterable[int] | None:
         words = self.cut(text)
         if sum(map(len, words)) != len(text):
             return None
