@@ -31,7 +31,13 @@ from accelerate.utils import broadcast_object_list
 from codexhf import checkpoints, identity, launch
 from codexhf.arguments import StageArguments
 from codexhf.cache import fingerprint
-from codexhf.checkpoints import MANIFEST, file_stats, naming_a_full_disk, step_folders
+from codexhf.checkpoints import (
+    MANIFEST,
+    file_stats,
+    naming_a_full_disk,
+    step_folders,
+    write_json,
+)
 from codexhf.data import Data
 from codexhf.execution import isolation_used
 from codexhf.identity import IDENTITY, Changes, load_manifest
@@ -308,7 +314,7 @@ def _decide(output_dir: Path, stage: StageArguments, asked: dict) -> _Begun:
         record, checkpoint = going_on or record, checkpoint if going_on else None
     elif _left_by_another(output_dir, asked):
         _set_aside(output_dir, ["it was not finished, and another one is begun"])
-    checkpoints.write_json(output_dir / IDENTITY, asked)
+    write_json(output_dir / IDENTITY, asked)
     return _Begun(checkpoint=checkpoint, record=record)
 
 
@@ -448,7 +454,7 @@ def _finish(output_dir: Path, manifest: dict, data: Mapping[str, Data]) -> dict:
     write_card(output_dir, manifest)
     manifest["files"]["README.md"] = file_stats(output_dir / "README.md")
     manifest = checkpoints.sealed(manifest)
-    checkpoints.write_json(output_dir / MANIFEST, manifest)
+    write_json(output_dir / MANIFEST, manifest)
     _drop_checkpoints(output_dir)
     _say(f"{manifest['stage']} is finished: {output_dir}/{MANIFEST}")
     return manifest
