@@ -163,26 +163,22 @@ def merge_adapters(trainer) -> dict:
     """
     from peft import PeftModel
 
-    output_dir, merged = Path(trainer.args.output_dir), False
-    holders = [(trainer, "model", output_dir)]
+    output_dir, holders = Path(trainer.args.output_dir), [(trainer, "model", "")]
     if not isinstance(trainer.model, PeftModel) and hasattr(trainer.model, "policy"):
-        holders = [
-            (trainer.model, "value_model", output_dir / "value_model"),
-            (trainer.model, "policy", output_dir),
-        ]
-    for holder, name, folder in holders:
-        model = getattr(holder, name)
-        if isinstance(model, PeftModel):
-            weights = {n: whole(w) for n, w in model.named_parameters() if w.requires_grad}
-            if trainer.is_world_process_zero():
-                model.save_pretrained(folder / ADAPTER, state_dict=weights)
-                (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # a card stands above
-            trainer.accelerator.wait_for_everyone()
-            setattr(holder, name, _folded(model, folder / ADAPTER))
-            merged = True
-    if merged:
-        trainer.model_wrapped = trainer.model
-    return {"adapters_merged": True} if merged else {}
+        holders = [(trainer.model, "value_model", "value_model"), (trainer.model, "policy", "")]
+    holders = [given for given in holders if isinstance(getattr(*given[:2]), PeftModel)]
+    for holder, name, where in holders:
+        model, folder = getattr(holder, name), output_dir / where / ADAPTER
+        weights = {n: whole(w) for n, w in model.named_parameters() if w.requires_grad}
+        if trainer.is_world_process_zero():
+            model.save_pretrained(folder, state_dict=weights)
+            (folder / "README.md").unlink(missing_ok=True)  # a card stands above
+        trainer.accelerator.wait_for_everyone()
+        setattr(holder, name, _folded(model, folder))
+    if not holders:
+        return {}
+    trainer.model_wrapped = trainer.model
+    return {"adapters_merged": True}
 
 
 def _folded(model: nn.Module, adapter: Path) -> PreTrainedModel:

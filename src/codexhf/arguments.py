@@ -5,6 +5,7 @@ class. `codexhf.parsing.parse` fills both from the recipe's YAML and the command
 """
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -15,9 +16,7 @@ from codexhf.knobs import given, knob, knob_errors, unused
 from codexhf.label_words import next_step, waits_for_people
 from codexhf.refusals import nearest
 
-# ---------------------------------------------------------------------------------------------
-# What a path or a name must be: each returns what is wrong with it, "" if nothing
-# ---------------------------------------------------------------------------------------------
+# What a path or a name must be: each function returns what is wrong with it, "" if nothing.
 
 
 def card(path: str) -> str:
@@ -120,9 +119,7 @@ PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_
 PACKAGES[True] = "bitsandbytes"  # load_in_4bit
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"]
 
-# ---------------------------------------------------------------------------------------------
-# The stages' own fields
-# ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ the stages' fields
 
 
 @dataclass
@@ -159,7 +156,11 @@ class StageArguments:
 
     def errors(self) -> list[str]:
         """What is wrong with these values, one sentence each with its fix; empty if nothing."""
-        return knob_errors(self)
+        return [*knob_errors(self), *self.between_fields()]
+
+    def between_fields(self) -> Iterator[str]:
+        """Yield what is wrong with several values together."""
+        yield from ()
 
 
 @dataclass
@@ -293,19 +294,17 @@ class PretrainArguments(MixtureArguments, HeldOutArguments, LoraArguments):
         if self.model is not None:
             self.tokenizer = self.model
 
-    def errors(self) -> list[str]:
-        out = super().errors()
+    def between_fields(self) -> Iterator[str]:
         if self.model is None and not self.architecture:
-            out.append(
+            yield (
                 "architecture: got nothing, expected a mapping with model_type when model is not "
                 "given. Copy the block from recipes/pretrain.yaml."
             )
         if self.use_peft and self.model is None:
-            out.append(
+            yield (
                 "use_peft: got true without model: adapters on random weights learn nothing. "
                 "Give model, or leave use_peft out."
             )
-        return out
 
 
 @dataclass
@@ -328,11 +327,9 @@ class SFTArguments(MixtureArguments, HeldOutArguments, LoraArguments, EvaluatedA
         96, "Longest answer, in tokens, in those evaluations.", low=1, needs="eval_cards"
     )
 
-    def errors(self) -> list[str]:
-        out = super().errors()
+    def between_fields(self) -> Iterator[str]:
         if given(self, "timeout_s") and not self.eval_cards:
-            out.append(unused(self, "timeout_s", "eval_cards"))
-        return out
+            yield unused(self, "timeout_s", "eval_cards")
 
 
 @dataclass
@@ -448,16 +445,14 @@ class PPOArguments(HeldOutArguments, LoraArguments, EvaluatedArguments):
         """Whether a reward runs the tests of the prompts."""
         return any(name.startswith("unit_tests") for name in self.rewards)
 
-    def errors(self) -> list[str]:
-        out = super().errors()
+    def between_fields(self) -> Iterator[str]:
         if given(self, "timeout_s") and not (self.eval_cards or self.runs_tests):
-            out.append(unused(self, "timeout_s", "eval_cards or a unit_tests reward"))
+            yield unused(self, "timeout_s", "eval_cards or a unit_tests reward")
         for name, reader in (("reward_clip", "reward_model"), ("safety_rules", "safety")):
             if given(self, name) and reader not in self.rewards:
-                out.append(unused(self, name, f"{reader} among the rewards"))
+                yield unused(self, name, f"{reader} among the rewards")
         if self.reward_model is None and "reward_model" in self.rewards:
-            out.append("reward_model: got null, expected a folder: rewards name reward_model.")
-        return out
+            yield "reward_model: got null, expected a folder: rewards name reward_model."
 
 
 @dataclass
@@ -489,9 +484,7 @@ class EvaluationArguments(ModelArguments, CodeRunningArguments):
         check=rule_pack,
     )
     benchmark_cards: list[str] = knob(
-        [],
-        "Cards of public benchmarks; each is reported by itself.",
-        check=card,
+        [], "Cards of public benchmarks; each is reported by itself.", check=card
     )
     benchmark_forms: list[Literal["completion", "chat"]] = knob(
         ["completion", "chat"],
@@ -528,11 +521,7 @@ class EvaluationArguments(ModelArguments, CodeRunningArguments):
         "alpha in U(M) = alpha L_SFT + beta L_RLHF + gamma Omega, which needs a reward model.",
         low=0,
     )
-    beta_rlhf: float = knob(
-        1.0,
-        "beta in U(M); L_RLHF is minus the mean normalised reward.",
-        low=0,
-    )
+    beta_rlhf: float = knob(1.0, "beta in U(M); L_RLHF is minus the mean normalised reward.", low=0)
     gamma_reg: float = knob(1.0, "gamma in U(M); Omega is kl_coef times the KL.", low=0)
     kl_coef: float = knob(
         0.05, "Coefficient of the KL to the reference in Omega, per nat and completion.", low=0
@@ -540,14 +529,10 @@ class EvaluationArguments(ModelArguments, CodeRunningArguments):
     samples_in_report: int = knob(6, "Tasks whose answers the report shows side by side.", low=0)
     seed: int = knob(42, "Seed of sampling.", low=0, high=2**32 - 1)
 
-    def errors(self) -> list[str]:
-        out = super().errors()
-        out += [
-            f"k: got {k}, expected at most num_samples ({self.num_samples})."
-            for k in self.k
-            if k > self.num_samples
-        ]
-        return out
+    def between_fields(self) -> Iterator[str]:
+        for k in self.k:
+            if k > self.num_samples:
+                yield f"k: got {k}, expected at most num_samples ({self.num_samples})."
 
 
 @dataclass
@@ -564,9 +549,7 @@ class PushArguments:
     dry_run: bool = knob(False, "Show repositories, files, bytes and visibility, send nothing.")
 
 
-# ---------------------------------------------------------------------------------------------
-# Hub names
-# ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ hub names
 
 KINDS = {card: "dataset", model_folder: "model", tokenizer_folder: "model"}
 """What a hub name stands for, by the check of its field."""

@@ -32,7 +32,6 @@ def file_stats(path: Path) -> dict:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """`write_text` of JSON."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
@@ -82,17 +81,17 @@ def _fsync(path: Path) -> None:
 
 def commit(folder: Path, record: Mapping) -> None:
     """Make a checkpoint count: flush every file, then write its manifest: the record, and files."""
-    files = {}
-    for name, file in _files(folder):
+    files = _files(folder)
+    for file in files.values():
         _fsync(file)
-        files[name] = file_stats(file)
+    files = {name: file_stats(file) for name, file in files.items()}
     write_json(folder / MANIFEST, sealed({**record, "files": files}))
     _fsync(folder.parent)
 
 
-def _files(folder: Path) -> list[tuple[str, Path]]:
+def _files(folder: Path) -> dict[str, Path]:
     found = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
-    return [(str(file.relative_to(folder)), file) for file in found]
+    return {str(file.relative_to(folder)): file for file in found}
 
 
 def fault(folder: Path) -> str | None:
@@ -111,8 +110,7 @@ def fault(folder: Path) -> str | None:
     step = _step(folder.name)
     if manifest.get("step", step) != step:
         return f"it was written as step {manifest['step']}"
-    added = {name for name, _ in _files(folder)} - {*files}
-    if added:
+    if added := {*_files(folder)} - {*files}:
         return f"{min(added)} was added"
     return wrong_file(folder, files)
 
@@ -168,17 +166,14 @@ def check_room(folder: Path, need: int, spare: list[Path]) -> None:
         OSError: ENOSPC, with what is there and what is needed.
     """
     free = free_bytes(folder)
-    for path in spare if free + sum(map(_size, spare)) >= need else []:
+    spared = sum(f.stat().st_size for path in spare for f in path.rglob("*") if f.is_file())
+    for path in spare if free + spared >= need else []:
         if free < need:
             print(f"{path} is deleted: {folder} has no room for the next checkpoint", flush=True)
             remove(path)
             free = free_bytes(folder)
     if free < need:
         raise OSError(errno.ENOSPC, _full(folder, free, need))
-
-
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def free_bytes(folder: Path) -> int:

@@ -6,9 +6,9 @@ reads each line once: a model that writes a million backticks costs no more than
 
 import ast
 import re
-import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
+from textwrap import dedent
 from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
@@ -86,19 +86,19 @@ def fenced_blocks(text: str) -> Iterator[Block]:
         inner = _unquoted(bare, lead)
         stripped = inner.lstrip()
         if stripped.startswith(fence) and len(inner) - len(stripped) <= 3:
-            yield Block(language, _dedented(lines))
+            yield Block(language, dedent("".join(lines)))
             rest = stripped.lstrip(fence[0]).strip()
             # the next block's opening fence, where this one's closing was forgotten
             fence, language, lines = (
                 (fence, rest, []) if rest.lower() in PYTHON - {""} else (None,) * 3
             )
         elif stripped.endswith(fence) and not stripped.startswith(fence):
-            yield Block(language, _dedented([*lines, inner.rstrip().rstrip(fence[0]) + "\n"]))
+            yield Block(language, dedent("".join(lines) + inner.rstrip().rstrip(fence[0]) + "\n"))
             fence = None
         else:
             lines.append(inner + line[len(bare) :])
     if fence is not None:
-        yield Block(language, _dedented(lines))
+        yield Block(language, dedent("".join(lines)))
 
 
 def _one_line(text: str) -> Block:
@@ -116,10 +116,6 @@ def _unquoted(line: str, lead: str) -> str:
         elif line[:1] in (" ", "\t"):
             line = line[1:]
     return line
-
-
-def _dedented(lines: list[str]) -> str:
-    return textwrap.dedent("".join(lines))
 
 
 def _without_draft(text: str) -> str:
@@ -193,7 +189,7 @@ def _without_prose(text: str) -> str:
         elif following is not None and following <= indent:
             ends.append(i)
     for end in ends[: 1 + _MOST_ENDS]:
-        code = _dedented(lines[start:end])
+        code = dedent("".join(lines[start:end]))
         if parse_python(code) is not None:
             return code
     return text
@@ -233,13 +229,6 @@ def grade(
     return out
 
 
-def judge(
-    completions: Sequence[Sequence[str]],
-    tests: Sequence[Any],
-    entry_points: Sequence[str],
-    timeout_s: float = 3.0,
-    progress: str | None = None,
-) -> list[list[str]]:
-    """Return the verdict of each completion: [task][completion] pass, fail or the limit it met."""
-    results = grade(completions, tests, entry_points, timeout_s, progress)
-    return [[result.verdict for result in group] for group in results]
+def judge(*given: Any, **options: Any) -> list[list[str]]:
+    """Like `grade`, the verdicts alone: [task][completion] pass, fail or the limit it met."""
+    return [[result.verdict for result in group] for group in grade(*given, **options)]

@@ -24,13 +24,7 @@ from codexhf.completions import grade, judge
 from codexhf.data import Data, cards_of
 from codexhf.generation import sample, sample_ids
 from codexhf.hub import short_name
-from codexhf.models import (
-    evaluating,
-    load_policy,
-    room_for,
-    shortest_context,
-    to_device,
-)
+from codexhf.models import evaluating, load_policy, room_for, shortest_context, to_device
 from codexhf.passes import interval, summarise
 from codexhf.prompts import (
     answered_ids,
@@ -38,7 +32,6 @@ from codexhf.prompts import (
     end_ids,
     in_form,
     prompt_ids,
-    prompt_ids_batch,
     right_pad,
     text_of,
     vocabulary_size,
@@ -51,9 +44,7 @@ from codexhf.tokenizer import load_tokenizer
 from codexhf.tokens import answered_rows, prompt_lengths
 from codexhf.trackers import log_samples, tracked
 
-# ---------------------------------------------------------------------------------------------
-# Likelihoods
-# ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ likelihoods
 
 
 @torch.no_grad()
@@ -93,12 +84,13 @@ def answer_logprobs(
     Returns:
         two float arrays (N,): nats, tokens.
     """
-    rows = [
-        answered_ids(prompt, answer, tokenizer)
-        if isinstance(answer, str)
-        else _joined(prompt_ids(prompt, tokenizer), answer)
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
+    rows = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if isinstance(answer, str):
+            rows.append(answered_ids(prompt, answer, tokenizer))
+        else:
+            start = prompt_ids(prompt, tokenizer)
+            rows.append(([*start, *answer], len(start)))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     sums, counts = np.zeros(len(rows)), np.zeros(len(rows))
     vocabulary = vocabulary_size(tokenizer)
@@ -112,10 +104,6 @@ def answer_logprobs(
             sums[picked] = (logprobs * answer[:, 1:]).sum(1).cpu().numpy()
             counts[picked] = answer.sum(1).cpu().numpy()
     return sums, counts
-
-
-def _joined(prompt: list[int], answer: list[int]) -> tuple[list[int], int]:
-    return [*prompt, *answer], len(prompt)
 
 
 @torch.no_grad()
@@ -132,15 +120,11 @@ def bits_per_byte(
     Each text is cut into pieces of `max_length` tokens that start with the end token as context,
     so every token is predicted exactly once.
     """
-    pieces = []
+    pieces, step = [], max_length - 1
+    plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     for text in texts:
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
-            "input_ids"
-        ]
-        step = max_length - 1
-        pieces += [
-            [tokenizer.eos_token_id, *ids[i : i + step]] for i in range(0, len(ids), step) if ids
-        ]
+        ids, eos = tokenizer(text, **plain)["input_ids"], tokenizer.eos_token_id
+        pieces += [[eos, *ids[i : i + step]] for i in range(0, len(ids), step)]
     pieces.sort(key=len)
     nats, vocabulary = 0.0, vocabulary_size(tokenizer)
     with evaluating(model):
@@ -150,9 +134,7 @@ def bits_per_byte(
     return nats / math.log(2) / sum(len(t.encode()) for t in texts)
 
 
-# ---------------------------------------------------------------------------------------------
-# While training
-# ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ while training
 
 
 class BitsPerByte(TrainerCallback):
@@ -163,21 +145,17 @@ class BitsPerByte(TrainerCallback):
 
     def __init__(self, heldout: dict[str, Data], tokenizer: PreTrainedTokenizerBase):
         self.heldout, self.tokenizer = heldout, tokenizer
-        self.bytes_per_token = {
-            name: data.cards[name]["bytes_per_token"] for name, data in heldout.items()
-        }
 
     def on_evaluate(self, args, state, control, model=None, metrics=None, **kwargs):
         if tracked(args):
             with gathered(model):
                 if state.is_world_process_zero:
                     log_samples(args, state.global_step, self._continuations(model))
-        for name, size in self.bytes_per_token.items():
-            loss = (metrics or {}).get(f"eval_{name}_loss")
+        for name, data in self.heldout.items():
+            loss, size = metrics.get(f"eval_{name}_loss"), data.cards[name]["bytes_per_token"]
             if loss is not None:
-                add_metrics(
-                    state, metrics, {f"eval_{name}_bits_per_byte": loss / math.log(2) / size}
-                )
+                bits = loss / math.log(2) / size
+                add_metrics(state, metrics, {f"eval_{name}_bits_per_byte": bits})
 
     def _continuations(self, model) -> list[dict]:
         """Continue the beginning of the first held-out sequences of each card."""
@@ -211,17 +189,12 @@ class PassAt1(TrainerCallback):
 
     def _passed(self, model, args, step: int) -> float:
         """Share of the tasks whose tests a sampled answer passes; trackers get the answers."""
-        answers = sample(
-            model,
-            self.tokenizer,
-            self.tasks["prompt"],
-            max_new_tokens=self.stage.eval_max_new_tokens,
-            seed=self.seed,
-        )
-        tests, names = self.tasks["tests"], self.tasks["entry_point"]
+        prompts, tests, names = (self.tasks[n] for n in ("prompt", "tests", "entry_point"))
+        options = {"max_new_tokens": self.stage.eval_max_new_tokens, "seed": self.seed}
+        answers = sample(model, self.tokenizer, prompts, **options)
         verdicts = judge(answers, tests, names, self.stage.timeout_s)
         passed = np.mean([group[0] == "pass" for group in verdicts])
-        shown = zip(self.tasks["prompt"], answers, verdicts, strict=True)
+        shown = zip(prompts, answers, verdicts, strict=True)
         rows = [{"prompt": text_of(p), "completion": a[0], "verdict": v[0]} for p, a, v in shown]
         log_samples(args, step, rows)
         return float(passed)
@@ -236,9 +209,7 @@ def add_metrics(state, metrics: dict, new: dict) -> None:
         print({k: round(v, 4) for k, v in new.items()}, flush=True)
 
 
-# ---------------------------------------------------------------------------------------------
-# The suite
-# ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ the suite
 
 
 @dataclass
@@ -323,10 +294,8 @@ def reference_loss(model, tokenizer, prompts: Sequence, tasks: Dataset) -> dict:
     """Return L_SFT on the tasks with a reference completion that fits; nothing without any."""
     known = tasks["completion"] if "completion" in tasks.column_names else []
     rows = [(p, c) for p, c in zip(prompts, known, strict=False) if c is not None]
-    context = shortest_context([model])
-    fitting = [
-        row for row in rows if not context or len(answered_ids(*row, tokenizer)[0]) <= context
-    ]
+    context = shortest_context([model]) or math.inf
+    fitting = [row for row in rows if len(answered_ids(*row, tokenizer)[0]) <= context]
     metrics = {"references_too_long": len(rows) - len(fitting)} if len(fitting) < len(rows) else {}
     if not fitting:
         return metrics
@@ -343,8 +312,8 @@ def divergence(model, tokenizer, prompts, ids, judges: Judges, temperature: floa
     """
     owners = [prompt for prompt, group in zip(prompts, ids, strict=True) for _ in group]
     flat = [completion for group in ids for completion in group]
-    options = {"temperature": temperature}
-    own, lengths = answer_logprobs(model, tokenizer, owners, flat, **options)
+    given = {"prompts": owners, "answers": flat, "temperature": temperature}
+    own, lengths = answer_logprobs(model, tokenizer, **given)
     ends = set(end_ids(tokenizer, model.generation_config))
     ended = np.mean([bool(completion) and completion[-1] in ends for completion in flat])
     metrics = {"answer_tokens": float(lengths.mean()), "ended": float(ended)}
@@ -353,7 +322,7 @@ def divergence(model, tokenizer, prompts, ids, judges: Judges, temperature: floa
         return metrics
     base = own
     if judges.reference is not model:
-        base, _ = answer_logprobs(judges.reference, tokenizer, owners, flat, **options)
+        base, _ = answer_logprobs(judges.reference, tokenizer, **given)
     kl = (own - base).reshape(len(ids), -1).mean(axis=1)  # of each task
     low, high = interval(kl)
     return metrics | {"kl": float(kl.mean()), "kl_low": low, "kl_high": high}
@@ -370,12 +339,8 @@ def objective(metrics: dict, stage: EvaluationArguments) -> dict:
 
 def win_rate(scores: Sequence[Sequence[float]], parent: Sequence[Sequence[float]]) -> float:
     """Share of (task, sample) pairs that score above the parent's; a tie counts half."""
-    wins = [
-        (a > b) + 0.5 * (a == b)
-        for ours, theirs in zip(scores, parent, strict=True)
-        for a, b in zip(ours, theirs, strict=True)
-    ]
-    return float(np.mean(wins))
+    ours, theirs = np.array(scores), np.array(parent)
+    return float(np.mean((ours > theirs) + 0.5 * (ours == theirs)))
 
 
 def demonstrations_of(tasks: Data, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
@@ -408,9 +373,9 @@ def evaluate_models(
     Each model reads with its own tokenizer. Its win rates are against the one before it in
     `stage.models`.
     """
-    tokenizers = load_tokenizers([stage.reference, *stage.models], tasks)
+    tokenizers = {path: load_tokenizer(path) for path in [stage.reference, *stage.models]}
     tokenizer = tokenizers[stage.reference]
-    rows, metrics = with_room(tasks.dataset, stage, tokenizers)
+    rows, metrics = with_room(tasks, stage, tokenizers)
     judges = Judges(
         to_device(load_policy(stage.reference, tokenizer, **loading(stage))),
         tokenizer,
@@ -431,12 +396,9 @@ def evaluate_models(
         measured, public[name] = run_benchmarks(model, own, benchmarks, stage, name)
         found |= measured
         metrics |= {f"{name}/{key}": value for key, value in found.items()}
+        shown = "{pass@1:.3f} [{pass@1_low:.3f}, {pass@1_high:.3f}]".format_map(found)
         kl = f", KL {found['kl']:.3f}" if "kl" in found else ""
-        print(
-            f"{name}: pass@1 {found['pass@1']:.3f} "
-            f"[{found['pass@1_low']:.3f}, {found['pass@1_high']:.3f}]{kl}",
-            flush=True,
-        )
+        print(f"{name}: pass@1 {shown}{kl}", flush=True)
     write_json(folder / "answers.json", _answers(rows, raw))
     if benchmarks:
         ids = {card: list(data.dataset["id"]) for card, data in benchmarks.items()}
@@ -444,43 +406,32 @@ def evaluate_models(
     return metrics
 
 
-def load_tokenizers(paths: Sequence[str], tasks: Data) -> dict[str, PreTrainedTokenizerBase]:
-    """Return each model's tokenizer.
-
-    Raises:
-        CardError: the chat template of one of them refuses a task, which is known before the work.
-    """
-    tokenizers = {path: load_tokenizer(path) for path in dict.fromkeys(paths)}
-    for own in tokenizers.values():
-        rows = [{"prompt": in_form(prompt, own)} for prompt in tasks.dataset["prompt"]]
-        prompt_lengths(Dataset.from_list(rows), own, cards_of(tasks))
-    return tokenizers
-
-
 def with_room(
-    tasks: Dataset, stage: EvaluationArguments, tokenizers: dict[str, PreTrainedTokenizerBase]
+    tasks: Data, stage: EvaluationArguments, tokenizers: dict[str, PreTrainedTokenizerBase]
 ) -> tuple[Dataset, dict]:
     """Return the tasks that every model has room to answer, and how many there are.
 
     load_tasks counted tokens of the reference; each model reads with its own tokenizer.
 
     Raises:
-        ValueError: none fits.
+        CardError: the chat template of one of them refuses a task.
+        ValueError: no task fits.
     """
-    fits = np.ones(len(tasks), dtype=bool)
-    for path in stage.models:
-        tokenizer, room = tokenizers[path], room_for(path, stage.max_new_tokens)
-        prompts = [in_form(prompt, tokenizer) for prompt in tasks["prompt"]]
-        if room is not None and prompts:
-            fits &= [len(ids) <= room for ids in prompt_ids_batch(prompts, tokenizer)]
-    if len(tasks) and not fits.any():
+    rows = tasks.dataset
+    fits = np.ones(len(rows), dtype=bool)
+    for path, tokenizer in tokenizers.items():
+        prompts = [{"prompt": in_form(prompt, tokenizer)} for prompt in rows["prompt"]]
+        lengths = prompt_lengths(Dataset.from_list(prompts), tokenizer, cards_of(tasks))
+        room = room_for(path, stage.max_new_tokens) if path in stage.models else None
+        fits &= lengths <= (room or math.inf)
+    if len(rows) and not fits.any():
         raise ValueError(
             f"max_new_tokens: got {stage.max_new_tokens}, which leaves no room for any of "
-            f"{len(tasks)} prompts in the contexts of the models. Lower it."
+            f"{len(rows)} prompts in the contexts of the models. Lower it."
         )
     dropped = int((~fits).sum())
-    counts = {"tasks": len(tasks) - dropped} | ({"tasks_too_long": dropped} if dropped else {})
-    return (tasks.select(np.flatnonzero(fits)) if dropped else tasks), counts
+    counts = {"tasks": len(rows) - dropped} | ({"tasks_too_long": dropped} if dropped else {})
+    return (rows.select(np.flatnonzero(fits)) if dropped else rows), counts
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
@@ -500,10 +451,7 @@ def parents_of(stage: EvaluationArguments) -> dict[str, str | None]:
 
 def _wins(record: dict, parent: dict) -> dict:
     """Win rates of one model's record against another's, by the reward model and by tests."""
-    passed = [
-        [[float(verdict == "pass") for verdict in group] for group in each["verdicts"]]
-        for each in (record, parent)
-    ]
+    passed = (np.array(each["verdicts"]) == "pass" for each in (record, parent))
     wins = {"win_rate_tests": win_rate(*passed)}
     if "rewards" in record:
         wins["win_rate"] = win_rate(record["rewards"], parent["rewards"])
@@ -513,11 +461,8 @@ def _wins(record: dict, parent: dict) -> dict:
 def _answers(tasks: Dataset, raw: dict[str, dict]) -> dict:
     """The record of an evaluation: the tasks, and every completion of every model."""
     rows = [
-        {
-            "prompt": text_of(row["prompt"]),
-            "reference": row.get("completion"),
-            "group": row.get("group"),
-        }
+        {"prompt": text_of(row["prompt"]), "reference": row.get("completion")}
+        | {"group": row.get("group")}
         for row in tasks
     ]
     return {"tasks": rows, "all": raw}

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -16,16 +15,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
-from codexhf.checkpoints import (
-    MANIFEST,
-    check_room,
-    commit,
-    fault,
-    naming_a_full_disk,
-    read_sealed,
-    remove,
-    step_folders,
-)
+from codexhf import checkpoints
+from codexhf.checkpoints import MANIFEST, read_sealed, step_folders
 from codexhf.models import load_weights
 from codexhf.sharding import is_sharded, whole
 
@@ -43,9 +34,7 @@ class WholeCheckpoints(TrainerCallback):
     Stands behind every callback that asks for a checkpoint at the end of a step.
 
     Args:
-        trainer: whose checkpoints they are.
         keep: checkpoints to keep; None: two, one of large models.
-        resumed_from: the checkpoint that training goes on from.
         record: of the run, for each checkpoint's manifest.
     """
 
@@ -78,7 +67,14 @@ class WholeCheckpoints(TrainerCallback):
         self.need = checkpoint_bytes(self.trainer)
         older = [f for _, f in step_folders(self.output_dir) if not self._is_best(f)]
         spare = [*self.output_dir.glob("_broken-*"), *reversed(older[1:])]
-        _on_first(self.trainer, lambda: check_room(self.output_dir, self.need, spare))
+        raised = [None]  # by the first process; on all
+        if self.trainer.is_world_process_zero():
+            try:
+                checkpoints.check_room(self.output_dir, self.need, spare)
+            except OSError as error:
+                raised = [error]
+        if broadcast_object_list(raised)[0] is not None:
+            raise raised[0]
 
     def on_save(self, args, state, control, **kwargs):
         folder = self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
@@ -87,36 +83,35 @@ class WholeCheckpoints(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()  # every process has written its files
         if state.is_world_process_zero:
             counts = {"step": state.global_step, "train_s": round(self.train_s, 2)}
-            commit(folder, {**self.record, **counts})
+            checkpoints.commit(folder, {**self.record, **counts})
             keep = self.keep or (1 if self.need > LARGE else 2)
             for _, old in step_folders(self.output_dir)[max(keep, 1) :]:
                 if not self._is_best(old):
-                    remove(old)
+                    checkpoints.remove(old)
 
     @contextmanager
     def room_for_next(self) -> Iterator[None]:
         """Where a disk is full say so, and clear away what was half written: it does not count."""
         try:
-            with naming_a_full_disk(self.output_dir, self.need):
+            with checkpoints.naming_a_full_disk(self.output_dir, self.need):
                 yield
         except OSError:
             if self.trainer.is_world_process_zero():
                 for _, folder in step_folders(self.output_dir)[:1]:
                     if not (folder / MANIFEST).exists():
-                        remove(folder)
+                        checkpoints.remove(folder)
             raise
 
     def _is_best(self, folder: Path) -> bool:
-        best = self.trainer.state.best_model_checkpoint
-        return best is not None and Path(best).name == folder.name
+        return Path(self.trainer.state.best_model_checkpoint or "").name == folder.name
 
     # -- going on --------------------------------------------------------------------------------
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.resumed_from is None:
             return
-        best = json.loads((self.resumed_from / TRAINER_STATE_NAME).read_text("utf-8"))
-        best = best["best_model_checkpoint"]
+        saved = json.loads((self.resumed_from / TRAINER_STATE_NAME).read_text("utf-8"))
+        best = saved["best_model_checkpoint"]
         if best is not None and args.load_best_model_at_end:
             # Trainer forgets one that it does not find under the path of that time
             state.best_model_checkpoint = str(Path(args.output_dir) / Path(best).name)
@@ -135,9 +130,8 @@ class WholeCheckpoints(TrainerCallback):
         trainer.control.should_training_stop = True
         if trainer.args.save_strategy == "epoch":
             return  # it was done before this checkpoint
-        trainer.control = trainer.callback_handler.on_epoch_end(
-            trainer.args, trainer.state, trainer.control
-        )
+        now = trainer.args, trainer.state, trainer.control
+        trainer.control = trainer.callback_handler.on_epoch_end(*now)
         trainer._maybe_log_save_evaluate(
             trainer._tr_loss, None, model, trial, epoch, ignore_keys_for_eval, start_time,
             learning_rate=trainer._get_learning_rate(),
@@ -153,12 +147,11 @@ class WholeCheckpoints(TrainerCallback):
         """Refuse a best checkpoint that is not as it was written: it would become the result."""
         if not args.load_best_model_at_end or state.best_model_checkpoint is None:
             return
-        folder = Path(state.best_model_checkpoint)
-        wrong = fault(folder) if folder.exists() else "it is missing"
-        run = self.record["run"]
-        if wrong is None and read_sealed(folder / MANIFEST).get("run", run) != run:
+        folder, run = Path(state.best_model_checkpoint), self.record["run"]
+        wrong = checkpoints.fault(folder) if folder.exists() else "it is missing"
+        if not wrong and read_sealed(folder / MANIFEST).get("run", run) != run:
             wrong = "it is of another run"
-        if wrong is not None:
+        if wrong:
             raise ValueError(
                 f"{folder}: the best checkpoint cannot be used: {wrong}. Restore it, or give "
                 "--restart true."
@@ -169,29 +162,12 @@ def checkpoint_bytes(trainer: Trainer) -> int:
     """About how many bytes the next checkpoint needs: weights, optimizer, and a little."""
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     states = getattr(optimizer, "state", {}).values()
-    moments = (x for s in states for x in s.values() if torch.is_tensor(x))
-    return int(1.05 * (_bytes(trainer.model.parameters()) + _bytes(moments))) + 2**20
+    moments = [x for s in states for x in s.values() if torch.is_tensor(x)]
+    tensors = [*trainer.model.parameters(), *moments]
+    return int(1.05 * sum(t.numel() * t.element_size() for t in tensors)) + 2**20
 
 
-def _bytes(tensors: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
-
-
-def _on_first(trainer: Trainer, check: Any) -> None:
-    """Run a check on the first process; whatever it raises is raised on all."""
-    raised = [None]
-    if trainer.is_world_process_zero():
-        try:
-            check()
-        except OSError as error:
-            raised = [error]
-    if broadcast_object_list(raised)[0] is not None:
-        raise raised[0]
-
-
-# ---------------------------------------------------------------------------------------------
-# What a Trainer counts: of the losses since the last log, of TRL's and of PPO's metrics
-# ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ what is counted
 
 
 def progress(trainer: Trainer) -> dict:
@@ -285,8 +261,7 @@ class SameAfterEvaluating(TrainerCallback):
     dropout other weights.
     """
 
-    def __init__(self):
-        self.state = None
+    state = None
 
     def on_step_end(self, args, state, control, **kwargs):
         self.state = torch.get_rng_state()
@@ -318,8 +293,7 @@ class StopOnSignal(TrainerCallback):
     Several processes get the signal at different steps, so they ask each other after every one.
     """
 
-    def __init__(self):
-        self.received = None
+    received = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         def receive(number, frame):

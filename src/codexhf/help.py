@@ -32,16 +32,15 @@ def help_text(
     config = min(config, os.path.relpath(config), key=len)
     script = f"{Path(recipe).parent.name}/{Path(recipe).name}"
     head = ast.get_docstring(ast.parse(Path(recipe).read_text())) if Path(recipe).is_file() else ""
-    parts = [
-        head or script,
+    how = (
         f"Settings stand in {config}; --config FILE names another, --name value overrides one, and "
-        "a list is --name 1 2. In brackets: the value without a flag, and what is legal.",
-    ]
-    left = []
+        "a list is --name 1 2. In brackets: the value without a flag, and what is legal."
+    )
+    parts, left = [head or script, textwrap.fill(how, WIDTH)], 0
     for number, owner in enumerate(types):
         fields = [field for field in dataclasses.fields(owner) if field.init]
         shown = [f for f in fields if number == 0 or everything or f.name in values]
-        left += [f.name for f in fields if f not in shown]
+        left += len(fields) - len(shown)
         what = "Settings of the stage" if number == 0 else f"Settings of {owner.__name__}"
         if number and not everything:
             what += f" that {Path(config).name} sets"
@@ -49,9 +48,8 @@ def help_text(
         lines = [_entry(f, hints[f.name], values, brief=not everything) for f in shown]
         parts.append(f"{what}:\n\n" + "\n".join(lines))
     if left:
-        parts.append(f"{len(left)} more settings of {types[-1].__name__}: {script} --help all")
-    wrapped = [textwrap.fill(parts[1], WIDTH)]
-    return "\n\n".join([parts[0], *wrapped, *parts[2:]])
+        parts.append(f"{left} more settings of {types[-1].__name__}: {script} --help all")
+    return "\n\n".join(parts)
 
 
 def _entry(field: dataclasses.Field, hint: Any, values: Mapping[str, Any], brief: bool) -> str:
@@ -63,14 +61,9 @@ def _entry(field: dataclasses.Field, hint: Any, values: Mapping[str, Any], brief
     legal = [_written(values.get(field.name, knobs.default_of(field)))]
     if words := knobs.limits(field, hint):
         legal.append(words)
-    text = textwrap.fill(
-        f"{text} [{'; '.join(legal)}]",
-        WIDTH,
-        initial_indent=" " * 28,
-        subsequent_indent=" " * 28,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    whole = {"break_long_words": False, "break_on_hyphens": False}
+    lines = textwrap.wrap(f"{text} [{'; '.join(legal)}]", WIDTH - 28, **whole)
+    text = textwrap.indent("\n".join(lines), " " * 28)
     return f"{flag:<27} {text.lstrip()}" if len(flag) < 28 else f"{flag}\n{text}"
 
 

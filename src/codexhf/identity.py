@@ -8,6 +8,7 @@ since a newer library is no reason to train it again. Logging and saving do not 
 best checkpoint becomes the result. docs/runs.md says it for users.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -55,10 +56,9 @@ EFFECTIVE = {
     "max_steps", "num_train_epochs", "total_episodes", "per_device_train_batch_size",
     "gradient_accumulation_steps", "per_device_eval_batch_size", "bf16", "fp16",
     "gradient_checkpointing", "activation_checkpointing", *NEUTRAL_WITHOUT_BEST, "eval_tasks",
-    "eval_max_new_tokens",
-    "metric_for_best_model", "timeout_s", "unsafe_exec", "alpha_sft", "beta_rlhf", "gamma_reg",
-    "kl_coef", "entropy_coef", "vf_coef", "cliprange", "cliprange_value", "temperature",
-    "reward_weights", "reward_clip", "missing_eos_penalty",
+    "eval_max_new_tokens", "metric_for_best_model", "timeout_s", "unsafe_exec", "alpha_sft",
+    "beta_rlhf", "gamma_reg", "kl_coef", "entropy_coef", "vf_coef", "cliprange", "cliprange_value",
+    "temperature", "reward_weights", "reward_clip", "missing_eos_penalty",
 }  # fmt: skip
 """Settings that a run which goes on reads anew; any other is settled at its first step."""
 
@@ -135,13 +135,9 @@ def _card_records(part: Any) -> Iterable[tuple[str, str]]:
 
 def _sources(rewards: Sequence[str]) -> dict[str, str]:
     """`module:function` -> sha256 of the module's source; codexhf's own are in its code."""
-    out = {}
-    for name in rewards:
-        module = sys.modules.get(name.partition(":")[0])
-        file = getattr(module, "__file__", None)
-        if ":" in name and file is not None:
-            out[name] = file_stats(Path(file))["sha256"]
-    return out
+    own = [name for name in rewards if ":" in name]
+    files = {n: getattr(sys.modules.get(n.partition(":")[0]), "__file__", None) for n in own}
+    return {name: file_stats(Path(file))["sha256"] for name, file in files.items() if file}
 
 
 def _made(training: Any) -> dict:
@@ -173,10 +169,8 @@ def versions() -> dict[str, str]:
     """Version of each of LIBRARIES that is installed."""
     installed = {}
     for name in LIBRARIES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return installed
 
 
@@ -204,18 +198,14 @@ def parent_record(path: str) -> dict:
     Raises:
         ValueError: a file of a finished stage is not as that stage wrote it.
     """
-    folder, record = resolve(path), {"path": str(path), "sha256": {}}
+    folder, record = resolve(path), {"path": str(path)}
     if not folder.is_dir():
         return {**record, "sha256": {"id": str(path)}}
-    manifest = _check_finished(folder)
-    if manifest is not None:
+    if manifest := _check_finished(folder):
         record["stage"] = manifest.get("stage")
-    record["sha256"] = {
-        p.name: file_stats(p)["sha256"]
-        for p in sorted(folder.iterdir())
-        if p.is_file() and p.name not in NOT_READ and not p.name.startswith((".", "_"))
-    }
-    return record
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in NOT_READ]
+    read = [p for p in files if not p.name.startswith((".", "_"))]
+    return {**record, "sha256": {p.name: file_stats(p)["sha256"] for p in read}}
 
 
 def _check_finished(folder: Path) -> dict | None:
@@ -223,8 +213,7 @@ def _check_finished(folder: Path) -> dict | None:
     if not (folder / MANIFEST).is_file():
         return None
     manifest = load_manifest(folder)
-    wrong = wrong_file(folder, manifest.get("files", {}))
-    if wrong is not None:
+    if wrong := wrong_file(folder, manifest.get("files", {})):
         raise ValueError(
             f"{folder}: {wrong} since its stage finished. Restore the file, or run that stage "
             "again with --restart true."
@@ -278,11 +267,9 @@ class Changes:
     def without(self, allowed: Iterable[str]) -> "Changes":
         """Leave out what is allowed by name and can take effect in a run that goes on."""
         names = {*allowed}
-
-        def left(found: dict[str, str]) -> dict[str, str]:
-            return {k: v for k, v in found.items() if not (can_change(k) and named(k) & names)}
-
-        return Changes(left(self.asked), left(self.made))
+        settled = [k for k in self.all if not (can_change(k) and named(k) & names)]
+        halves = ({k: found[k] for k in found if k in settled} for found in (self.asked, self.made))
+        return Changes(*halves)
 
     def lines(self) -> list[str]:
         return [f"{key}: {change}" for key, change in self.all.items()]

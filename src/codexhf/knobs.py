@@ -33,10 +33,7 @@ def knob(
 
     Args:
         default: None where the setting may be left out.
-        help: what `--help` and the documentation say.
-        low: smallest legal number.
-        high: largest legal number.
-        above: the number must be larger than this.
+        low, high: smallest and largest legal number; above: it must be larger than this.
         least: fewest elements of a list.
         check: returns what is wrong with a value, "" if nothing: "which does not exist. Run ...".
         each: name of a list field of which this list has one value for each element.
@@ -131,7 +128,7 @@ def default_of(field: dataclasses.Field) -> Any:
 
 def _field_errors(instance: Any, field: dataclasses.Field, hint: Any) -> list[str]:
     name, value, rule = field.name, getattr(instance, field.name), field.metadata
-    expected = limits(field, hint) or type_name(hint)
+    expected, choices = limits(field, hint) or type_name(hint), choices_of(hint)
     if value is None:
         optional = type(None) in alternatives(hint)
         return [] if optional else [f"{name}: got null, expected {expected}."]
@@ -143,9 +140,10 @@ def _field_errors(instance: Any, field: dataclasses.Field, hint: Any) -> list[st
         one_each = f"one for each of the {len(getattr(instance, rule['each']))} {rule['each']}"
         out.append(f"{name}: got {len(items)} values, expected {one_each}.")
     for item in items:
-        if not _legal(item, rule, hint):
-            near = nearest(item, choices_of(hint))
-            out.append(f"{name}: got {item!r}, expected {expected}.{near}")
+        number = isinstance(item, int | float) and not isinstance(item, bool)
+        legal = not number or within(item, rule["low"], rule["high"], rule["above"])
+        if not (item in choices if choices else legal):
+            out.append(f"{name}: got {item!r}, expected {expected}.{nearest(item, choices)}")
         elif rule["check"] and (wrong := rule["check"](item)):
             out.append(f"{name}: got {item!r}, {wrong}")
     if rule["needs"] and not out and given(instance, name) and not getattr(instance, rule["needs"]):
@@ -182,13 +180,10 @@ def limits(field: dataclasses.Field, hint: Any) -> str:
 
 def bounds(low: float | None = None, high: float | None = None, above: float | None = None) -> str:
     """Return bounds in words, an empty string where there are none."""
-    if above is not None:
-        return f"more than {above}" + (f" and at most {high}" if high is not None else "")
-    if low is not None and high is not None:
+    if above is None and None not in (low, high):
         return f"between {low} and {high}"
-    if low is not None:
-        return f"at least {low}"
-    return f"at most {high}" if high is not None else ""
+    words = {"more than": above, "at least": low, "at most": high}
+    return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
 
 
 def type_name(hint: Any) -> str:
@@ -224,11 +219,3 @@ def within(
         and (high is None or value <= high)
         and (above is None or value > above)
     )
-
-
-def _legal(value: Any, rule: Any, hint: Any) -> bool:
-    if choices := choices_of(hint):
-        return value in choices
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return True
-    return within(value, rule["low"], rule["high"], rule["above"])

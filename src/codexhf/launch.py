@@ -76,9 +76,9 @@ def launch(main: Callable[[], object]) -> None:
             if processes() > 1:
                 _leave(error)
             raise
-        told = isinstance(error, ValueError | OSError)  # a sentence written for the user
-        text = str(error) if told else f"{type(error).__name__}: {error}"
-        text += "" if told else " (CODEXHF_DEBUG=1 shows where.)"
+        told, text = isinstance(error, ValueError | OSError), str(error)  # written for the user
+        if not told:
+            text = f"{type(error).__name__}: {error} (CODEXHF_DEBUG=1 shows where.)"
         refuse([text], Path(sys.argv[0]).name, everywhere=not told)
     except KeyboardInterrupt:
         if rank() == 0:

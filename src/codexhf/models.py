@@ -55,14 +55,10 @@ def new_policy(
         use_cache=False,
     )
     config = AutoConfig.for_model(model_type)
-    known = set(config.to_dict()) | set(config.attribute_map)
-    unknown = [name for name in fields if name not in known]
-    if unknown:
-        raise ValueError(
-            "; ".join(
-                f"architecture.{n}: unknown for {model_type}.{nearest(n, known)}" for n in unknown
-            )
-        )
+    known = {*config.to_dict(), *config.attribute_map}
+    if unknown := [name for name in fields if name not in known]:
+        told = (f"architecture.{n}: unknown for {model_type}.{nearest(n, known)}" for n in unknown)
+        raise ValueError("; ".join(told))
     set_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -141,8 +137,7 @@ def load_weights(module: nn.Module, folder: Path) -> None:
 
 def check_finite(model: PreTrainedModel, path: str) -> PreTrainedModel:
     """Refuse weights that hold NaN or infinity: every later number would be NaN."""
-    name = nonfinite_parameter(model)
-    if name is not None:
+    if name := nonfinite_parameter(model):
         raise ValueError(
             f"{path}: {name} holds NaN or infinity. Take an earlier checkpoint of that run."
         )
@@ -162,9 +157,8 @@ def nonfinite_parameter(model: nn.Module) -> str | None:
 def context_length(path: str) -> int | None:
     """Longest sequence that the model of a folder or Hub id was built for; None if unbounded."""
     folder = resolve(path)
-    return context_of(
-        AutoConfig.from_pretrained(adapted(folder) or folder, trust_remote_code=False)
-    )
+    base = adapted(folder) or folder
+    return context_of(AutoConfig.from_pretrained(base, trust_remote_code=False))
 
 
 def context_of(config: PreTrainedConfig) -> int | None:
@@ -273,9 +267,8 @@ def evaluating(*modules: nn.Module | None) -> Iterator[None]:
     their auxiliary loss as well: with a cache it fails, as its mask is longer than the input.
     """
     modes = [(module, module.training) for module in modules if module is not None]
-    parts = [part for module, _ in modes for part in module.modules()]
-    configs = {id(part.config): part.config for part in parts if hasattr(part, "config")}
-    asked = [c for c in configs.values() if getattr(c, "output_router_logits", False)]
+    configs = _configs(part for module, _ in modes for part in module.modules())
+    asked = [config for config in configs if getattr(config, "output_router_logits", False)]
     for module, _ in modes:
         module.eval()
     for config in asked:
@@ -297,21 +290,25 @@ def disable_dropout(model: nn.Module) -> list[tuple[Any, str, float]]:
     Returns:
         (configuration, name, value) of each that a configuration had, for the saved model's.
     """
-    given = []
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
             if ("dropout" in name or "layerdrop" in name) and isinstance(value, float):
                 setattr(module, name, 0.0)
-    for config in {
-        id(m.config): m.config for m in model.modules() if hasattr(m, "config")
-    }.values():
-        for name, value in list(vars(config).items()):
-            if "dropout" in name and isinstance(value, float) and value:
-                given.append((config, name, value))
-                setattr(config, name, 0.0)
+    given = [
+        (config, name, value)
+        for config in _configs(model.modules())
+        for name, value in vars(config).items()
+        if "dropout" in name and isinstance(value, float) and value
+    ]
+    for config, name, _ in given:
+        setattr(config, name, 0.0)
     return given
+
+
+def _configs(modules: Iterable[nn.Module]) -> list[Any]:
+    return list({id(m.config): m.config for m in modules if hasattr(m, "config")}.values())
 
 
 def shortest_context(models: Iterable[Any]) -> int | None:

@@ -5,6 +5,7 @@ and `--field value` overrides one field. Each value is converted once, by the ty
 dataclass declares, and everything that is wrong is said at once. Imports nothing heavy.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,7 +13,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
@@ -120,9 +121,10 @@ def _say_batch(in_yaml: dict[str, Any], config: Any) -> None:
         )
 
 
-# ---------------------------------------------------------------------------------------------
-# One value
-# ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ one value
+
+WORDS = dict.fromkeys(("true", "yes", "on", "1"), True)
+WORDS |= dict.fromkeys(("false", "no", "off", "0"), False)
 
 
 def convert(value: Any, hint: Any) -> Any:
@@ -139,41 +141,47 @@ def convert(value: Any, hint: Any) -> Any:
         if type(None) in knobs.alternatives(hint):
             return None
         raise ValueError(_expected(hint))
-    if any(isinstance(member, type) and issubclass(member, Enum) for member in members):
+    if any(_is_enum(member) for member in members):
         members = [member for member in members if member is not str]  # str is the enum's spelling
     # Text fits str, and as a list of one a list; what says more about it comes first.
     for member in sorted(members, key=lambda m: (m is str) + 2 * (typing.get_origin(m) is list)):
-        try:
+        with contextlib.suppress(ValueError, TypeError, KeyError, IndexError):
             return _as(value, member)
-        except (ValueError, TypeError, KeyError):
-            continue
     raise ValueError(_expected(hint) + nearest(value, knobs.choices_of(hint)))
 
 
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Enum)
+
+
 def _as(value: Any, kind: Any) -> Any:
-    """Return the value as one type that is no union, or raise ValueError."""
-    origin = typing.get_origin(kind)
-    if origin is Literal or (isinstance(kind, type) and issubclass(kind, Enum)):
-        choices = typing.get_args(kind) if origin is Literal else [item.value for item in kind]
-        same = [
-            c for c in choices if c is value or (type(value) is not bool and str(c) == str(value))
-        ]
-        if not same:
-            raise ValueError
-        return same[0] if origin is Literal else kind(same[0])
-    if origin is list or kind is list:
+    """Return the value as one type that is no union, or raise one of the errors above."""
+    origin = typing.get_origin(kind) or kind
+    if origin is Literal or _is_enum(kind):
+        spelled = None if type(value) is bool else str(value)
+        same = [c for c in knobs.choices_of(kind) if c is value or str(c) == spelled][0]
+        return same if origin is Literal else kind(same)
+    if origin is list:
         (element,) = typing.get_args(kind) or (Any,)
         return [convert(item, element) for item in (value if isinstance(value, list) else [value])]
-    if origin is dict or kind is dict:
+    if origin is dict:
         value = json.loads(value) if isinstance(value, str) else value
-        if not isinstance(value, dict):
-            raise ValueError
-        return _with_numbers(value)
+        return _with_numbers({**value})
     if kind is Any:
         return value
     if isinstance(value, list | dict):
         raise ValueError
-    return _simple(value, kind)
+    if kind is bool:
+        return WORDS[str(value).lower()]
+    if isinstance(value, bool):
+        raise ValueError
+    if kind is str:
+        return str(value)
+    if kind is int:
+        return int(str(value))
+    if kind is float and not math.isnan(float(value)):
+        return float(value)
+    raise ValueError  # a class that no text makes
 
 
 def _with_numbers(value: Any) -> Any:
@@ -186,33 +194,12 @@ def _with_numbers(value: Any) -> Any:
     return float(value) if scientific else value
 
 
-def _simple(value: Any, kind: Any) -> Any:
-    if kind is bool:
-        words = {"true": True, "yes": True, "on": True, "1": True}
-        words |= {"false": False, "no": False, "off": False, "0": False}
-        return words[str(value).lower()]
-    if isinstance(value, bool):
-        raise ValueError
-    if kind is int:
-        return int(str(value))
-    if kind is float:
-        number = float(value)
-        if math.isnan(number):
-            raise ValueError
-        return number
-    if kind is str:
-        return str(value)
-    raise ValueError  # a class that no text makes
-
-
 def _expected(hint: Any) -> str:
     choices = ", ".join(map(str, knobs.choices_of(hint)))
     return f"expected {f'one of {choices}' if choices else knobs.type_name(hint)}."
 
 
-# ---------------------------------------------------------------------------------------------
-# Where values come from
-# ---------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------- where values come from
 
 
 def _from_yaml(config: str, settings: dict[str, Any], errors: list[str]) -> dict[str, Any]:
@@ -295,7 +282,7 @@ def _from_flags(
 def _for_device(settings: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """Return defaults that depend on the machine, for library configs, of what was not said."""
     found: dict[str, Any] = {}
-    if not {"bf16", "use_cpu"} & set(settings):
+    if "bf16" not in settings:
         return found
     import torch  # the library's config has loaded it already
 
@@ -318,27 +305,24 @@ def _launched_in() -> str:
     return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 
 
-def _precision_errors(config: Any) -> list[str]:
+def _precision_errors(config: Any) -> Iterator[str]:
     if not hasattr(config, "bf16"):
-        return []
-    launched, out = _launched_in(), []
+        return
+    launched = _launched_in()
     if launched not in ("no", *PRECISIONS):
-        out.append(f"accelerate's mixed precision: got {launched}, expected no, bf16 or fp16.")
+        yield f"accelerate's mixed precision: got {launched}, expected no, bf16 or fp16."
     for name in PRECISIONS:
         value = getattr(config, name)
         if launched in PRECISIONS and value != (name == launched):
-            out.append(
+            yield (
                 f"{name}: got {value}, but accelerate was started with mixed precision {launched}. "
                 f"Say it in one place, or as {launched}: true."
             )
     if config.use_cpu and (config.fp16 or launched == "fp16"):
-        out.append("fp16: got fp16 on a CPU, which trains in bf16 or float32 alone.")
-    return out
+        yield "fp16: got fp16 on a CPU, which trains in bf16 or float32 alone."
 
 
-# ---------------------------------------------------------------------------------------------
-# Whole dataclasses
-# ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ whole dataclasses
 
 
 def _construct(owner: type, values: dict[str, Any], errors: list[str]) -> Any:
@@ -349,7 +333,7 @@ def _construct(owner: type, values: dict[str, Any], errors: list[str]) -> Any:
         stage = owner(**mine)
         errors += stage.errors()
         return stage
-    errors += _library_errors(owner, mine) + launch_errors()
+    errors += [*_library_errors(owner, mine), *launch_errors()]
     if "activation_checkpointing" in names and "gradient_checkpointing" in mine:
         # its name from transformers 5.23 on, which warns of the old one
         mine.setdefault("activation_checkpointing", mine.pop("gradient_checkpointing"))
@@ -359,22 +343,20 @@ def _construct(owner: type, values: dict[str, Any], errors: list[str]) -> Any:
         _, *several = str(error).split("\n- ")  # PPOConfig's list
         errors += [" ".join(text.split()) for text in several or [str(error)]]
         return None
-    errors += _missing_packages(config) + _precision_errors(config) + _process_errors(config)
+    errors += [*_missing_packages(config), *_precision_errors(config), *_process_errors(config)]
     return config
 
 
-def _library_errors(owner: type, values: dict[str, Any]) -> list[str]:
-    out = []
+def _library_errors(owner: type, values: dict[str, Any]) -> Iterator[str]:
     for name, why in REFUSED.items():
         if values.get(name):
-            out.append(f"{name}: got {'it' if 'token' in name else repr(values[name])}, {why}.")
+            yield f"{name}: got {'it' if 'token' in name else repr(values[name])}, {why}."
     for name, limits in BOUNDS.items():
         if name in values and (values[name] is None or not knobs.within(values[name], **limits)):
             got = "null" if values[name] is None else values[name]
-            out.append(f"{name}: got {got}, expected {knobs.bounds(**limits)}.")
+            yield f"{name}: got {got}, expected {knobs.bounds(**limits)}."
     if values.get("max_steps") == 0:
-        out.append("max_steps: got 0, expected at least 1, or -1 to count in num_train_epochs.")
-    return out
+        yield "max_steps: got 0, expected at least 1, or -1 to count in num_train_epochs."
 
 
 def _process_errors(config: Any) -> list[str]:
@@ -386,19 +368,17 @@ def _process_errors(config: Any) -> list[str]:
     ]
 
 
-def _missing_packages(config: Any) -> list[str]:
-    out = []
+def _missing_packages(config: Any) -> Iterator[str]:
     if not hasattr(config, "report_to"):
-        return out  # what trains nothing
-    if config.report_to:
+        return  # what trains nothing
+    for tracker in config.report_to:
         from transformers.integrations import get_reporting_integration_callbacks
 
-        for tracker in config.report_to:
-            try:
-                for callback in get_reporting_integration_callbacks([tracker]):
-                    callback()
-            except (ImportError, RuntimeError, ValueError) as error:
-                out.append(f"report_to: got {tracker!r}: {error} (pip install {tracker})")
+        try:
+            for callback in get_reporting_integration_callbacks([tracker]):
+                callback()
+        except (ImportError, RuntimeError, ValueError) as error:
+            yield f"report_to: got {tracker!r}: {error} (pip install {tracker})"
     if config.optim != type(config).__dataclass_fields__["optim"].default:
         from transformers import Trainer
 
@@ -406,5 +386,4 @@ def _missing_packages(config: Any) -> list[str]:
             Trainer.get_optimizer_cls_and_kwargs(config)
         except (ImportError, RuntimeError, ValueError) as error:
             if "install" in str(error) or "import" in str(error):  # others ask for the model
-                out.append(f"optim: got {config.optim.value!r}: {error}")
-    return out
+                yield f"optim: got {config.optim.value!r}: {error}"

@@ -32,18 +32,14 @@ CHECK_EVERY = 5
 def make_pairs(model, tokenizer, tasks: Dataset, stage: PreferencesArguments, folder: Path):
     """Sample, pair, split by task, write pairs and mixed-outcome prompts.
 
-    With `label_by: unit_tests` or `both` it writes train.jsonl and test.jsonl: pairs that the tests
-    tell apart. With `people` or `both` it writes unlabelled.jsonl, the pairs of which a person's
-    label tells most, for `python -m codexhf.label`; rows without tests take part there. Always it
-    writes prompts.jsonl: the prompts that the model at the first temperature sometimes solves and
-    sometimes not, filled up to `stage.min_prompts`. PPO learns most from the first: where all pass
-    or all fail, no completion has an advantage.
+    `stage.label_by` says whether `label_by_tests` writes pairs, `choose_for_people`, or both; the
+    prompts for PPO (`write_mixed`) are always written.
 
     Args:
         tasks: rows of id, prompt; tests and entry_point where completions can be run; completion
             when `include_reference` is set.
     Returns:
-        metrics: counts, pass rate of the samples, pairs per split.
+        counts, pass rate of the samples, pairs per split.
     Raises:
         RuntimeError: the sandbox failed, or no prompt gave two completions to compare.
     """
@@ -60,16 +56,14 @@ def make_pairs(model, tokenizer, tasks: Dataset, stage: PreferencesArguments, fo
     if stage.label_by != "unit_tests":
         metrics |= choose_for_people(tasks, distinct, results, stage, folder)
     mixed, kept = write_mixed(tasks, distinct, results, first, stage.min_prompts, folder)
-    flat = [result for group in results for result in group]
+    passed = [result.verdict == "pass" for group in results for result in group]
     return {
         "prompts": len(tasks),
         "mixed_outcome_prompts": mixed,
         "prompts_for_ppo": kept,
-        "samples": sum(len(group) for group in completions),
-        "distinct_samples": sum(len(group) for group in distinct),
-        "distinct_pass_share": float(np.mean([r.verdict == "pass" for r in flat]))
-        if flat
-        else None,
+        "samples": sum(map(len, completions)),
+        "distinct_samples": sum(map(len, distinct)),
+        "distinct_pass_share": float(np.mean(passed)) if passed else None,
         **metrics,
     }
 
@@ -98,14 +92,9 @@ def grade_tested(tasks: Dataset, groups, timeout_s: float) -> list[list[Result]]
     """Run the tests of the rows that have some; an empty list of results for the others."""
     if "tests" not in tasks.column_names:
         return [[] for _ in tasks]
-    tested = [i for i, tests in enumerate(tasks["tests"]) if tests]
-    rows = tasks.select(tested)
-    groups = [groups[i] for i in tested]
-    graded = grade(groups, rows["tests"], rows["entry_point"], timeout_s, "running tests")
-    results: list[list[Result]] = [[] for _ in tasks]
-    for i, group in zip(tested, graded, strict=True):
-        results[i] = group
-    return results
+    # no completion of a row without tests takes part
+    tested = [group if tests else [] for group, tests in zip(groups, tasks["tests"], strict=True)]
+    return grade(tested, tasks["tests"], tasks["entry_point"], timeout_s, "running tests")
 
 
 def label_by_tests(tasks: Dataset, distinct, results, stage, folder: Path) -> dict:
@@ -204,17 +193,10 @@ def pairs_to_label(row, completions, results, scores, stage, generator) -> list[
             pair[f"tests_{side}"] = _why(results[k]) if results else None
             pair[f"reward_{side}"] = None if scores is None else scores[k]
         better = None if tied else "a" if rank(results[a]) > rank(results[b]) else "b"
-        pairs.append(
-            pair
-            | {
-                "tests_label": better,
-                "telling": round(tells, 4),
-                "order_seed": stage.seed,
-                "split": "test" if in_test(row["prompt"], stage.test_share) else "train",
-                "tests": row.get("tests"),
-                "entry_point": row.get("entry_point"),
-            }
-        )
+        pair |= {"tests_label": better, "telling": round(tells, 4), "order_seed": stage.seed}
+        pair["split"] = "test" if in_test(row["prompt"], stage.test_share) else "train"
+        pair |= {name: row.get(name) for name in ("tests", "entry_point")}
+        pairs.append(pair)
     return pairs
 
 
@@ -256,29 +238,26 @@ def write_mixed(
     """Write prompts.jsonl and prompts.md: tasks with both a pass and a failure in `first`.
 
     Filled up to `least` rows with tasks that always failed, then with those that always passed.
+    PPO learns most from the first: where all pass or all fail, no completion has an advantage.
     Returns:
         mixed-outcome prompts, prompts written.
     """
-    kinds: dict[str, list[str]] = {"mixed": [], "failed": [], "passed": []}
+    kinds: dict[str, list[dict]] = {"mixed": [], "failed": [], "passed": []}
     for row, group, verdicts, drawn in zip(tasks, groups, results, first, strict=True):
-        passed = {
-            v.verdict == "pass"
-            for text, v in zip(group if verdicts else (), verdicts, strict=True)
-            if text in drawn
-        }
+        judged = zip(group if verdicts else (), verdicts, strict=True)
+        passed = {v.verdict == "pass" for text, v in judged if text in drawn}
         kind = "mixed" if len(passed) == 2 else "passed" if passed == {True} else "failed"
-        kinds[kind].append(json.dumps(row, ensure_ascii=False) + "\n")
-    rows = list(kinds["mixed"])
-    rows += (kinds["failed"] + kinds["passed"])[: max(least - len(rows), 0)]
-    (folder / "prompts.jsonl").write_text("".join(rows), encoding="utf-8")
+        kinds[kind].append(row)
     count = len(kinds["mixed"])
+    others = (kinds["failed"] + kinds["passed"])[: max(least - count, 0)]
+    write_rows(folder / "prompts.jsonl", kinds["mixed"] + others)
     write_card(
         folder / "prompts.md",
         type="prompt-only",
         title=f"Prompts for PPO, first the {count} that the model sometimes solves",
         problems="Chosen for one model from few samples each; another model needs its own choice.",
     )
-    return count, len(rows)
+    return count, count + len(others)
 
 
 def write_card(path: Path, type: str, title: str, problems: str) -> None:
@@ -313,19 +292,12 @@ def pair_up(row, completions, results, most: int, generator) -> list[dict]:
         )
         better.remove((i, j))
         used.update((i, j))
-        flip = bool(generator.integers(2))
-        a, b = (j, i) if flip else (i, j)
-        pairs.append(
-            {
-                "id": f"{row['id']}/{len(pairs)}",
-                "prompt": row["prompt"],
-                "response_a": completions[a],
-                "response_b": completions[b],
-                "label": "b" if flip else "a",
-                "labeler": "unit_tests",
-                "reason": f"a: {_why(results[a])}; b: {_why(results[b])}",
-            }
-        )
+        a, b, label = (j, i, "b") if generator.integers(2) else (i, j, "a")
+        pair = {"id": f"{row['id']}/{len(pairs)}", "prompt": row["prompt"]}
+        pair |= {"response_a": completions[a], "response_b": completions[b]}
+        pair |= {"label": label, "labeler": "unit_tests"}
+        pair["reason"] = f"a: {_why(results[a])}; b: {_why(results[b])}"
+        pairs.append(pair)
     return pairs
 
 

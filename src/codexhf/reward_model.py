@@ -9,7 +9,8 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +31,20 @@ from transformers import (
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
+from codexhf import models
 from codexhf.adapters import adapts_classifier, read_adapter
 from codexhf.arguments import RewardModelArguments, model_folder
 from codexhf.generation import sample
 from codexhf.hub import ADAPTER, resolve
-from codexhf.models import (
-    adapted,
-    backbone_of,
-    backbone_states,
-    base_model,
-    check_finite,
-    context_of,
-    load_policy,
-    room_for,
-    to_device,
-)
+from codexhf.knobs import knob, knob_errors
+from codexhf.models import backbone_of, backbone_states, base_model, load_policy, to_device
 from codexhf.prompts import Prompt, answered_ids, end_ids, prompt_ids, right_pad, text_of
 from codexhf.sharding import gathered
 from codexhf.tokenizer import load_tokenizer, spare_token
 from codexhf.trackers import log_samples
+
+SCALE = ("score_mean", "score_std")
+"""Fields of R's config: mean and standard deviation of its score on M1's answers."""
 
 
 def load_reward_model(
@@ -62,18 +58,16 @@ def load_reward_model(
     """Load a sequence classification model with one label.
 
     Args:
-        path: folder or Hub id.
         tokenizer: with which it will be trained; see `pad_apart`.
         new_head: allow a missing score head (a policy that becomes a reward model or a critic),
-            which `draw_head` then fills.
-        seed: of the new head.
+            which `draw_head` then fills from `seed`.
         loading: dtype and so on, as `adapters.loading` gives them.
     Raises:
         ValueError: the head is missing and `new_head` is False, or weights are not finite.
     """
     set_seed(seed)
     folder = resolve(path)
-    base = adapted(folder)
+    base = models.adapted(folder)
     kind = classifier_class(AutoConfig.from_pretrained(base or folder, trust_remote_code=False))
     model, info = kind.from_pretrained(
         base or folder,
@@ -101,7 +95,7 @@ def load_reward_model(
         draw_head(model, seed)
     if tokenizer is not None:
         pad_apart(model, tokenizer)
-    return check_finite(model, path)
+    return models.check_finite(model, path)
 
 
 def pad_apart(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -142,14 +136,11 @@ class _GenericClassifier(GenericForSequenceClassification):
     """Passes on what the backbone takes: those with a state and no cache take fewer arguments."""
 
     def forward(self, input_ids, attention_mask=None, **kwargs):
-        given = {name: value for name, value in kwargs.items() if value is not None}
         backbone = backbone_of(self)
         wanted = inspect.signature(backbone.forward).parameters
-        hidden = backbone(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            **{name: value for name, value in given.items() if name in wanted},
-        ).last_hidden_state
+        given = {n: value for n, value in kwargs.items() if value is not None and n in wanted}
+        read = backbone(input_ids=input_ids, attention_mask=attention_mask, **given)
+        hidden = read.last_hidden_state
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         last = (mask.long() * torch.arange(mask.size(1), device=mask.device)).argmax(1)
         rows = torch.arange(len(last), device=last.device)
@@ -185,6 +176,7 @@ def check_scalar_head(model: nn.Module, what: str) -> None:
         )
 
 
+@dataclass(eq=False)
 class ModelReward:
     """The learned reward model under the contract of every other reward.
 
@@ -196,84 +188,61 @@ class ModelReward:
 
     A text over `max_tokens` loses its end (right truncation), is counted in `truncated` and
     warned of once: its score is that of the part that was read.
-
-    Args:
-        model: a sequence classifier with one label.
-        processing_class: the tokenizer that the model was trained with.
-        mean: mean of the raw score, as saved in the reward model's config (`score_mean`).
-        std: its standard deviation (`score_std`), above 0.
-        clip: bound on the absolute normalised score; None leaves it unbounded.
-        batch_size: texts per forward pass.
-        max_tokens: longest text; None takes the smaller limit of model and tokenizer.
-        name: what the score is called in logs and in `rewards:`.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        processing_class: PreTrainedTokenizerBase,
-        *,
-        mean: float = 0.0,
-        std: float = 1.0,
-        clip: float | None = None,
-        batch_size: int = 32,
-        max_tokens: int | None = None,
-        name: str = "reward_model",
-    ) -> None:
-        config = model.config.get_text_config()
-        limit = int(min(context_of(config) or math.inf, processing_class.model_max_length))
-        errors = []
+    model: PreTrainedModel  # a sequence classifier with one label
+    processing_class: PreTrainedTokenizerBase  # that it was trained with
+    _: KW_ONLY
+    mean: float = knob(0.0, "Of the raw score, as saved in the model's config.")
+    std: float = knob(1.0, "Standard deviation of the raw score.", above=0)
+    clip: float | None = knob(None, "Bound on the absolute normalised score.", above=0)
+    batch_size: int = knob(32, "Texts per forward pass.", low=1)
+    max_tokens: int | None = knob(None, "Longest text; None: as model and tokenizer allow.")
+    name: str = knob("reward_model", "What the score is called in logs and in `rewards:`.")
+
+    def __post_init__(self) -> None:
+        own = self.processing_class
+        context = models.context_of(self.model.config) or math.inf
+        self._limit = int(min(context, own.model_max_length))
+        if errors := [*self._errors(), *knob_errors(self)]:
+            raise ValueError(f"reward {self.name!r}: " + "\n".join(errors))
+        self.max_tokens, self.__name__ = self.max_tokens or self._limit, self.name
+        self.scored = self.truncated = 0
+        added = own.added_tokens_decoder.values()
+        special = {*own.all_special_tokens} | {token.content for token in added if token.special}
+        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+
+    def _errors(self) -> Iterator[str]:
+        model, own = self.model, self.processing_class
+        pad_id = model.config.get_text_config().pad_token_id
+        embedded = model.get_input_embeddings().num_embeddings
         if model.config.num_labels != 1:
-            errors.append(
+            yield (
                 f"model: got {model.config.num_labels} labels, expected 1. "
                 "Load it with AutoModelForSequenceClassification and num_labels=1."
             )
         if model.get_output_embeddings() is not None:
-            errors.append(
+            yield (
                 f"model: got {type(model).__name__}, a language model without a `score` head, "
                 "expected a sequence classifier. Train one with recipes/reward_model.py."
             )
-        if processing_class.eos_token_id is None or processing_class.pad_token_id is None:
-            errors.append(
-                f"tokenizer: got eos {processing_class.eos_token!r} and pad "
-                f"{processing_class.pad_token!r}, expected both. Set the missing one."
+        if own.eos_token_id is None or own.pad_token_id is None:
+            yield (
+                f"tokenizer: got eos {own.eos_token!r} and pad {own.pad_token!r}, expected both. "
+                "Set the missing one."
             )
-        elif config.pad_token_id != processing_class.pad_token_id:
-            errors.append(
-                f"model.config.pad_token_id: got {config.pad_token_id!r}, expected the tokenizer's "
-                f"{processing_class.pad_token_id}. The model finds the last token by it: set it."
+        elif pad_id != own.pad_token_id:
+            yield (
+                f"model.config.pad_token_id: got {pad_id!r}, expected the tokenizer's "
+                f"{own.pad_token_id}. The model finds the last token by it: set it."
             )
-        if len(processing_class) > model.get_input_embeddings().num_embeddings:
-            errors.append(
-                f"tokenizer: got {len(processing_class)} tokens, expected at most the model's "
-                f"{model.get_input_embeddings().num_embeddings}. Use the model's own tokenizer."
+        if len(own) > embedded:
+            yield (
+                f"tokenizer: got {len(own)} tokens, expected at most the model's {embedded}. Use "
+                "the model's own tokenizer."
             )
-        if not math.isfinite(mean):
-            errors.append(f"mean: got {mean!r}, expected a finite number.")
-        if not (math.isfinite(std) and std > 0):
-            errors.append(f"std: got {std!r}, expected a finite number above 0.")
-        if clip is not None and not clip > 0:
-            errors.append(f"clip: got {clip!r}, expected a number above 0, or None for no bound.")
-        if batch_size < 1:
-            errors.append(f"batch_size: got {batch_size!r}, expected 1 or more.")
-        if max_tokens is not None and not 1 <= max_tokens <= limit:
-            errors.append(f"max_tokens: got {max_tokens!r}, expected 1 to {limit}, or None.")
-        if errors:
-            raise ValueError(f"reward {name!r}: " + "\n".join(errors))
-
-        self.model = model
-        self.processing_class = processing_class
-        self.mean = mean
-        self.std = std
-        self.clip = clip
-        self.batch_size = batch_size
-        self.max_tokens = max_tokens or limit
-        self.scored = 0
-        self.truncated = 0
-        self.__name__ = name
-        added = processing_class.added_tokens_decoder.values()
-        special = {*processing_class.all_special_tokens} | {t.content for t in added if t.special}
-        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        if self.max_tokens is not None and not 1 <= self.max_tokens <= self._limit:
+            yield f"max_tokens: got {self.max_tokens!r}, expected 1 to {self._limit}, or None."
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[str], **columns: Any
@@ -281,12 +250,11 @@ class ModelReward:
         rows = [self._tokens(*pair) for pair in zip(prompts, completions, strict=True)]
         # Neighbours of like length share a batch, so little of a forward pass is padding.
         order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
-        scores: list[float | None] = [None] * len(rows)
+        scores = np.zeros(len(rows))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            for row, score in zip(batch, self._scores([rows[row] for row in batch]), strict=True):
-                scores[row] = score
-        return scores
+            scores[batch] = self._scores([rows[row] for row in batch])
+        return scores.tolist()
 
     def _tokens(self, prompt: Prompt, completion: str) -> list[int]:
         """Return the token ids of one prompt with its answer, at most `max_tokens` of them."""
@@ -330,8 +298,7 @@ class IdReward:
     def __init__(self, model: nn.Module, name: str, normalize: bool):
         check_scalar_head(model, name)
         self.model, self.__name__ = model, name
-        self.mean = getattr(model.config, "score_mean", 0.0) if normalize else 0.0
-        self.std = getattr(model.config, "score_std", 1.0) if normalize else 1.0
+        self.mean, self.std = scale_of(model) if normalize else (0.0, 1.0)
         self.scores: list[float] = []
 
     @torch.no_grad()
@@ -351,8 +318,12 @@ class IdReward:
     def __call__(
         self, prompts: Sequence, completions: Sequence[str], **columns: Any
     ) -> list[float]:
-        """Return what `read` found."""
         return self.scores
+
+
+def scale_of(model: nn.Module) -> tuple[float, float]:
+    """Return mean and standard deviation of the score as the config has them, or 0 and 1."""
+    return getattr(model.config, "score_mean", 0.0), getattr(model.config, "score_std", 1.0)
 
 
 def adapted_reward_model(path: str, trained: bool = False, **loading: Any) -> nn.Module:
@@ -361,7 +332,7 @@ def adapted_reward_model(path: str, trained: bool = False, **loading: Any) -> nn
     Where R was saved without adapters, or that model is gone, it is R as a plain model.
     """
     adapter = resolve(path) / ADAPTER
-    base = adapted(adapter)
+    base = models.adapted(adapter)
     if base is None or model_folder(str(base)):
         return load_reward_model(path, **loading)
     model = read_adapter(load_reward_model(str(base), new_head=True, **loading), adapter, trained)
@@ -371,9 +342,8 @@ def adapted_reward_model(path: str, trained: bool = False, **loading: Any) -> nn
 def _with_scale(model: nn.Module, folder: Path) -> nn.Module:
     """Take over what R's folder says of its scores and its padding, and its base does not."""
     saved = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    for name in ("score_mean", "score_std"):
-        if hasattr(saved, name):
-            setattr(model.config, name, getattr(saved, name))
+    scale = {name: value for name, value in vars(saved).items() if name in SCALE}
+    model.config.update(scale)
     model.config.get_text_config().pad_token_id = saved.get_text_config().pad_token_id
     return model
 
@@ -389,19 +359,14 @@ def load_model_reward(
         ValueError: config.json has no score_mean and score_std, so scores have no known scale.
     """
     model = to_device((adapted_reward_model if adapted else load_reward_model)(path, **loading))
-    for name in ("score_mean", "score_std"):
+    for name in SCALE:
         if not hasattr(model.config, name):
             raise ValueError(
                 f"{path}: config.json has no {name}, so its scores cannot be normalised. Train the "
                 "reward model with recipes/reward_model.py, or write the two numbers there."
             )
-    return ModelReward(
-        model,
-        load_tokenizer(path),
-        mean=model.config.score_mean,
-        std=model.config.score_std,
-        clip=clip,
-    )
+    mean, std = scale_of(model)
+    return ModelReward(model, load_tokenizer(path), mean=mean, std=std, clip=clip)
 
 
 def prompts_to_score(
@@ -413,22 +378,19 @@ def prompts_to_score(
         ValueError: none has.
     """
     prompts = list({json.dumps(p): p for p in pairs["prompt"]}.values())
-    room = room_for(stage.model, stage.score_max_new_tokens)
+    room = models.room_for(stage.model, stage.score_max_new_tokens)
     if room is None:
         return prompts[: stage.score_samples]
     fitting = [prompt for prompt in prompts if len(prompt_ids(prompt, tokenizer)) <= room]
+    count, tokens = len(prompts), stage.score_max_new_tokens
     if not fitting:
         raise ValueError(
-            f"score_max_new_tokens: got {stage.score_max_new_tokens}, which leaves {room} tokens "
-            f"of {stage.model}'s context for a prompt: too few for each of {len(prompts)}. "
-            "Lower it."
+            f"score_max_new_tokens: got {tokens}, which leaves {room} tokens of {stage.model}'s "
+            f"context for a prompt: too few for each of {count}. Lower it."
         )
-    if len(fitting) < len(prompts):
-        print(
-            f"{len(prompts) - len(fitting)} of {len(prompts)} prompts leave no room for "
-            f"{stage.score_max_new_tokens} tokens and do not count in score_mean",
-            flush=True,
-        )
+    if dropped := count - len(fitting):
+        told = f"{dropped} of {count} prompts leave no room for {tokens} tokens"
+        print(f"{told} and do not count in score_mean", flush=True)
     return fitting[: stage.score_samples]
 
 
@@ -449,10 +411,11 @@ def record_scores(trainer, prompts: Sequence[Prompt], stage: RewardModelArgument
         max_new_tokens=stage.score_max_new_tokens,
     )
     owners = [p for p, group in zip(prompts, answers, strict=True) for _ in group]
+    texts = [answer for group in answers for answer in group]
     with gathered(model):
-        scores = ModelReward(model.eval(), tokenizer)(owners, [a for g in answers for a in g])
+        scores = ModelReward(model.eval(), tokenizer)(owners, texts)
     mean, std = float(np.mean(scores)), float(np.std(scores))
-    shown = zip(owners, (a for g in answers for a in g), scores, strict=True)
+    shown = zip(owners, texts, scores, strict=True)
     rows = [{"prompt": text_of(p), "completion": a, "score": f"{s:.3f}"} for p, a, s in shown]
     log_samples(trainer.args, trainer.state.global_step, rows)
     if not std > 0:

@@ -92,11 +92,9 @@ class UnitTestsReward:
                     f"{result.detail}. The run stops instead of learning from it; fix the row's "
                     "tests or the sandbox, then resume."
                 )
-            passed = result.verdict == "pass"
-            if self.partial and not passed:
-                rewards[row] = result.passed / result.total if result.total else 0.0
-            else:
-                rewards[row] = float(passed)
+            rewards[row] = float(result.verdict == "pass")
+            if self.partial and not rewards[row]:
+                rewards[row] = result.passed / max(result.total, 1)
         return rewards
 
 
@@ -190,9 +188,7 @@ class RewardSum:
                 "reward. Put a single weight into a list, or leave them out: all then weigh 1."
             )
         weights = [_number(weight) for weight in given]
-        errors = []
-        if not rewards:
-            errors.append("rewards: got none, expected at least one.")
+        errors = [] if rewards else ["rewards: got none, expected at least one."]
         if len(weights) != len(rewards):
             errors.append(
                 f"reward_weights: got {len(weights)} for the {len(rewards)} rewards {names}, "
@@ -208,18 +204,14 @@ class RewardSum:
             "or ModelReward's `name`)."
             for name in sorted({name for name in names if names.count(name) > 1})
         ]
-        for name, reward in zip(names, rewards, strict=True):
-            parameters = inspect.signature(reward).parameters.values()
-            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-                errors.append(
-                    f"reward {name!r}: got the signature {inspect.signature(reward)}, expected "
-                    "f(prompts, completions, **columns). Add **columns: all columns are passed."
-                )
-        if errors:
-            raise ValueError("\n".join(errors))
-        self.names = names
-        self.rewards = rewards
-        self.weights = weights
+        errors += [
+            f"reward {name!r}: got the signature {inspect.signature(reward)}, expected "
+            "f(prompts, completions, **columns). Add **columns: all columns are passed."
+            for name, reward in zip(names, rewards, strict=True)
+            if all(p.kind is not p.VAR_KEYWORD for p in _parameters(reward))
+        ]
+        _refuse(errors)
+        self.names, self.rewards, self.weights = names, rewards, weights
 
     def check_columns(self, available: Iterable[str]) -> None:
         """Raise ValueError unless every column that a reward needs is among `available`.
@@ -230,21 +222,19 @@ class RewardSum:
         available = sorted(available)
         errors = _name_errors(available)
         for name, reward in zip(self.names, self.rewards, strict=True):
-            needed = [
-                parameter.name
-                for parameter in inspect.signature(reward).parameters.values()
-                if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-                and parameter.default is parameter.empty
-                and parameter.name not in ("prompts", "completions")
+            missing = [
+                p.name
+                for p in _parameters(reward)
+                if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+                and p.default is p.empty
+                and p.name not in ("prompts", "completions", *available)
             ]
-            missing = [column for column in needed if column not in available]
             if missing:
                 errors.append(
                     f"reward {name!r}: got a data set with the columns {available}, expected also "
                     f"{missing}. Use a data card that has them, or leave the reward out."
                 )
-        if errors:
-            raise ValueError("\n".join(errors))
+        _refuse(errors)
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[str], /, **columns: Sequence[Any]
@@ -257,27 +247,21 @@ class RewardSum:
             RewardError: a reward raised, gave the wrong number of values or a value that is no
                 finite number, or no reward applies to a row; the message names reward and row.
         """
-        if errors := _name_errors(columns):
-            raise ValueError("\n".join(errors))
+        _refuse(_name_errors(columns))
         for what, column in {"prompts": prompts, **columns}.items():
             if len(column) != len(completions):
                 raise ValueError(
                     f"{what}: got {len(column)} values for {len(completions)} completions, "
                     "expected one each. Repeat the row's value for each of its completions."
                 )
-        parts = {
-            name: _checked(
-                name, _call(name, reward, prompts, completions, columns), prompts, completions
-            )
-            for name, reward in zip(self.names, self.rewards, strict=True)
-        }
+        parts = {}
+        for name, reward in zip(self.names, self.rewards, strict=True):
+            values = _call(name, reward, prompts, completions, columns)
+            parts[name] = _checked(name, values, prompts, completions)
         total = []
         for row, values in enumerate(zip(*parts.values(), strict=True)):
-            weighted = [
-                weight * value
-                for weight, value in zip(self.weights, values, strict=True)
-                if value is not None
-            ]
+            pairs = zip(self.weights, values, strict=True)
+            weighted = [weight * value for weight, value in pairs if value is not None]
             if not weighted:
                 raise RewardError(
                     f"row {row}: none of the rewards {self.names} applies to it (all None), so it "
@@ -310,8 +294,7 @@ def combine(
         weights: one per reward; None weighs all of them 1.
         reward_model: what "reward_model" stands for, usually a ModelReward.
         safety_rules: path of the rule pack that "safety" reads; None keeps codexhf's own.
-        timeout_s: seconds that "unit_tests" and "unit_tests_partial" allow to one completion; None
-            keeps their default.
+        timeout_s: of the rewards by unit tests; None keeps their default.
     Raises:
         ValueError: all errors in names, weights and settings at once.
     """
@@ -342,8 +325,7 @@ def combine(
             chosen.append(reward if callable(reward) else reward_of_name(reward, table))
         except ValueError as error:
             errors.append(str(error))
-    if errors:
-        raise ValueError("\n".join(errors))
+    _refuse(errors)
     return RewardSum(chosen, weights)
 
 
@@ -353,9 +335,8 @@ def reward_of_name(name: str, table: Mapping[str, Reward] | None = None) -> Rewa
     Raises:
         ValueError: no such reward, with the nearest name, or what importing it raised.
     """
-    table = REWARDS if table is None else table
-    if name in table:
-        return table[name]
+    if name in (table or REWARDS):
+        return (table or REWARDS)[name]
     if name == REWARD_MODEL:
         raise ValueError(
             "rewards: got 'reward_model' without a reward model. Give its folder or model id, "
@@ -391,6 +372,15 @@ def as_list(rewards: str | Reward | Iterable[str | Reward] | None) -> list[str |
     return list(rewards)
 
 
+def _refuse(errors: Sequence[str]) -> None:
+    if errors:
+        raise ValueError("\n".join(errors))
+
+
+def _parameters(reward: Reward) -> list[inspect.Parameter]:
+    return list(inspect.signature(reward).parameters.values())
+
+
 def _name_errors(columns: Iterable[str]) -> list[str]:
     """Return an error for each column that has the name of prompts or completions."""
     return [
@@ -403,13 +393,12 @@ def _name_errors(columns: Iterable[str]) -> list[str]:
 
 def _name_of(reward: Reward) -> str:
     """Return what a reward is called in logs: its `__name__` without a final "_reward"."""
-    try:
-        return reward.__name__.removesuffix("_reward")
-    except AttributeError:
+    if not hasattr(reward, "__name__"):
         raise ValueError(
             f"rewards: got {reward!r} without a `__name__`, expected a function or a callable "
             "object that has one. Set `__name__`: it names the reward in logs."
-        ) from None
+        )
+    return reward.__name__.removesuffix("_reward")
 
 
 def _call(
@@ -427,18 +416,16 @@ def _call(
         raise
     except Exception as error:
         alone = time.monotonic() - start < SEARCH_BELOW_S
-        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            if not alone:
-                break
+        for row, completion in enumerate(completions if alone else []):
             single = {column: [values[row]] for column, values in columns.items()}
             try:
-                reward(prompts=[prompt], completions=[completion], **single)
+                reward(prompts=[prompts[row]], completions=[completion], **single)
             except Exception as row_error:
                 raise RewardError(
                     f"reward {name!r}, row {row}: raised {type(row_error).__name__}: {row_error} "
                     f"on the completion {_excerpt(completion)} to the prompt "
-                    f"{_prompt_excerpt(prompt)}. A reward must score whatever a model writes: "
-                    "catch this case in it."
+                    f"{_prompt_excerpt(prompts[row])}. A reward must score whatever a model "
+                    "writes: catch this case in it."
                 ) from row_error
         which = "but on none of them alone" if alone else "which was not run again row by row"
         raise RewardError(

@@ -7,7 +7,6 @@ target, the record of the lineage, and all that the report reads.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import fcntl
 import itertools
@@ -21,6 +20,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sized
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,36 +28,19 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 
-from codexhf import launch
+from codexhf import checkpoints, identity, launch
 from codexhf.arguments import StageArguments
 from codexhf.cache import fingerprint
 from codexhf.checkpoints import (
     MANIFEST,
-    check_room,
     file_stats,
-    free_bytes,
-    last_good,
     naming_a_full_disk,
-    read_sealed,
-    remove,
-    sealed,
     step_folders,
     write_json,
-    wrong_file,
 )
 from codexhf.data import Data
 from codexhf.execution import isolation_used
-from codexhf.identity import (
-    IDENTITY,
-    Changes,
-    can_change,
-    configuration,
-    load_manifest,
-    parent_record,
-    run_identity,
-    unknown_names,
-    versions,
-)
+from codexhf.identity import IDENTITY, Changes, load_manifest
 from codexhf.launch import PREEMPTED, processes, rank
 from codexhf.lineage import BY_NAME
 from codexhf.model_card import write_card
@@ -79,15 +62,10 @@ def run_stage(
     """Train to the end, from the last whole checkpoint on, and write the stage's folder.
 
     Args:
-        trainer: any transformers Trainer, constructed.
-        stage: our arguments of the stage.
         training: the arguments as parsed (a trainer may have changed its own copy).
         data: name -> Data that went in; stats and fingerprints go into the manifest.
         parents: name -> folder or Hub id of what this stage was made from.
-        finish: called after training with the trainer; returns more metrics (may change the model,
-            which is saved afterwards).
-    Returns:
-        the manifest.
+        finish: called after training; returns more metrics, may change the model, saved afterwards.
     Raises:
         SystemExit: 75 after a signal with a checkpoint saved; 2 when refused.
     """
@@ -95,28 +73,30 @@ def run_stage(
     if stage.dry_run:
         _show(trainer, stage, training)
         with contextlib.suppress(OSError):
-            output_dir.rmdir()  # Trainer makes it when constructed; rmdir takes an empty one only
+            output_dir.rmdir()  # Trainer made it; rmdir takes an empty one only
         return {}
-    record = Record(stage, training, data, parents, _compared(trainer))
-    with _begin(output_dir, stage, record, agree=_from_first_process) as begun:
+    manifest = _manifest(stage, training, data, parents, _compared(trainer))
+    with _begin(output_dir, stage, manifest, agree=_from_first_process) as begun:
         if begun.finished is not None:
             return begun.finished
         train_s = _train(trainer, training, begun)
         start = time.monotonic()
-        record.metrics = _last_metrics(trainer.state.log_history)
+        metrics = _last_metrics(trainer.state.log_history)
         if trainer.eval_dataset is not None:
-            record.metrics.update(trainer.evaluate())
-        record.model = _size(trainer)
+            metrics |= trainer.evaluate()
+        manifest["model"] = _size(trainer)
         if finish is not None:
-            record.metrics.update(finish(trainer))
-        record.wall_s = {"train_s": train_s, "evaluate_s": round(time.monotonic() - start, 2)}
-        record.history, record.steps = trainer.state.log_history, trainer.state.global_step
+            metrics |= finish(trainer)
+        wall_s = {"train_s": train_s, "evaluate_s": round(time.monotonic() - start, 2)}
+        manifest |= {"metrics": metrics, "wall_s": wall_s}
+        manifest |= {"history": trainer.state.log_history, "steps": trainer.state.global_step}
         need = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
         with naming_a_full_disk(output_dir, need):
             if trainer.is_world_process_zero():
-                check_room(output_dir, need, [])
+                checkpoints.check_room(output_dir, need, [])
             _save(trainer, output_dir)
-        manifest = _finish(output_dir, record) if trainer.is_world_process_zero() else {}
+        first = trainer.is_world_process_zero()
+        manifest = _finish(output_dir, manifest, data) if first else {}
         trainer.accelerator.wait_for_everyone()
         return manifest
 
@@ -140,30 +120,26 @@ def run_task(
             _show_rows(name, part.dataset)
         return {}
     output_dir = Path(stage.output_dir)
-    record = Record(stage, None, data, parents, {})
-    with _begin(output_dir, stage, record) as begun:
+    manifest = _manifest(stage, None, data, parents, {})
+    with _begin(output_dir, stage, manifest) as begun:
         if begun.finished is not None:
             return begun.finished
         start = time.monotonic()
-        record.metrics = work(output_dir)
-        record.wall_s = {"work_s": round(time.monotonic() - start, 2)}
-        return _finish(output_dir, record)
+        manifest["metrics"] = work(output_dir)
+        manifest["wall_s"] = {"work_s": round(time.monotonic() - start, 2)}
+        return _finish(output_dir, manifest, data)
 
 
-class Record:
-    """What is known of a run: from its beginning its identity, at its end the manifest's parts."""
-
-    def __init__(self, stage, training, data: Mapping[str, Data], parents, compared: Mapping):
-        self.stage, self.data = stage, data
-        self.config = configuration(stage, training)
-        self.parents = {name: parent_record(path) for name, path in parents.items() if path}
-        self.identity = run_identity(stage, training, data, self.parents, compared)
-        self.allowed: list[dict] = []
-        self.metrics: dict = {}
-        self.history: list[dict] = []
-        self.steps: int | None = None
-        self.model: dict = {}
-        self.wall_s: dict = {}
+def _manifest(stage, training, data: Mapping[str, Data], parents, compared: Mapping) -> dict:
+    """The manifest, as far as it is known before a run begins."""
+    found = {name: identity.parent_record(path) for name, path in parents.items() if path}
+    return {
+        "stage": stage_name(stage),
+        "config": identity.configuration(stage, training),
+        "parents": found,
+        "identity": identity.run_identity(stage, training, data, found, compared),
+        **{"history": [], "steps": None, "model": {}},  # of what trains nothing
+    }
 
 
 def _compared(trainer: Trainer) -> dict[str, str]:
@@ -176,7 +152,7 @@ def _compared(trainer: Trainer) -> dict[str, str]:
 
 
 def _train(trainer: Trainer, training: TrainingArguments, begun: _Begun) -> float:
-    """Train to the end and return the seconds of training, earlier starts included."""
+    """Train to the end; return the seconds of training, of which the speeds in the log are."""
     from codexhf import guards
     from codexhf.sharding import keep_float32
 
@@ -201,19 +177,13 @@ def _train(trainer: Trainer, training: TrainingArguments, begun: _Begun) -> floa
         raise SystemExit(PREEMPTED)
     if state.global_step == 0:
         _refuse_no_steps(training)
-    seconds = round(whole.train_s, 2)
-    _over_all_starts(state.log_history, seconds)
-    return seconds
-
-
-def _over_all_starts(history: list[dict], seconds: float) -> None:
-    """Let the speeds that Trainer logs at its end be of the whole training."""
-    last = next((entry for entry in reversed(history) if "train_runtime" in entry), None)
-    if last is not None and seconds:
-        faster = last["train_runtime"] / seconds
-        last["train_runtime"] = seconds
+    seconds = round(whole.train_s, 2)  # earlier starts included
+    logged = [entry for entry in state.log_history if "train_runtime" in entry][-1:]
+    for last in logged if seconds else []:
+        faster, last["train_runtime"] = last["train_runtime"] / seconds, seconds
         for name in ("train_samples_per_second", "train_steps_per_second"):
             last[name] = round(last[name] * faster, 3)
+    return seconds
 
 
 def _refuse_no_steps(training: TrainingArguments) -> None:
@@ -225,8 +195,7 @@ def _size(trainer: Trainer) -> dict:
     """Parameters, and rows that training read (with repetition over epochs)."""
     from codexhf.sharding import count
 
-    parameters = list(trainer.model.parameters())
-    args = trainer.args
+    parameters, args = list(trainer.model.parameters()), trainer.args
     rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
         "parameters": sum(map(count, parameters)),
@@ -266,16 +235,14 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
         tokenizer.save_pretrained(output_dir)
 
 
-# ---------------------------------------------------------------------------------------------
-# Beginning
-# ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ beginning
 
 
-@dataclasses.dataclass
+@dataclass
 class _Begun:
     finished: dict | None = None  # the manifest, where there is nothing left to do
     checkpoint: Path | None = None  # where to go on
-    record: dict = dataclasses.field(default_factory=dict)  # of the run, for its checkpoints
+    record: dict = field(default_factory=dict)  # of the run, for its checkpoints
 
     @property
     def changed(self) -> list[dict]:
@@ -287,7 +254,7 @@ class _Begun:
 def _begin(
     output_dir: Path,
     stage: StageArguments,
-    record: Record,
+    manifest: dict,
     agree: Callable[[_Begun | None], _Begun | None] = lambda begun: begun,
 ) -> Iterator[_Begun]:
     """Hold the folder's lock; `agree` tells other processes what the first one decided."""
@@ -298,14 +265,14 @@ def _begin(
                 if rank() == 0:
                     output_dir.mkdir(parents=True, exist_ok=True)
                     lock = _lock(output_dir, stage)
-                    begun = _decide(output_dir, stage, record.identity)
+                    begun = _decide(output_dir, stage, manifest["identity"])
             finally:
                 # Also when the first process refuses: the others wait for its word.
                 begun = agree(begun)
             if begun is None:
                 raise SystemExit(2)
             launch.begun = begun.finished is None
-            record.allowed = begun.changed
+            manifest["allowed_changes"] = begun.changed
             yield begun
     finally:
         if lock is not None:
@@ -326,40 +293,35 @@ def _lock(output_dir: Path, stage: StageArguments) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
-        refuse(
-            [f"{output_dir}: another process is writing there. Wait for it, or give --output_dir."],
-            stage_name(stage),
-        )
+        error = "another process is writing there. Wait for it, or give --output_dir."
+        refuse([f"{output_dir}: {error}"], stage_name(stage))
     return lock
 
 
-def _decide(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun:
+def _decide(output_dir: Path, stage: StageArguments, asked: dict) -> _Begun:
     """Find out whether the folder holds this run, another one or none, and how far it is."""
-    unknown = unknown_names(stage.allow_changed, identity)
-    if unknown:
+    if unknown := identity.unknown_names(stage.allow_changed, asked):
         raise ValueError("\n  - ".join(unknown))
     if stage.restart:
         _set_aside(output_dir, ["--restart was given"])
     elif (output_dir / MANIFEST).is_file():
-        begun = _finished(output_dir, stage, identity)
-        if begun is not None:
+        if begun := _finished(output_dir, stage, asked):
             return begun
-    record = {"identity": identity, "run": uuid.uuid4().hex, "allowed": []}
-    checkpoint = last_good(output_dir)
+    record = {"identity": asked, "run": uuid.uuid4().hex, "allowed": []}
+    checkpoint = checkpoints.last_good(output_dir)
     if checkpoint is not None:
         going_on = _going_on(checkpoint, stage, record)
         record, checkpoint = going_on or record, checkpoint if going_on else None
-    elif _left_by_another(output_dir, identity):
+    elif _left_by_another(output_dir, asked):
         _set_aside(output_dir, ["it was not finished, and another one is begun"])
-    write_json(output_dir / IDENTITY, identity)
+    write_json(output_dir / IDENTITY, asked)
     return _Begun(checkpoint=checkpoint, record=record)
 
 
-def _finished(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun | None:
+def _finished(output_dir: Path, stage: StageArguments, asked: dict) -> _Begun | None:
     """What to do about a finished run: nothing, refuse, or, None, set it aside and begin."""
     manifest = load_manifest(output_dir)
-    before = manifest.get("identity") or _read_identity(output_dir)
-    changes = Changes.between(before, identity)
+    changes = Changes.between(manifest.get("identity") or _read_identity(output_dir), asked)
     if changes.asked and not stage.redo_changed:
         raise ValueError(
             f"{output_dir} is finished and differs from what is asked for now:{_lines(changes)}\n"
@@ -369,8 +331,7 @@ def _finished(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun
     if changes.asked:
         _set_aside(output_dir, changes.lines())
         return None
-    wrong = wrong_file(output_dir, manifest["files"])
-    if wrong is not None:
+    if wrong := checkpoints.wrong_file(output_dir, manifest["files"]):
         raise ValueError(
             f"{output_dir}: {wrong} since this stage finished. Restore the file, or give "
             "--restart true to make it again."
@@ -387,7 +348,7 @@ def _finished(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun
 
 def _going_on(checkpoint: Path, stage: StageArguments, new: dict) -> dict | None:
     """Return the record of a run that goes on; None where it was set aside for another one."""
-    output_dir, old = checkpoint.parent, read_sealed(checkpoint / MANIFEST)
+    output_dir, old = checkpoint.parent, checkpoints.read_sealed(checkpoint / MANIFEST)
     before = old.get("identity") or _read_identity(output_dir)
     changes = Changes.between(before, new["identity"])
     left = changes.without(stage.allow_changed)
@@ -396,9 +357,8 @@ def _going_on(checkpoint: Path, stage: StageArguments, new: dict) -> dict | None
         return None
     if left.all:
         names = ",".join(key.partition(".")[2] for key in left.all)
-        allow = f"allow it (--allow_changed {names}), "
-        if not all(map(can_change, left.all)):
-            allow = ""
+        can = all(map(identity.can_change, left.all))
+        allow = f"allow it (--allow_changed {names}), " if can else ""
         raise ValueError(
             f"{checkpoint} comes from a run that differs here, so going on would give other "
             f"weights:{_lines(left)}\n"
@@ -417,11 +377,11 @@ def _lines(changes: Changes) -> str:
     return "".join(shown[:20]) + (f"\n    and {len(shown) - 20} more" if len(shown) > 20 else "")
 
 
-def _left_by_another(output_dir: Path, identity: dict) -> bool:
+def _left_by_another(output_dir: Path, asked: dict) -> bool:
     """Whether files lie here that a run of another identity left when it was stopped."""
     before = _read_identity(output_dir)
-    files = [p.name for p in output_dir.iterdir() if not p.name.startswith("_")]
-    return bool(before) and bool({*files} - {IDENTITY}) and before != identity
+    files = {p.name for p in output_dir.iterdir() if not p.name.startswith("_")} - {IDENTITY}
+    return bool(before and files) and before != asked
 
 
 def _from_first_process(value):
@@ -449,8 +409,7 @@ def _set_aside(output_dir: Path, changed: list[str]) -> None:
     Within it, because the folder itself may be a link or the root of a disk. The identity moves
     last: after a kill in the middle the next start moves the rest to the same place.
     """
-    numbers = itertools.count(1)
-    asides = (output_dir / f"_previous-{n}" for n in numbers)
+    asides = (output_dir / f"_previous-{n}" for n in itertools.count(1))
     aside = next(folder for folder in asides if not (folder / IDENTITY).exists())
     aside.mkdir(exist_ok=True)
     moving = [p for p in output_dir.iterdir() if not p.name.startswith("_previous-")]
@@ -461,9 +420,7 @@ def _set_aside(output_dir: Path, changed: list[str]) -> None:
         _say(f"  {line}")
 
 
-# ---------------------------------------------------------------------------------------------
-# Ending
-# ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ ending
 
 
 def stage_name(stage: StageArguments) -> str:
@@ -472,30 +429,19 @@ def stage_name(stage: StageArguments) -> str:
     return next(known for known in BY_NAME if known.replace("_", "") == name)
 
 
-def _finish(output_dir: Path, record: Record) -> dict:
+def _finish(output_dir: Path, manifest: dict, data: Mapping[str, Data]) -> dict:
     """Write the card and, last, the manifest; delete the checkpoints."""
-    manifest = {
-        "stage": stage_name(record.stage),
+    fingerprints = manifest["identity"]["data"]
+    manifest |= {
         "name": output_dir.name,
-        "identity": record.identity,
-        "allowed_changes": record.allowed,
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "config": record.config,
-        "parents": record.parents,
         "data": {
-            name: {
-                "fingerprint": record.identity["data"][name],
-                "rows": part.rows,
-                "cards": part.cards,
-                "stats": part.stats,
-            }
-            for name, part in record.data.items()
+            name: {"fingerprint": fingerprints[name], "rows": part.rows, "stats": part.stats}
+            | {"cards": part.cards}
+            for name, part in data.items()
         },
-        "metrics": finite(record.metrics),
-        "history": finite(record.history),
-        "steps": record.steps,
-        "model": record.model,
-        "wall_s": record.wall_s,
+        "metrics": finite(manifest["metrics"]),
+        "history": finite(manifest["history"]),
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
         "isolation": isolation_used(),
         "environment": environment(),
@@ -507,16 +453,16 @@ def _finish(output_dir: Path, record: Record) -> dict:
     }
     write_card(output_dir, manifest)
     manifest["files"]["README.md"] = file_stats(output_dir / "README.md")
-    manifest = sealed(manifest)
+    manifest = checkpoints.sealed(manifest)
     write_json(output_dir / MANIFEST, manifest)
     _drop_checkpoints(output_dir)
-    _say(f"{stage_name(record.stage)} is finished: {output_dir}/{MANIFEST}")
+    _say(f"{manifest['stage']} is finished: {output_dir}/{MANIFEST}")
     return manifest
 
 
 def _drop_checkpoints(output_dir: Path) -> None:
     for _, folder in step_folders(output_dir):
-        remove(folder)  # the weights are in the stage's folder now
+        checkpoints.remove(folder)  # the weights are in the stage's folder now
 
 
 def _is_result(path: Path) -> bool:
@@ -541,7 +487,7 @@ def environment() -> dict:
     """Versions, commit and machine: what somebody needs to get the same bytes."""
     cuda = torch.cuda.is_available()
     return {
-        "versions": {"python": platform.python_version(), **versions()},
+        "versions": {"python": platform.python_version(), **identity.versions()},
         "git_commit": _commit(),
         "device": torch.cuda.get_device_name() if cuda else platform.machine() + " CPU",
         "threads": torch.get_num_threads(),
@@ -558,23 +504,18 @@ def _commit() -> str | None:
 
 
 def _last_metrics(history: list[dict]) -> dict:
-    merged: dict = {}
-    for entry in history:
-        merged.update(entry)
+    merged = {name: value for entry in history for name, value in entry.items()}
     return {k: v for k, v in merged.items() if k not in ("step", "epoch")}
 
 
-# ---------------------------------------------------------------------------------------------
-# Dry run
-# ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ dry run
 
 
 def _show(trainer: Trainer, stage: StageArguments, training: TrainingArguments) -> None:
-    total = sum(p.numel() for p in trainer.model.parameters())
-    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    total, trained, _ = _size(trainer).values()
     # Weights, gradients and AdamW's two moments, 4 bytes each; activations come on top.
     memory = 4 * (total + 3 * trained) / 2**30
-    free = free_bytes(Path(training.output_dir)) / 2**30
+    free = checkpoints.free_bytes(Path(training.output_dir)) / 2**30
     steps = trainer.args.max_steps
     _say(f"stage {stage_name(stage)} -> {training.output_dir} (dry run: nothing is written)")
     _say(f"parameters     {total:,} ({trained:,} trained)")

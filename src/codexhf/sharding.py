@@ -61,13 +61,11 @@ def keep_float32(accelerator: Any) -> None:
 
 def shard(model: nn.Module, accelerator: Any) -> nn.Module:
     """Spread a model that is not trained over the processes, layer by layer."""
-    plugin = accelerator.state.fsdp_plugin
-    options = {
-        "mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy(),
-        "offload_policy": plugin.cpu_offload,
-    }
+    plugin, layers = accelerator.state.fsdp_plugin, getattr(model, "_no_split_modules", None) or ()
+    precision = plugin.mixed_precision_policy or MixedPrecisionPolicy()
+    options = {"mp_policy": precision, "offload_policy": plugin.cpu_offload}
     for part in list(model.modules()):
-        if type(part).__name__ in _layers(model):
+        if type(part).__name__ in layers:
             fully_shard(part, **options)
     return fully_shard(model, **options)
 
@@ -151,14 +149,9 @@ def complete_state(optimizer: torch.optim.Optimizer) -> None:
     known = next(((p, state) for p, state in optimizer.state.items() if state), None)
     if known is None:
         return
+    shape, values = known[0].shape, known[1].items()
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
         if parameter not in optimizer.state:
             optimizer.state[parameter] = {
-                name: torch.zeros_like(parameter if value.shape == known[0].shape else value)
-                for name, value in known[1].items()
+                n: torch.zeros_like(parameter if v.shape == shape else v) for n, v in values
             }
-
-
-def _layers(model: nn.Module) -> set[str]:
-    """Return the classes of layers that are sharded one by one."""
-    return set(getattr(model, "_no_split_modules", None) or ())

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from codexhf.models import base_model, evaluating, nonfinite_parameter
+from codexhf.prompts import right_pad
 
 
 @dataclass
@@ -49,13 +50,7 @@ class Engine(Protocol):
     """What the trainer expects of an engine."""
 
     def generate(
-        self,
-        policy: nn.Module,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        *,
-        seed: int,
-        temperature: float,
+        self, policy: nn.Module, prompt_ids: Tensor, prompt_mask: Tensor, *, seed, temperature
     ) -> Generation:
         """Answer left-padded prompts (B, P); temperature 0 is greedy."""
 
@@ -106,7 +101,7 @@ class HFEngine:
             sequences = policy.generate(
                 input_ids=prompt_ids,
                 attention_mask=prompt_mask.long(),
-                generation_config=self._config(temperature),
+                generation_config=unfiltered(self.sampling, temperature, num_beams=1),
                 logits_processor=LogitsProcessorList([recorder]),
             )
         finally:
@@ -115,19 +110,19 @@ class HFEngine:
         logprobs = recorder.finish(sequences)
         return ended_by_stop(responses, logprobs, self.sampling.stop_ids)
 
-    def _config(self, temperature: float) -> GenerationConfig:
-        """Return a config that pins every filter."""
-        return GenerationConfig(
-            max_new_tokens=self.sampling.max_tokens,
-            do_sample=temperature > 0,
-            temperature=temperature if temperature > 0 else 1.0,
-            top_k=0,
-            top_p=1.0,
-            num_beams=1,
-            repetition_penalty=1.0,
-            eos_token_id=list(self.sampling.stop_ids) or None,
-            pad_token_id=0,  # fed to ended rows: any id that has an embedding will do
-        )
+
+def unfiltered(sampling: Sampling, temperature: float, **more) -> GenerationConfig:
+    """Return a config that pins every filter."""
+    return GenerationConfig(
+        max_new_tokens=sampling.max_tokens,
+        do_sample=temperature > 0,
+        temperature=temperature if temperature > 0 else 1.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        pad_token_id=0,  # fed to ended rows: any id that has an embedding will do
+        **{"eos_token_id": list(sampling.stop_ids) or None, **more},
+    )
 
 
 class ContinuousBatchingEngine:
@@ -163,23 +158,17 @@ class ContinuousBatchingEngine:
                 "continuous_batching: got allow_block_sharing=True, expected False. Shared cache "
                 "blocks outlive weight updates and answer with the old policy."
             )
-        config = GenerationConfig(
-            max_new_tokens=self.sampling.max_tokens,
-            do_sample=temperature > 0,
-            temperature=temperature if temperature > 0 else 1.0,
-            top_k=0,
-            top_p=1.0,
-            eos_token_id=list(self.sampling.stop_ids) or -1,
-            pad_token_id=0,  # fed to ended rows: any id that has an embedding will do
-            suppress_tokens=surplus_ids(policy, self.sampling),
-        )
+        ends, surplus = list(self.sampling.stop_ids) or -1, surplus_ids(policy, self.sampling)
+        own = {"eos_token_id": ends, "suppress_tokens": surplus}
+        config = unfiltered(self.sampling, temperature, **own)
         self.config.seed = seed
         model = base_model(policy)
         prompts = [ids[real].tolist() for ids, real in zip(prompt_ids, prompt_mask, strict=True)]
         outputs = model.generate_batch(
             prompts, generation_config=config, continuous_batching_config=self.config
         )
-        answers = [out for _, out in sorted(outputs.items(), key=lambda item: _order(item[0]))]
+        # the position of a request in its batch ends its id
+        answers = [outputs[name] for name in sorted(outputs, key=lambda n: int(n.split("_")[-1]))]
         generation = from_lists(
             [out.generated_tokens for out in answers],
             [out.logprobs for out in answers],
@@ -214,21 +203,13 @@ def surplus_ids(policy: nn.Module, sampling: Sampling) -> list[int] | None:
     return list(range(sampling.vocabulary or scored, scored)) or None
 
 
-def _order(request_id: str) -> int:
-    """Return the position of a request in its batch, which ends its id."""
-    return int(request_id.rsplit("_", 1)[-1])
-
-
 def from_lists(tokens: list[list[int]], logprobs: list[list[float]], device) -> Generation:
     """Return ragged answers as one padded Generation."""
-    lengths = torch.tensor([len(row) for row in tokens], device=device)
-    width = int(lengths.max())
-    responses = torch.zeros(len(tokens), width, dtype=torch.long, device=device)
-    picked = torch.zeros(len(tokens), width, dtype=torch.float32, device=device)
-    for i, (ids, values) in enumerate(zip(tokens, logprobs, strict=True)):
-        responses[i, : len(ids)] = torch.tensor(ids, device=device)
-        picked[i, : len(ids)] = torch.tensor(values[: len(ids)], device=device)
-    return Generation(responses, lengths, picked)
+    responses, mask = right_pad(tokens, device)
+    values = [x for row, ids in zip(logprobs, tokens, strict=True) for x in row[: len(ids)]]
+    picked = torch.zeros(mask.shape, device=device)
+    picked[mask] = torch.tensor(values, device=device)
+    return Generation(responses, mask.sum(1), picked)
 
 
 def make_engine(name: str, sampling: Sampling, cuda_graphs: bool = True) -> Engine:

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,13 @@ from codexhf.ppo.rollout import NOT_REWARD_COLUMNS, PromptEncoder
 from codexhf.ppo.sampling import recomputes
 from codexhf.ppo.schedule import Schedule
 from codexhf.prompts import end_ids, vocabulary_size
-from codexhf.reward_model import IdReward, ModelReward, check_scalar_head, load_reward_model
+from codexhf.reward_model import (
+    IdReward,
+    ModelReward,
+    check_scalar_head,
+    load_reward_model,
+    scale_of,
+)
 from codexhf.rewards import RewardSum, as_list, combine
 
 STEP_FIELDS = ("logging_steps", "eval_steps", "save_steps", "warmup_steps", "max_steps")
@@ -41,7 +47,10 @@ STEP_FIELDS = ("logging_steps", "eval_steps", "save_steps", "warmup_steps", "max
 
 @dataclass
 class Given:
-    """The arguments of PPOTrainer from which its parts are built, under their names there."""
+    """The arguments of PPOTrainer from which its parts are built, under their names there.
+
+    `_load` returns the same with models in the place of their names.
+    """
 
     args: PPOConfig
     processing_class: PreTrainedTokenizerBase
@@ -80,6 +89,13 @@ class Given:
             return {f"eval_dataset {name!r}": d for name, d in self.eval_dataset.items()}
         return {} if self.eval_dataset is None else {"eval_dataset": self.eval_dataset}
 
+    @property
+    def vocabulary(self) -> int:
+        """How many ids are tokens that the policy, which is loaded, knows."""
+        # of the config: an adapter may wrap the embeddings
+        known = base_model(self.model).config.get_text_config().vocab_size
+        return min(vocabulary_size(self.processing_class), known)
+
 
 @dataclass
 class Parts:
@@ -98,20 +114,6 @@ class Parts:
     dropouts: list[tuple[Any, str, float]]  # what configurations said of policy and critic
 
 
-@dataclass
-class _Loaded:
-    """The models, loaded, and not yet changed."""
-
-    policy: nn.Module
-    reference: nn.Module | None
-    critic: nn.Module | None
-    readers: list[Any]  # reward models, or callables under the contract of rewards
-    tokenizers: list[Any]  # of each; None where it reads the policy's ids
-
-    def pairs(self) -> Iterator[tuple[Any, Any]]:
-        return zip(self.readers, self.tokenizers, strict=True)
-
-
 def build(given: Given) -> Parts:
     """Return the parts of a trainer.
 
@@ -122,39 +124,41 @@ def build(given: Given) -> Parts:
     load_whole()
     args = given.args
     schedule = Schedule.of(args, len(given.train_dataset))
-    loaded = _load(given)
-    _refuse(model_errors(given, loaded))
-    rewards = _rewards(given, loaded)
+    given = _load(given)
+    _refuse(model_errors(given))
+    policy, critic, reference = given.model, given.value_model, given.ref_model
+    rewards = _rewards(given)
     by_ids = [r.model for r in rewards.rewards if isinstance(r, IdReward)]
-    critic = _new_critic(loaded.policy, by_ids) if loaded.critic is None else loaded.critic
-    reference = loaded.reference
-    if reference is None and isinstance(loaded.policy, PreTrainedModel):
-        reference = copy.deepcopy(loaded.policy)
-    dropouts = [*disable_dropout(loaded.policy), *disable_dropout(critic)]
+    if critic is None:  # a reward model that reads ids has the policy's vocabulary
+        critic = copy.deepcopy(by_ids[0]) if by_ids else critic_from_policy(policy)
+        critic.requires_grad_(True)
+    if reference is None and isinstance(policy, PreTrainedModel):
+        reference = copy.deepcopy(policy)
+    dropouts = [*disable_dropout(policy), *disable_dropout(critic)]
     scored = [r.model for r in rewards.rewards if isinstance(r, ModelReward | IdReward)]
     for frozen in (reference, *scored):
         if frozen is not None:
             frozen.requires_grad_(False).eval()
             disable_dropout(frozen)
-    readers = [loaded.policy, critic, *by_ids, *filter(None, [reference])]
+    readers = [policy, critic, *by_ids, *filter(None, [reference])]
     limit = shortest_context(base_model(model) for model in readers)
     parts = Parts(
-        policy=loaded.policy,
+        policy=policy,
         reference=reference,
         critic=critic,
         reward_models=scored,
         rewards=rewards,
         eval_rewards=_with_unweighted(rewards, given.eval_reward_funcs),
-        encoder=_encoder(given, limit, _vocabulary(loaded.policy, given)),
+        encoder=_encoder(given, limit),
         schedule=schedule,
-        stop_ids=stop_ids(args, given.processing_class, base_model(loaded.policy)),
+        stop_ids=stop_ids(args, given.processing_class, base_model(policy)),
         sft_limit=min(args.sft_max_length, limit or args.sft_max_length),
         dropouts=dropouts,
     )
     _refuse(_length_errors(given, parts))
     whole = not args.deepspeed and os.environ.get("ACCELERATE_USE_FSDP", "false") == "false"
-    if whole and not isinstance(parts.policy, PreTrainedModel):
-        share_base(parts.policy, parts.critic, parts.reference, *parts.reward_models)
+    if whole and not isinstance(policy, PreTrainedModel):
+        share_base(policy, critic, reference, *scored)
     return parts
 
 
@@ -227,49 +231,46 @@ def early_errors(given: Given) -> list[str]:
     ]
 
 
-def _launch_errors(args: PPOConfig) -> list[str]:
-    errors = launch_errors()
+def _launch_errors(args: PPOConfig) -> Iterator[str]:
+    yield from launch_errors()
     if args.n_gpu > 1:
-        errors.append(
+        yield (
             f"got {args.n_gpu} GPUs in one process, expected one process for each: Trainer would "
             "split batches that do not belong apart. Use accelerate launch, or set "
             "CUDA_VISIBLE_DEVICES to one of them."
         )
     if args.deepspeed_plugin is not None:
         if args.critic_warmup_rollouts:
-            errors.append(
+            yield (
                 f"critic_warmup_rollouts: got {args.critic_warmup_rollouts}, expected 0 under "
                 "DeepSpeed, whose steps move all weights, those too that are to rest. Take FSDP2."
             )
         if not args.ds3_gather_for_generation:
-            errors.append(
+            yield (
                 "ds3_gather_for_generation: got False, expected True. Processes sample different "
                 "numbers of tokens, which takes whole weights."
             )
-    return errors
 
 
-def _tokenizer_errors(args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    errors = []
+def _tokenizer_errors(args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
     if tokenizer.padding_side != "left":
-        errors.append(
+        yield (
             f"processing_class.padding_side: got {tokenizer.padding_side!r}, expected 'left'. Set "
             "tokenizer.padding_side = 'left'."
         )
     if eos is None and (
         args.stop_token == "eos" or args.missing_eos_penalty is not None or args.alpha_sft > 0
     ):
-        errors.append(
+        yield (
             "processing_class.eos_token_id: got None, expected an id, which stop_token, "
             "missing_eos_penalty and alpha_sft need. Set tokenizer.eos_token."
         )
     if args.masks_from == "pad_token" and (pad is None or pad == eos):
-        errors.append(
+        yield (
             f"processing_class.pad_token_id: got {pad} with eos_token_id {eos}, expected two "
             "different ids with masks_from='pad_token'. Use masks_from='lengths'."
         )
-    return errors
 
 
 def _given_model_errors(given: Given) -> list[str]:
@@ -297,9 +298,9 @@ def _given_model_errors(given: Given) -> list[str]:
             "ref_model: got the same object as model, expected another one. Pass None: the "
             "trainer then keeps a copy."
         )
-    funcs = getattr(given.reward_funcs, "rewards", None) or _iterable(given.reward_funcs)
-    scored = [*given.reward_models, *funcs]
-    scored = [getattr(r, "model", r) if isinstance(r, ModelReward) else r for r in scored]
+    funcs = getattr(given.reward_funcs, "rewards", given.reward_funcs)
+    funcs = funcs if isinstance(funcs, list | tuple) else [funcs]
+    scored = [r.model if isinstance(r, ModelReward) else r for r in (*given.reward_models, *funcs)]
     critic = given.value_model
     if isinstance(critic, nn.Module) and any(critic is model for model in scored):
         errors.append(
@@ -337,32 +338,29 @@ def _dataset_errors(given: Given) -> list[str]:
     return errors
 
 
-def _optimizer_errors(given: Given, schedule: Schedule) -> list[str]:
+def _optimizer_errors(given: Given, schedule: Schedule) -> Iterator[str]:
     """Return what is wrong with a scheduler of the user's own: most were built in TRL's unit."""
     scheduler = given.optimizers[1]
     if scheduler is None:
-        return []
+        return
     by_rollout = given.args.lr_schedule == "rollout"
     if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
-        name = type(scheduler).__name__
-        return (
-            [
-                f"optimizers: got a {name} with lr_schedule='rollout', expected a LambdaLR, as "
-                "transformers.get_scheduler returns. Set lr_schedule='step'."
-            ]
-            if by_rollout
-            else []
+        error = (
+            f"optimizers: got a {type(scheduler).__name__} with lr_schedule='rollout', expected a "
+            "LambdaLR, as transformers.get_scheduler returns. Set lr_schedule='step'."
         )
+        if by_rollout:
+            yield error
+        return
     updates = schedule.updates_per_rollout
     steps = trainer_args(given.args, schedule).max_steps
     last = (steps - 1) // updates if by_rollout else steps - 1
     if last > 0 and all(rate(last) == 0 for rate in scheduler.lr_lambdas):
-        return [
+        yield (
             f"optimizers: got a scheduler whose rate is 0 at step {last + 1} of {last + 1}, "
             f"expected one that lasts. lr_schedule={given.args.lr_schedule!r} moves it "
             f"{last + 1} times; 'rollout' would {steps // updates} times, as TRL's class does."
-        ]
-    return []
+        )
 
 
 def _reward_errors(given: Given) -> list[str]:
@@ -385,13 +383,11 @@ def _reward_errors(given: Given) -> list[str]:
             f"{len(given.reward_models)} reward models, expected one each."
         )
     with _collected(errors):
-        rewards = _all_rewards(
-            given,
-            [
-                _stand_in(given.reward_name(n)) if is_name(m) or isinstance(m, nn.Module) else m
-                for n, m in enumerate(given.reward_models)
-            ],
-        )
+        of_models = [
+            _stand_in(given.reward_name(n)) if is_name(m) or isinstance(m, nn.Module) else m
+            for n, m in enumerate(given.reward_models)
+        ]
+        rewards = _all_rewards(given, of_models)
         evaluated = _with_unweighted(rewards, given.eval_reward_funcs)
         taken = sorted({*evaluated.names} & {*EVALUATION_METRICS})
         if taken:
@@ -399,22 +395,18 @@ def _reward_errors(given: Given) -> list[str]:
                 f"reward_funcs: got rewards named {taken}, expected other names: evaluate() "
                 "reports metrics of its own under these. Set `__name__`."
             )
-        sets = [
-            (rewards, given.train_dataset),
-            *((evaluated, d) for d in given.eval_datasets.values()),
-        ]
-        for reward_sum, dataset in sets:
+        read_by = [(evaluated, dataset) for dataset in given.eval_datasets.values()]
+        for reward_sum, dataset in [(rewards, given.train_dataset), *read_by]:
             if hasattr(dataset, "__len__") and len(dataset):
                 with _collected(errors):
                     reward_sum.check_columns(set(dataset[0]) - set(NOT_REWARD_COLUMNS))
     return errors
 
 
-def model_errors(given: Given, loaded: _Loaded) -> list[str]:
+def model_errors(given: Given) -> list[str]:
     """Return what is wrong with the models, once they are there."""
-    args, errors = given.args, []
-    policy = loaded.policy
-    for name, model in (("model", policy), ("value_model", loaded.critic)):
+    args, policy, critic, errors = given.args, given.model, given.value_model, []
+    for name, model in (("model", policy), ("value_model", critic)):
         if model is None:
             continue
         if getattr(model, "_hf_peft_config_loaded", False):
@@ -429,29 +421,27 @@ def model_errors(given: Given, loaded: _Loaded) -> list[str]:
                 "PeftModel.from_pretrained(model, path, is_trainable=True)."
             )
     errors += _policy_errors(args, policy, given.processing_class)
-    wanted = _vocabulary(policy, given)
-    if loaded.reference is not None:
-        errors += _vocabulary_errors("ref_model", base_model(loaded.reference), wanted)
-    by_ids = [isinstance(m, nn.Module) and t is None for m, t in loaded.pairs()]
-    copied = loaded.critic is None and not any(by_ids)
-    if copied and getattr(base_model(policy), "is_quantized", False):
+    if given.ref_model is not None:
+        errors += _vocabulary_errors("ref_model", base_model(given.ref_model), given)
+    readers = list(zip(given.reward_models, given.reward_tokenizers, strict=True))
+    by_ids = any(isinstance(m, nn.Module) and t is None for m, t in readers)
+    if critic is None and not by_ids and getattr(base_model(policy), "is_quantized", False):
         errors.append(
             "value_model: got None with a quantised policy, expected a critic: weights of 8 or 4 "
             "bits cannot be copied into one that is trained. Pass value_model."
         )
-    if loaded.critic is not None:
+    if critic is not None:
         with _collected(errors):
-            check_scalar_head(loaded.critic, "value_model")
-            errors += _vocabulary_errors("value_model", loaded.critic, wanted)
-    for number, model in enumerate(loaded.readers):
+            check_scalar_head(critic, "value_model")
+            errors += _vocabulary_errors("value_model", critic, given)
+    for number, (model, tokenizer) in enumerate(readers):
         if isinstance(model, nn.Module):
             with _collected(errors):
                 check_scalar_head(model, given.reward_name(number))
-                errors += _reader_errors(number, given, loaded)
+                errors += _reader_errors(given.reward_name(number), model, tokenizer, given)
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if args.importance_cap is not None and not recomputes(
-        args, next(policy.parameters()).dtype, precision
-    ):
+    dtype = next(policy.parameters()).dtype
+    if args.importance_cap is not None and not recomputes(args, dtype, precision):
         errors.append(
             "importance_cap: got a cap where the engine's log-probabilities are taken as they "
             "are, expected old_logprobs='recompute': without it there is nothing to weigh."
@@ -459,24 +449,23 @@ def model_errors(given: Given, loaded: _Loaded) -> list[str]:
     return errors
 
 
-def _policy_errors(args: PPOConfig, policy: nn.Module, tokenizer) -> list[str]:
-    errors = []
+def _policy_errors(args: PPOConfig, policy: nn.Module, tokenizer) -> Iterator[str]:
     found = base_model(policy).config.get_text_config().vocab_size
     pad = tokenizer.pad_token_id  # never read: TRL's scripts add one without an embedding
     beyond = [i for i in tokenizer.get_vocab().values() if i >= found and i != pad]
     if beyond:
-        errors.append(
+        yield (
             f"processing_class: got ids up to {max(beyond)}, expected them below the policy's "
             f"{found} embeddings. Use the tokenizer that the policy was trained with."
         )
     if base_model(policy).get_output_embeddings() is None:
-        errors.append(
+        yield (
             f"model: got {type(base_model(policy)).__name__}, expected a causal language model. "
             "Load it with AutoModelForCausalLM."
         )
     adapters = {} if isinstance(policy, PreTrainedModel) else policy.peft_config
     if any(config.is_prompt_learning for config in adapters.values()):
-        errors.append(
+        yield (
             "model: got an adapter of virtual tokens (prompt or prefix tuning), expected one of "
             "weights, such as LoRA: PPO scores the policy's own tokens."
         )
@@ -484,51 +473,40 @@ def _policy_errors(args: PPOConfig, policy: nn.Module, tokenizer) -> list[str]:
     for name in ("model_adapter_name", "ref_adapter_name"):
         wanted = getattr(args, name)
         if wanted is not None and wanted not in known:
-            errors.append(f"{name}: got {wanted!r}, expected one of the adapters {known}.")
-    return errors
+            yield (f"{name}: got {wanted!r}, expected one of the adapters {known}.")
 
 
-def _reader_errors(number: int, given: Given, loaded: _Loaded) -> list[str]:
+def _reader_errors(name: str, model: nn.Module, tokenizer: Any, given: Given) -> Iterator[str]:
     """Return what is wrong with a reward model that has a scalar head."""
-    model, name, errors = loaded.readers[number], given.reward_name(number), []
-    mean, std = _scale(model)
-    if given.args.normalize_reward_model and not (
-        math.isfinite(mean) and math.isfinite(std) and std > 0
-    ):
-        errors.append(
+    mean, std = scale_of(model)
+    usable = math.isfinite(mean) and math.isfinite(std) and std > 0
+    if given.args.normalize_reward_model and not usable:
+        yield (
             f"{name}: got score_mean {mean} and score_std {std} in its config, expected finite "
             "numbers, the second above 0. Train it again, or set normalize_reward_model=False."
         )
-    if loaded.tokenizers[number] is None:
-        errors += _vocabulary_errors(name, model, _vocabulary(loaded.policy, given))
-        if loaded.critic is None and getattr(model, "_hf_peft_config_loaded", False):
-            errors.append(
+    if tokenizer is None:
+        yield from _vocabulary_errors(name, model, given)
+        if given.value_model is None and getattr(model, "_hf_peft_config_loaded", False):
+            yield (
                 f"{name}: got an adapter added by add_adapter, expected none where the critic "
                 "starts as its copy. Merge the adapter, or pass value_model."
             )
-    return errors
 
 
-def _vocabulary(policy: nn.Module, given: Given) -> int:
-    """Return how many ids are tokens that the policy knows."""
-    # of the config: an adapter may wrap the embeddings
-    known = base_model(policy).config.get_text_config().vocab_size
-    return min(vocabulary_size(given.processing_class), known)
-
-
-def _vocabulary_errors(name: str, model: PreTrainedModel, wanted: int) -> list[str]:
+def _vocabulary_errors(name: str, model: PreTrainedModel, given: Given) -> Iterator[str]:
     """Refuse a model that cannot embed what the policy writes."""
-    found = model.get_input_embeddings().num_embeddings
+    found, wanted = model.get_input_embeddings().num_embeddings, given.vocabulary
     if found >= wanted:
-        return []
+        return
     fix = {
         "ref_model": "Pass None: the trainer then keeps a copy of the policy.",
         "value_model": "Leave value_model out.",
     }.get(name, "Give a reward model's own tokenizer as reward_processing_class.")
-    return [
+    yield (
         f"{name}: got {found} embeddings, expected at least the policy's {wanted} tokens, whose "
         f"ids it reads. {fix}"
-    ]
+    )
 
 
 def _length_errors(given: Given, parts: Parts) -> list[str]:
@@ -559,34 +537,36 @@ def is_name(model: Any) -> bool:
     return isinstance(model, (str, os.PathLike))
 
 
-def _load(given: Given) -> _Loaded:
-    """Load what is given by name; names are loaded in float32.
+def _load(given: Given) -> Given:
+    """Load what is given by name, in float32, and put the policy into its adapter.
 
     In the dtype of a bfloat16 checkpoint small updates would be rounded away; `bf16` computes in
     it without that.
     """
+
+    def loaded(model: Any, load: Callable, **options: Any) -> Any:
+        return load(model, **options) if is_name(model) else model
+
     args = given.args
     set_seed(args.seed)  # new adapters are drawn here, before Trainer does this again
-    policy = load_policy(given.model) if is_name(given.model) else given.model
+    policy = loaded(given.model, load_policy)
     if given.peft_config is not None:
         from peft import get_peft_model
 
         policy = get_peft_model(policy, given.peft_config)
     if args.model_adapter_name in getattr(policy, "peft_config", {}):
         policy.set_adapter(args.model_adapter_name)
-    reference = given.ref_model
-    if is_name(reference):
-        reference = load_policy(reference)
-    readers, tokenizers = [], []
-    for model, tokenizer in zip(given.reward_models, given.reward_tokenizers, strict=True):
-        if is_name(model) and tokenizer is None:
-            tokenizer = _own_tokenizer(model, given.processing_class)
-        readers.append(load_reward_model(model) if is_name(model) else model)
-        tokenizers.append(tokenizer)
-    critic = given.value_model
-    if is_name(critic):
-        critic = load_reward_model(critic, new_head=True, seed=args.seed)
-    return _Loaded(policy, reference, critic, readers, tokenizers)
+    return replace(
+        given,
+        model=policy,
+        ref_model=loaded(given.ref_model, load_policy),
+        reward_processing_class=[
+            _own_tokenizer(model, given.processing_class) if is_name(model) and own is None else own
+            for model, own in zip(given.reward_models, given.reward_tokenizers, strict=True)
+        ],
+        reward_model=[loaded(model, load_reward_model) for model in given.reward_models],
+        value_model=loaded(given.value_model, load_reward_model, new_head=True, seed=args.seed),
+    )
 
 
 def _own_tokenizer(path: Any, processing_class: Any) -> PreTrainedTokenizerBase | None:
@@ -599,22 +579,19 @@ def _own_tokenizer(path: Any, processing_class: Any) -> PreTrainedTokenizerBase 
     return None if same else own
 
 
-def _rewards(given: Given, loaded: _Loaded) -> RewardSum:
-    rewards = []
-    for number, (model, tokenizer) in enumerate(loaded.pairs()):
-        name, normalize = given.reward_name(number), given.args.normalize_reward_model
+def _rewards(given: Given) -> RewardSum:
+    rewards, normalize = [], given.args.normalize_reward_model
+    readers = zip(given.reward_models, given.reward_tokenizers, strict=True)
+    for number, (model, tokenizer) in enumerate(readers):
+        name = given.reward_name(number)
         if not isinstance(model, nn.Module):
             rewards.append(model)  # a callable under the contract already
         elif tokenizer is None:
             rewards.append(IdReward(model, name, normalize))
         else:
-            mean, std = _scale(model) if normalize else (0.0, 1.0)
+            mean, std = scale_of(model) if normalize else (0.0, 1.0)
             rewards.append(ModelReward(model, tokenizer, name=name, mean=mean, std=std))
     return _all_rewards(given, rewards)
-
-
-def _scale(model: PreTrainedModel) -> tuple[float, float]:
-    return getattr(model.config, "score_mean", 0.0), getattr(model.config, "score_std", 1.0)
 
 
 def _all_rewards(given: Given, of_models: list[Callable]) -> RewardSum:
@@ -642,22 +619,9 @@ def _stand_in(name: str) -> Callable:
     return reward
 
 
-def _iterable(funcs: Any) -> list[Any]:
-    return list(funcs) if isinstance(funcs, list | tuple) else [funcs]
-
-
-def _new_critic(policy: nn.Module, by_ids: list[PreTrainedModel]) -> PreTrainedModel:
-    """Return a copy of the first reward model that reads ids, or a critic on the policy's trunk.
-
-    Only such a reward model has the policy's vocabulary.
-    """
-    critic = copy.deepcopy(by_ids[0]) if by_ids else critic_from_policy(policy)
-    return critic.requires_grad_(True)
-
-
-def _encoder(given: Given, limit: int | None, vocabulary: int) -> PromptEncoder:
+def _encoder(given: Given, limit: int | None) -> PromptEncoder:
     """Return what turns rows into ids; it refuses padding where that can be told."""
     tokenizer, args = given.processing_class, given.args
     pads = args.masks_from == "lengths" and tokenizer.pad_token_id != tokenizer.eos_token_id
     pad_id = tokenizer.pad_token_id if pads else None
-    return PromptEncoder(tokenizer, args.response_length, limit, pad_id, vocabulary)
+    return PromptEncoder(tokenizer, args.response_length, limit, pad_id, given.vocabulary)

@@ -37,13 +37,11 @@ class CheckpointMixin:
         wrapper = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with _given_back(self._dropouts):
             for module, prefix, where in _parts_of(wrapper, folder):
-                weights = None
-                if state_dict is not None:
-                    weights = {
-                        name.removeprefix(prefix): tensor
-                        for name, tensor in state_dict.items()
-                        if name.startswith(prefix)
-                    }
+                weights = state_dict and {
+                    name.removeprefix(prefix): tensor
+                    for name, tensor in state_dict.items()
+                    if name.startswith(prefix)
+                }
                 module.save_pretrained(where, state_dict=weights)
         self.processing_class.save_pretrained(folder)
         torch.save(self.user_args, folder / "training_args.bin")
@@ -166,11 +164,10 @@ def _parts_of(wrapper: PolicyAndCritic, folder: Path) -> list[tuple[nn.Module, s
 @contextmanager
 def _given_back(dropouts: Sequence[tuple[Any, str, float]]) -> Iterator[None]:
     """Let configurations name the dropout that the user gave, which training sets to 0."""
-    zeros = [(config, name, getattr(config, name)) for config, name, _ in dropouts]
     for config, name, value in dropouts:
         setattr(config, name, value)
     try:
         yield
     finally:
-        for config, name, value in zeros:
-            setattr(config, name, value)
+        for config, name, _ in dropouts:
+            setattr(config, name, 0.0)

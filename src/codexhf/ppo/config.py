@@ -10,7 +10,8 @@ Batch words, used everywhere in `codexhf.ppo`:
     episode         one answered prompt
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -289,76 +290,62 @@ class PPOConfig(TrainingArguments):
 
     def _resolve_checkpointing(self) -> None:
         """Turn an unset gradient_checkpointing into True, under the name this transformers uses."""
-        names = {f.name for f in fields(self)}
-        new = "activation_checkpointing"  # transformers 5.23 renamed the field
-        if new not in names:
-            self.gradient_checkpointing = self.gradient_checkpointing is not False
-        elif getattr(self, new) is None:
-            setattr(self, new, self.gradient_checkpointing is not False)
-            self.gradient_checkpointing = getattr(self, new)
+        on = self.gradient_checkpointing is not False
+        if not hasattr(self, "activation_checkpointing"):  # before transformers 5.23
+            self.gradient_checkpointing = on
+        elif self.activation_checkpointing is None:
+            self.activation_checkpointing = self.gradient_checkpointing = on
 
     @classmethod
     def like_trl(cls, **kwargs: Any) -> "PPOConfig":
         """Return a config whose trainer computes what TRL 1.12's computes; `kwargs` override."""
         return cls(**{**TRL_VALUES, **kwargs})
 
-    def _inherited_errors(self) -> list[str]:
-        found = [
-            f"{name}: got {getattr(self, name)!r}, expected at least 1."
-            for name in ("per_device_train_batch_size", "gradient_accumulation_steps")
-            if getattr(self, name) < 1
-        ]
-        found += [
-            f"{name}: got {getattr(self, name)!r}, expected None: the trainer computes it."
-            for name in COMPUTED_FIELDS
-            if getattr(self, name) is not None
-        ]
+    def _inherited_errors(self) -> Iterator[str]:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                yield f"{name}: got {getattr(self, name)!r}, expected at least 1."
+        for name in COMPUTED_FIELDS:
+            if getattr(self, name) is not None:
+                got = f"got {getattr(self, name)!r}, expected None"
+                yield f"{name}: {got}: the trainer computes it."
         if self.auto_find_batch_size:
-            found.append("auto_find_batch_size: got True, expected False. Choose the batch sizes.")
-        return found
+            yield "auto_find_batch_size: got True, expected False. Choose the batch sizes."
 
-    def _cross_errors(self) -> list[str]:
+    def _cross_errors(self) -> Iterator[str]:
         estimators = ("k1", "k3") if self.kl_in == "reward" else ("k2", "k3")
-        reentrant = (self.gradient_checkpointing_kwargs or {}).get("use_reentrant")
-        rules = [
-            (
-                self.kl_estimator in estimators,
+        if self.kl_estimator not in estimators:
+            yield (
                 f"kl_estimator: got {self.kl_estimator!r}, expected one of {estimators} with "
                 f"kl_in={self.kl_in!r} (k1 has no gradient of its own in the loss, k2 is biased as "
-                "a reward).",
-            ),
-            (
-                self.stop_token is None or self.stop_token_id is None,
+                "a reward)."
+            )
+        if None not in (self.stop_token, self.stop_token_id):
+            yield (
                 f"stop_token and stop_token_id: got {self.stop_token!r} and {self.stop_token_id}, "
-                "expected one of them.",
-            ),
-            (
-                not self.overlong_penalty or 0 < self.overlong_buffer <= self.response_length,
+                "expected one of them."
+            )
+        if self.overlong_penalty and not 0 < self.overlong_buffer <= self.response_length:
+            yield (
                 f"overlong_buffer: got {self.overlong_buffer}, expected 1 to response_length "
-                f"({self.response_length}) with overlong_penalty.",
-            ),
-            (
-                not self.trim_padding or self.masks_from != "pad_token",
+                f"({self.response_length}) with overlong_penalty."
+            )
+        if self.trim_padding and self.masks_from == "pad_token":
+            yield (
                 "trim_padding: got True with masks_from='pad_token', expected False: padding may "
-                "then stand between real tokens.",
-            ),
-            (
-                self.kl_target is None or self.kl_coef != 0,
-                "kl_target: a kl_coef of 0 cannot adapt. Start from a positive one.",
-            ),
-            (
-                self.alpha_sft != 0 or self.beta_rlhf != 0,
-                "alpha_sft and beta_rlhf: both are 0, nothing would be trained.",
-            ),
-            (
-                not self.fp16 or self.early_stop_kl is None,
+                "then stand between real tokens."
+            )
+        if self.kl_target is not None and self.kl_coef == 0:
+            yield "kl_target: a kl_coef of 0 cannot adapt. Start from a positive one."
+        if self.alpha_sft == self.beta_rlhf == 0:
+            yield "alpha_sft and beta_rlhf: both are 0, nothing would be trained."
+        if self.fp16 and self.early_stop_kl is not None:
+            yield (
                 "early_stop_kl: got it with fp16, expected bf16 or float32: a skipped update gives "
-                "fp16's loss scaler no gradients to look at.",
-            ),
-            (
-                not self.log_grad_norms or not reentrant,
+                "fp16's loss scaler no gradients to look at."
+            )
+        if self.log_grad_norms and (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            yield (
                 "log_grad_norms: got True with use_reentrant, expected False: reentrant "
-                "checkpointing cannot give the gradients of one term.",
-            ),
-        ]
-        return [error for holds, error in rules if not holds]
+                "checkpointing cannot give the gradients of one term."
+            )

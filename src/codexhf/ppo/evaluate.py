@@ -10,6 +10,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from codexhf.ppo.objective import kl_estimate
 from codexhf.ppo.rollout import Completions, shape_scores
+from codexhf.prompts import decode
 from codexhf.sharding import is_sharded
 from codexhf.trackers import log_samples
 
@@ -77,14 +78,13 @@ class EvaluationMixin:
                             metric[1] += 1
         names = sorted(sums)
         table = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.args.device)
-        table = self._total(table).cpu()
+        found = dict(zip(names, self._total(table).cpu(), strict=True))
         metrics = {
             f"{metric_key_prefix}_{name}": float(total / count)
-            for name, (total, count) in zip(names, table, strict=True)
+            for name, (total, count) in found.items()
             if count > 0
         }
-        rows = int(table[names.index("response_length"), 1])
-        return EvalLoopOutput(None, None, metrics, rows)
+        return EvalLoopOutput(None, None, metrics, int(found["response_length"][1]))
 
     def _evaluated(
         self, batches: Any, rows: int | None = None
@@ -122,21 +122,21 @@ class EvaluationMixin:
         if self.eval_dataset is None:
             return
         sets = self.eval_dataset
-        first = next(iter(sets.values())) if isinstance(sets, dict) else sets
+        batches = self.get_eval_dataloader(next(iter(sets)) if isinstance(sets, dict) else sets)
+        found = self._evaluated(batches, SAMPLE_ROWS if sampling else None)
         with self._rollout_mode():
-            found = self._evaluated(
-                self.get_eval_dataloader(first), SAMPLE_ROWS if sampling else None
-            )
             for batch, ids, completions in found:
                 rows = [row for _, row in batch]
                 scores, _, texts = self._score(self.eval_scorer, rows, ids, completions)
-                prompts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
-                shown = list(zip(prompts, texts, scores.tolist(), strict=True))
-                for prompt, text, score in shown:
-                    self.accelerator.print(f"[{score:+.3f}] {prompt!r} -> {text!r}")
+                prompts = decode(ids, self.processing_class)
+                shown = [
+                    {"prompt": prompt, "completion": text, "score": score}
+                    for prompt, text, score in zip(prompts, texts, scores.tolist(), strict=True)
+                ]
+                for s in shown:
+                    line = f"[{s['score']:+.3f}] {s['prompt']!r} -> {s['completion']!r}"
+                    self.accelerator.print(line)
                 if self.is_world_process_zero():
-                    names = ("prompt", "completion", "score")
-                    rows = [dict(zip(names, row, strict=True)) for row in shown]
-                    log_samples(self.args, self.state.global_step, rows)
+                    log_samples(self.args, self.state.global_step, shown)
                 if sampling:
                     break

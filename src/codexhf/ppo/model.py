@@ -6,6 +6,7 @@ the only way in which the gradients of the RL and the SFT loss are both right un
 
 import copy
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,16 @@ class PolicyOutput(NamedTuple):
     entropy: Tensor | None  # (N,) float32
     values: Tensor | None  # (M,) float32
     sft_loss_sum: Tensor | None  # () cross-entropy of the demonstrations, summed
+
+
+def _of_both(method: str) -> Callable:
+    """Return a method that calls one of that name of the policy and of the critic."""
+
+    def call(self: "PolicyAndCritic", **kwargs: Any) -> None:
+        for model in (base_model(self.policy), base_model(self.value_model)):
+            getattr(model, method)(**kwargs)
+
+    return call
 
 
 class PolicyAndCritic(nn.Module):
@@ -64,12 +75,10 @@ class PolicyAndCritic(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the policy."""
         return next(self.policy.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the policy."""
         return next(self.policy.parameters()).dtype
 
     @property
@@ -80,33 +89,15 @@ class PolicyAndCritic(nn.Module):
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether the policy recomputes activations (name before transformers 5.23)."""
+        """Whether activations are computed again in the backward pass."""
         return any(getattr(m, "gradient_checkpointing", False) for m in self.modules())
 
-    @property
-    def is_activation_checkpointing(self) -> bool:
-        """Whether the policy recomputes activations."""
-        return self.is_gradient_checkpointing
-
-    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """Recompute activations in the backward pass, in policy and critic."""
-        for model in (base_model(self.policy), base_model(self.value_model)):
-            model.activation_checkpointing_enable(**kwargs)
-
-    def activation_checkpointing_disable(self) -> None:
-        """Keep activations again."""
-        for model in (base_model(self.policy), base_model(self.value_model)):
-            model.activation_checkpointing_disable()
-
-    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
-        """`activation_checkpointing_enable` under its name before transformers 5.23."""
-        for model in (base_model(self.policy), base_model(self.value_model)):
-            model.gradient_checkpointing_enable(**kwargs)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """`activation_checkpointing_disable` under its name before transformers 5.23."""
-        for model in (base_model(self.policy), base_model(self.value_model)):
-            model.gradient_checkpointing_disable()
+    activation_checkpointing_enable = _of_both("activation_checkpointing_enable")
+    activation_checkpointing_disable = _of_both("activation_checkpointing_disable")
+    # their names before transformers 5.23
+    is_activation_checkpointing = is_gradient_checkpointing
+    gradient_checkpointing_enable = _of_both("gradient_checkpointing_enable")
+    gradient_checkpointing_disable = _of_both("gradient_checkpointing_disable")
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Call the policy's generate; FSDP2 registers this name as a forward."""
@@ -125,13 +116,10 @@ class PolicyAndCritic(nn.Module):
         """Score completions with the policy and the critic and, in the same pass, demonstrations.
 
         Args:
-            input_ids: (b, l).
             attention_mask: (b, l) bool, or None if no padding precedes a real token.
-            policy_at: (b, l) bool, True where the next token is one of targets; None leaves the
-                policy out.
+            policy_at: (b, l) bool, True where the next token is one of `targets` (N,); None leaves
+                the policy out.
             value_at: (b, l) bool, True where a value is wanted.
-            targets: (N,) tokens to score.
-            temperature: of the log-probabilities.
             sft: input_ids (S, T), predict_at (S, T) and targets of demonstrations.
         """
         logprobs = entropy = sft_loss_sum = None
@@ -165,10 +153,8 @@ class PolicyAndCritic(nn.Module):
 
         `policy` is a parameter because the reference is scored in the same way.
         """
-        linear = self._head_is_linear
-        if policy is not self.policy:
-            linear = self._reference_head_is_linear
-        if not linear:
+        of_policy = policy is self.policy
+        if not (self._head_is_linear if of_policy else self._reference_head_is_linear):
             logits = policy(
                 input_ids=input_ids, use_cache=False, **mask_arguments(attention_mask)
             ).logits[at]
@@ -249,10 +235,9 @@ def critic_from_policy(policy: nn.Module) -> PreTrainedModel:
     else:  # of the generic kind, which knows no other implementations of experts
         critic = kind(type(config).from_dict(config.to_dict()))
     critic = critic.to(device=model.device, dtype=model.dtype)
-    trunk = backbone_of(model)
     weights = {
-        re.sub(r"(base_layer|original_module|token_adapter)\.", "", name): w
-        for name, w in trunk.state_dict().items()
+        re.sub(r"(base_layer|original_module|token_adapter)\.", "", name): weight
+        for name, weight in backbone_of(model).state_dict().items()
     }
     wanted = backbone_of(critic)
     wanted.load_state_dict({name: weights[name] for name in wanted.state_dict()})

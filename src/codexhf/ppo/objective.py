@@ -17,7 +17,6 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """Return the sum of `x` where `mask` is True."""
     return (x * mask).sum()
 
 
@@ -28,12 +27,8 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, reduce: Reduce |
     by, and `x` comes back centred only.
 
     Args:
-        x: (B, R) float.
-        mask: (B, R).
-        shift_mean: False keeps the mean.
+        x: (B, R) float; of what comes back, entries outside the mask hold no meaning.
         reduce: sums over processes, to whiten the global batch; None whitens this process's rows.
-    Returns:
-        (B, R); entries outside the mask hold no meaning.
     """
     total = reduce or (lambda t: t)
     sums = total(torch.stack([masked_sum(x, mask), mask.sum().to(x.dtype)]))
@@ -46,14 +41,9 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, reduce: Reduce |
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str) -> Tensor:
-    """Estimate KL(policy || reference) per token from the log-probabilities of sampled tokens.
+    """Estimate KL(policy || reference) per token from log-probabilities, all (B, R).
 
-    Args:
-        logprobs: (B, R) of the policy.
-        ref_logprobs: (B, R) of the reference.
-        estimator: "k1" unbiased and signed, "k2" half the square, "k3" unbiased and non-negative.
-    Returns:
-        (B, R).
+    "k1" is unbiased and signed, "k2" half the square, "k3" unbiased and non-negative.
     Source: http://joschu.net/blog/kl-approx.html
     """
     log_ratio = ref_logprobs - logprobs
@@ -71,11 +61,8 @@ def token_rewards(kl: Tensor, kl_coef: float, scores: Tensor, end: Tensor) -> Te
 
     Args:
         kl: (B, R), zero outside the response.
-        kl_coef: 0 leaves the KL out.
         scores: (B,).
         end: (B,) index of the token that receives the score.
-    Returns:
-        (B, R).
     """
     rewards = -kl_coef * kl
     rows = torch.arange(rewards.size(0), device=rewards.device)
@@ -84,15 +71,11 @@ def token_rewards(kl: Tensor, kl_coef: float, scores: Tensor, end: Tensor) -> Te
 
 
 def overlong_penalty(lengths: Tensor, limit: int, buffer: int, penalty: float) -> Tensor:
-    """Return a penalty that grows linearly over the last `buffer` tokens before `limit`.
+    """Return a penalty (B,) that grows over the last `buffer` tokens before `limit`, to -`penalty`.
 
     Args:
         lengths: (B,) response lengths.
         limit: the longest possible response.
-        buffer: tokens before the limit at which the penalty starts.
-        penalty: its value at the limit, positive.
-    Returns:
-        (B,) float32, at most 0.
     Source: Yu et al. 2025, eq. 13 (arXiv:2503.14476).
     """
     over = (lengths - (limit - buffer)).clamp(min=0, max=buffer).float()
@@ -108,13 +91,9 @@ def generalized_advantages(
     recursion, which runs from the right, arrives there with 0.
 
     Args:
-        rewards: (B, R) float32 per token, 0 after the end.
-        values: (B, R) float32, 0 after the end.
+        rewards, values: (B, R) float32 per token, 0 after the end.
         gamma: discount per token, in [0, 1].
         lam: trace decay, in [0, 1].
-    Returns:
-        advantages: (B, R).
-        returns: (B, R), advantages + values.
     Source: Schulman et al. 2016, eq. 16 (arXiv:1506.02438).
     """
     width = rewards.size(1)
@@ -137,21 +116,16 @@ def policy_losses(
     clip_high: float | None = None,
     dual_clip: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the clipped surrogate loss per token.
+    """Return the clipped surrogate loss per token, the ratio, and whether clipping decided.
 
     Args:
-        logprobs: (B, R) of the policy being trained.
-        old_logprobs: (B, R) at sampling time.
-        advantages: (B, R).
+        logprobs, old_logprobs: (N,) of the policy being trained, and at sampling time.
+        advantages: (N,).
         clip_low: the ratio is clipped from below at 1 - clip_low.
         clip_high: and from above at 1 + clip_high; None means clip_low ("clip-higher",
             arXiv:2503.14476, eq. 10, when it is larger).
         dual_clip: caps the loss of a negative advantage at -dual_clip * advantage
             (arXiv:1912.09729, eq. 5); None leaves it open.
-    Returns:
-        losses: (B, R).
-        ratio: (B, R).
-        clipped: (B, R) bool, True where clipping decided the loss.
     Source: Schulman et al. 2017, eq. 7 (arXiv:1707.06347).
     """
     ratio = (logprobs - old_logprobs).exp()
@@ -169,16 +143,12 @@ def policy_losses(
 def value_losses(
     values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the clipped squared error of the critic per token, halved.
+    """Return the critic's clipped squared error per token, halved, and whether it was clipped.
 
     Args:
-        values: (B, R) of the critic being trained.
-        old_values: (B, R) at sampling time.
-        returns: (B, R) targets.
+        values, old_values: (N,) of the critic being trained, and at sampling time.
+        returns: (N,) targets.
         cliprange: how far a value may move from old_values in one rollout.
-    Returns:
-        losses: (B, R).
-        clipped: (B, R) bool.
     """
     near = torch.clamp(values, old_values - cliprange, old_values + cliprange)
     plain, bounded = (values - returns) ** 2, (near - returns) ** 2
@@ -186,15 +156,10 @@ def value_losses(
 
 
 def truncated_importance_weights(logprobs: Tensor, sampling_logprobs: Tensor, cap: float) -> Tensor:
-    """Return min(p_train / p_engine, cap) per token, for an engine that rounds differently.
+    """Return min(p_train / p_engine, cap) per token (B, R), without gradient.
 
-    Args:
-        logprobs: (B, R) recomputed by the training forward before any update.
-        sampling_logprobs: (B, R) reported by the generation engine.
-        cap: upper bound of a weight.
-    Returns:
-        (B, R), without gradient.
-    Source: Espeholt et al. 2018, eq. 1 (arXiv:1802.01561), applied to engine mismatch.
+    For an engine that rounds differently: `logprobs` are recomputed by the training forward before
+    any update. Source: Espeholt et al. 2018, eq. 1 (arXiv:1802.01561), applied to engine mismatch.
     """
     return (logprobs - sampling_logprobs).detach().exp().clamp(max=cap)
 
@@ -229,15 +194,9 @@ class AdaptiveKL:
 
 
 def logits_logprobs(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities of `targets` and the entropies, in float32, from whole logits.
+    """Return log-probabilities of `targets` and the entropies, both (N,) float32, of logits (N, V).
 
-    Args:
-        logits: (N, V), any float dtype.
-        targets: (N,) token ids.
-        temperature: divides the logits.
-    Returns:
-        logprobs: (N,) float32.
-        entropy: (N,) float32, without gradient unless the logits have one.
+    The temperature divides the logits.
     """
     scaled = logits.float() / temperature
     normaliser = torch.logsumexp(scaled, -1)
@@ -351,7 +310,6 @@ def _compiled(function: Callable) -> Callable:
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return logits (n, V) in `dtype`."""
     logits = hidden.to(dtype) @ weight.to(dtype).T
     return logits if bias is None else logits.add_(bias.to(dtype))
 
@@ -393,19 +351,14 @@ def linear_logprobs(
     Equal to `logits_logprobs` on the logits, in values and gradients, without whole logits.
 
     Args:
-        hidden: (N, H).
-        weight: (V, H) of the output embedding.
-        bias: (V,) or None.
-        targets: (N,).
-        temperature: divides the logits.
+        hidden: (N, H); weight: (V, H) of the output embedding; bias: (V,) or None; targets: (N,).
         block: rows of logits made at a time, at least 1.
         keep: keep float32 log-probabilities (N, V) for the backward pass instead of making them
             again there: faster, where they fit.
         dtype: of the matrix products; None takes that of `hidden`.
         compiled: with kernels of torch.compile, which never keep anything: made for a GPU.
     Returns:
-        logprobs: (N,) float32.
-        entropy: (N,) float32; both carry gradients to hidden, weight and bias.
+        both (N,) float32; they carry gradients to hidden, weight and bias.
     """
     dtype = dtype or hidden.dtype
     if compiled:
@@ -420,10 +373,7 @@ def _blocks(length: int, size: int) -> list[slice]:
 
 def _scaled_logits(hidden, weight, bias, temperature, dtype) -> Tensor:
     """Return float32 logits (n, V) over the temperature."""
-    logits = hidden.to(dtype) @ weight.to(dtype).T
-    if bias is not None:
-        logits += bias.to(dtype)
-    return logits.float().div_(temperature)
+    return _logits(hidden, weight, bias, dtype).float().div_(temperature)
 
 
 def _log_softmax(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from codexhf.ppo.objective import (
     token_rewards,
     whiten,
 )
-from codexhf.prompts import answered_ids, decode, prompt_ids
+from codexhf.prompts import answered_ids, decode, prompt_ids, prompt_ids_batch, right_pad
 from codexhf.reward_model import IdReward
 from codexhf.rewards import RewardSum
 
@@ -97,7 +97,6 @@ class Sequences:
             yield order[rows], self.layout(order[rows], trim)
 
     def by_length(self, index: Tensor) -> Tensor:
-        """Return row numbers sorted by the length of their rows."""
         return index[self.mask[index].sum(1).argsort(stable=True)]
 
 
@@ -131,7 +130,6 @@ class Rollout(Sequences):
         return {f.name: getattr(self, f.name).contiguous() for f in fields(self)}
 
     def micro_batch(self, index: Tensor, trim: bool) -> MicroBatch:
-        """Return some rows for an update."""
         real, value = self.response_mask[index], self.value_mask[index]
         responses = self.input_ids[index][:, -real.size(1) :]
         return MicroBatch(
@@ -146,24 +144,15 @@ class Rollout(Sequences):
         )
 
 
+@dataclass
 class PromptEncoder:
     """Turns data set rows into token ids: `input_ids`, text, or messages."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        room: int,
-        limit: int | None,
-        pad_id: int | None = None,
-        vocabulary: int | None = None,
-    ):
-        """Keep `room` tokens free for the completion within the `limit` of the models.
-
-        With `pad_id`, `input_ids` that begin or end with it and come without a mask are refused;
-        with `vocabulary` ids from there on.
-        """
-        self.tokenizer, self.room, self.limit, self.pad_id = tokenizer, room, limit, pad_id
-        self._vocabulary = math.inf if vocabulary is None else vocabulary
+    tokenizer: PreTrainedTokenizerBase
+    room: int  # tokens that stay free for the completion ...
+    limit: int | None  # ... of those that the models can read
+    pad_id: int | None = None  # `input_ids` that begin or end with it need a mask
+    vocabulary: float = math.inf  # ids from here on are refused
 
     def ids(self, row: Mapping[str, Any], number: int | None = None) -> list[int]:
         """Return the prompt of a row as token ids.
@@ -180,11 +169,11 @@ class PromptEncoder:
                 f"row {number}: got columns {sorted(row)}, expected `prompt` (text or messages) or "
                 "`input_ids`."
             )
-        unknown = next((token for token in ids if not 0 <= token < self._vocabulary), None)
+        unknown = next((token for token in ids if not 0 <= token < self.vocabulary), None)
         if unknown is not None:
             raise ValueError(
                 f"row {number}: got a prompt with the id {unknown}, expected ids from 0 to "
-                f"{self._vocabulary - 1}. Tokenise with the policy's tokenizer."
+                f"{self.vocabulary - 1}. Tokenise with the policy's tokenizer."
             )
         if not ids:
             raise ValueError(f"row {number}: got a prompt without tokens, expected at least one.")
@@ -214,26 +203,19 @@ class PromptEncoder:
 
     def with_lengths(self, dataset: Any) -> Iterator[tuple[dict, int | None]]:
         """Yield each row with the tokens of its text or message prompt; None for other rows."""
-        for start in range(0, len(dataset), CHECKED_ROWS):
-            rows = [dataset[i] for i in range(start, min(start + CHECKED_ROWS, len(dataset)))]
+        for chunk in row_chunks(len(dataset), CHECKED_ROWS):
+            rows = [dataset[i] for i in range(chunk.start, chunk.stop)]
             lengths: list[int | None] = [None] * len(rows)
             prompts = [
                 None if row.get("input_ids") is not None else row.get("prompt") for row in rows
             ]
-            texts = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
-            chats = [i for i, prompt in enumerate(prompts) if isinstance(prompt, list) and prompt]
-            for where, tokenise in ((texts, self.tokenizer), (chats, self._render)):
+            for kind in (str, list):  # text, messages
+                where = [i for i, p in enumerate(prompts) if isinstance(p, kind) and p != []]
                 if where:
-                    ids = tokenise([prompts[i] for i in where])["input_ids"]
+                    ids = prompt_ids_batch([prompts[i] for i in where], self.tokenizer)
                     for i, row_ids in zip(where, ids, strict=True):
                         lengths[i] = len(row_ids)
             yield from zip(rows, lengths, strict=True)
-
-    def _render(self, chats: list) -> Mapping[str, Any]:
-        """Return the ids of several conversations, the assistant's turn opened."""
-        return self.tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, tokenize=True, return_dict=True
-        )
 
     def _without_padding(self, row: Mapping[str, Any], number: int | None) -> list[int]:
         """Return the real tokens of a tokenised prompt, as its attention_mask tells them."""
@@ -248,8 +230,19 @@ class PromptEncoder:
         return ids
 
     def encode_demonstration(self, row: Mapping[str, Any], number: int) -> tuple[list[int], int]:
-        """Return ids of prompt and completion, and how many of them are prompt."""
-        return answered_ids(*_demonstration(row, number), self.tokenizer)
+        """Return ids of prompt and completion, and how many of them are prompt.
+
+        The last of `messages` is the completion.
+        """
+        prompt, completion = row.get("prompt"), row.get("completion")
+        if row.get("messages"):
+            prompt, completion = row["messages"][:-1], row["messages"][-1:]
+        if prompt is None or completion is None:
+            raise ValueError(
+                f"sft_dataset row {number}: got columns {sorted(row)}, expected `prompt` and "
+                "`completion`, or `messages`."
+            )
+        return answered_ids(prompt, completion, self.tokenizer)
 
     def texts(self, rows: Sequence[Mapping[str, Any]], ids: Sequence[list[int]]) -> list[Any]:
         """Return the prompts as reward functions get them: text, or messages as they are."""
@@ -266,30 +259,13 @@ class PromptEncoder:
         return decode(ids, self.tokenizer)
 
 
-def _demonstration(row: Mapping[str, Any], number: int) -> tuple[Any, Any]:
-    """Return prompt and completion of a demonstration; `messages` split before the last one."""
-    if row.get("messages"):
-        return row["messages"][:-1], row["messages"][-1:]
-    prompt, completion = row.get("prompt"), row.get("completion")
-    if prompt is None or completion is None:
-        raise ValueError(
-            f"sft_dataset row {number}: got columns {sorted(row)}, expected `prompt` and "
-            "`completion`, or `messages`."
-        )
-    return prompt, completion
-
-
 def demonstration_batch(rows: Sequence[tuple[list[int], int]], limit: int, device) -> dict:
     """Return right-padded demonstrations: input_ids, predict_at (S, T) and targets (N,)."""
-    cut = [(ids[:limit], start) for ids, start in rows]
-    width = max(len(ids) for ids, _ in cut)
-    ids = torch.zeros(len(cut), width, dtype=torch.long)
-    predict_at = torch.zeros(len(cut), width, dtype=torch.bool)
-    for i, (row, start) in enumerate(cut):
-        ids[i, : len(row)] = torch.tensor(row)
-        predict_at[i, max(start, 1) - 1 : len(row) - 1] = True
-    targets = ids[:, 1:][predict_at[:, :-1]]
-    batch = {"input_ids": ids, "predict_at": predict_at, "targets": targets}
+    ids, mask = right_pad([ids[:limit] for ids, _ in rows], "cpu")
+    starts = torch.tensor([max(start, 1) for _, start in rows])
+    learned = mask & (torch.arange(ids.size(1)) >= starts[:, None])
+    # predicted one column before; the first column is never learned
+    batch = {"input_ids": ids, "predict_at": learned.roll(-1, 1), "targets": ids[learned]}
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
@@ -341,11 +317,14 @@ def mark(
     )
 
 
+@dataclass
 class Scorer:
     """Scores completions with all rewards of a run; one for training, one for evaluation."""
 
-    def __init__(self, rewards: RewardSum, encoder: PromptEncoder, size: int, trim: bool):
-        self.rewards, self.encoder, self.size, self.trim = rewards, encoder, size, trim
+    rewards: RewardSum
+    encoder: PromptEncoder
+    size: int  # rows per forward
+    trim: bool
 
     def score(
         self, rows: Sequence[Mapping[str, Any]], ids: Sequence[list[int]], completions: Completions
@@ -386,16 +365,13 @@ def advantages(
     args: PPOConfig,
     kl_coef: float,
     reduce: Reduce | None,
-) -> dict[str, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return advantages, returns and the KL, each (B, R).
 
     Args:
-        completions: whose masks say what is real.
         scores: (B,) shaped scores.
-        logprobs: (B, R) of the sampling policy, 0 outside response_mask.
-        ref_logprobs: (B, R), 0 outside response_mask.
+        logprobs, ref_logprobs: (B, R) of sampling policy and reference, 0 outside response_mask.
         values: (B, R), 0 outside value_mask.
-        args: reward position, whitening, gamma, lam.
         kl_coef: of the KL in the reward; 0 when it is in the loss.
         reduce: sums over processes for global whitening.
     """
@@ -407,8 +383,4 @@ def advantages(
     if args.whiten_rewards:
         rewards = whiten(rewards, value_mask, shift_mean=False, reduce=reduce) * value_mask
     raw, returns = generalized_advantages(rewards, values, args.gamma, args.lam)
-    return {
-        "advantages": whiten(raw, real, reduce=reduce) * real,
-        "returns": returns,
-        "kl": kl,
-    }
+    return whiten(raw, real, reduce=reduce) * real, returns, kl

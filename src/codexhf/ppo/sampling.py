@@ -5,6 +5,7 @@ Used by trainer.py for training and by evaluate.py for evaluation.
 
 import warnings
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,16 @@ from codexhf.models import base_model, evaluating, nonfinite_parameter
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.metrics import Clock
 from codexhf.ppo.objective import masked_sum, truncated_importance_weights
-from codexhf.ppo.rollout import Completions, Rollout, Scorer, advantages, mark, shape_scores
+from codexhf.ppo.rollout import (
+    Completions,
+    Layout,
+    Rollout,
+    Scorer,
+    Sequences,
+    advantages,
+    mark,
+    shape_scores,
+)
 from codexhf.prompts import left_pad
 from codexhf.sharding import gathered
 
@@ -66,28 +76,15 @@ class RolloutMixin:
         scores = shape_scores(scores, completions, args)
         in_reward = args.gamma_reg * self.kl.coef if args.kl_in == "reward" else 0.0
         reduce = self._total if args.whiten_scope == "global" else None
-        found = advantages(
+        advantage, returns, kl = advantages(
             completions, scores, logprobs, ref_logprobs, values, args, in_reward, reduce
         )
-        self._check_finite(number, logprobs, ref_logprobs, values, found)
-        kl = found.pop("kl")
+        found = {field.name: getattr(completions, field.name) for field in fields(Sequences)}
+        found |= {"logprobs": logprobs, "ref_logprobs": ref_logprobs, "values": values}
+        found |= {"advantages": advantage, "returns": returns, "importance": importance}
+        rollout = Rollout(**found)
+        self._check_finite(number, rollout)
         self.metrics.add_rollout(completions, scores, parts, logprobs, kl, in_reward)
-        self._add_own_metrics(completions, clock)
-        self._adapt_kl(kl)
-        return Rollout(
-            input_ids=completions.input_ids,
-            mask=completions.mask,
-            response_mask=completions.response_mask,
-            value_mask=completions.value_mask,
-            logprobs=logprobs,
-            ref_logprobs=ref_logprobs,
-            values=values,
-            importance=importance,
-            **found,
-        )
-
-    def _add_own_metrics(self, completions: Completions, clock: Clock) -> None:
-        """Add the metrics of a rollout that only the trainer knows."""
         eos = self.processing_class.eos_token_id
         ends = ((completions.responses == eos) & completions.response_mask).sum()
         # a sum over processes, as a mean over rollouts: the count is one per rollout
@@ -95,6 +92,8 @@ class RolloutMixin:
         self.metrics.add("objective/kl_coef", self.kl.coef, 1)
         for name, seconds in clock.laps.items():
             self.metrics.add(f"time/{name}_s", seconds, 1)
+        self._adapt_kl(kl)
+        return rollout
 
     @contextmanager
     def _rollout_mode(self):
@@ -119,22 +118,15 @@ class RolloutMixin:
             return scorer.score(rows, ids, completions)
 
     def _sample(self, ids: list[list[int]], seed: int, temperature: float) -> Completions:
-        """Sample completions of prompts."""
-        if self._custom_collator is None:
-            prompt_ids, prompt_mask = left_pad(ids, self.args.device)
-        else:
-            prompt_ids, prompt_mask = self._collated(ids)
+        own = self._custom_collator is not None
+        prompts = self._collated(ids) if own else left_pad(ids, self.args.device)
         policy, eager = self.policy_model, bool(self.user_args.torch_compile)
         with (
             torch.compiler.set_stance("force_eager" if eager else "default"),
             self._gathered(policy),
         ):
-            generation = self.engine.generate(
-                policy, prompt_ids, prompt_mask, seed=seed, temperature=temperature
-            )
-        return mark(
-            generation, prompt_ids, prompt_mask, self.args, self.processing_class, self.stop_ids
-        )
+            generation = self.engine.generate(policy, *prompts, seed=seed, temperature=temperature)
+        return mark(generation, *prompts, self.args, self.processing_class, self.stop_ids)
 
     def _collated(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Return prompts padded by the collator that the user gave."""
@@ -177,7 +169,6 @@ class RolloutMixin:
         return logprobs, ref_logprobs, importance
 
     def _recompute(self) -> bool:
-        """Return whether the training forward scores the completions again."""
         return recomputes(self.args, self.model.dtype, self.accelerator.mixed_precision)
 
     def _check_sampler(self, completions: Completions, logprobs: Tensor) -> None:
@@ -197,11 +188,11 @@ class RolloutMixin:
         limit = LARGEST_FAR_GAP if far else LARGEST_GAP
         if gap <= limit:
             return
+        policy = type(base_model(self.policy_model)).__name__
         message = (
             f"rollout_engine: the log-probabilities of {type(self.engine).__name__} differ from "
             f"those of the training forward by {float(gap):.3g} nats per token, expected at most "
-            f"{limit}: {type(base_model(self.policy_model)).__name__} computes something else with "
-            "a cache than without."
+            f"{limit}: {policy} computes something else with a cache than without."
         )
         if self._recompute():
             warnings.warn(f"{message} Set importance_cap.", stacklevel=2)
@@ -213,32 +204,31 @@ class RolloutMixin:
 
     def _logprobs(self, policy: nn.Module, completions: Completions) -> Tensor:
         """Return log-probabilities (B, R) of the completions under `policy`, 0 outside them."""
-        wrapper = self.accelerator.unwrap_model(self.model)
-        out = torch.zeros_like(completions.logprobs)
-        size = self.args.local_rollout_forward_batch_size
-        with self._gathered(policy):
-            for index, layout in completions.batches(size, self.args.trim_padding):
-                mask = completions.response_mask[index]
-                picked, _ = wrapper.score(
-                    policy,
-                    layout.input_ids,
-                    layout.attention_mask,
-                    layout.policy_at,
-                    completions.responses[index][mask],
-                    self.args.temperature,
-                )
-                out[index] = out[index].masked_scatter(mask, picked)
-        return out
+        score = self.accelerator.unwrap_model(self.model).score
+
+        def scored(rows: Tensor, layout: Layout) -> Tensor:
+            targets = completions.responses[rows][completions.response_mask[rows]]
+            given = policy, layout.input_ids, layout.attention_mask, layout.policy_at, targets
+            return score(*given, self.args.temperature)[0]
+
+        return self._of_tokens(policy, completions, completions.response_mask, scored)
 
     def _values(self, completions: Completions) -> Tensor:
         """Return the critic's values (B, R), 0 outside value_mask."""
-        wrapper = self.accelerator.unwrap_model(self.model)
+        values = self.accelerator.unwrap_model(self.model).values
+
+        def valued(rows: Tensor, layout: Layout) -> Tensor:
+            return values(layout.input_ids, layout.attention_mask, layout.value_at)
+
+        return self._of_tokens(self.value_model, completions, completions.value_mask, valued)
+
+    def _of_tokens(self, model: nn.Module, completions: Completions, mask: Tensor, read) -> Tensor:
+        """Return what `read` finds with `model` at the tokens of `mask` (B, R), batch by batch."""
         out = torch.zeros_like(completions.logprobs)
         size = self.args.local_rollout_forward_batch_size
-        with self._gathered(self.value_model):
-            for index, layout in completions.batches(size, self.args.trim_padding):
-                picked = wrapper.values(layout.input_ids, layout.attention_mask, layout.value_at)
-                out[index] = out[index].masked_scatter(completions.value_mask[index], picked)
+        with self._gathered(model):
+            for rows, layout in completions.batches(size, self.args.trim_padding):
+                out[rows] = out[rows].masked_scatter(mask[rows], read(rows, layout))
         return out
 
     @contextmanager
@@ -259,18 +249,18 @@ class RolloutMixin:
         finally:
             policy.set_adapter(trained)
 
-    def _check_finite(self, number: int, logprobs, ref_logprobs, values, found: dict) -> None:
+    def _check_finite(self, number: int, rollout: Rollout) -> None:
         """Stop where a model's output, or what follows from it, is NaN or infinite.
 
         Raises:
             FloatingPointError: with the tensor, and the first parameter that is not finite.
         """
         for name, tensor, model in (
-            ("log-probabilities of the policy", logprobs, self.policy_model),
-            ("log-probabilities of the reference", ref_logprobs, self.ref_model),
-            ("values of the critic", values, self.value_model),
-            ("returns", found["returns"], None),
-            ("advantages", found["advantages"], None),
+            ("log-probabilities of the policy", rollout.logprobs, self.policy_model),
+            ("log-probabilities of the reference", rollout.ref_logprobs, self.ref_model),
+            ("values of the critic", rollout.values, self.value_model),
+            ("returns", rollout.returns, None),
+            ("advantages", rollout.advantages, None),
         ):
             if not torch.isfinite(tensor).all():
                 culprit = None if model is None else nonfinite_parameter(model)
@@ -284,7 +274,6 @@ class RolloutMixin:
         """Move the KL coefficient towards its target, by the same amount on every process."""
         if self.args.kl_target is None:
             return
-        total, rows = self._total(
-            torch.stack([kl.sum(), torch.tensor(float(kl.size(0)), device=kl.device)])
-        ).tolist()
+        rows = torch.tensor(float(kl.size(0)), device=kl.device)
+        total, rows = self._total(torch.stack([kl.sum(), rows])).tolist()
         self.kl.update(total / rows, self.schedule.episodes_per_rollout)

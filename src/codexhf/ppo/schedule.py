@@ -24,7 +24,6 @@ class Position:
 
     @property
     def starts_rollout(self) -> bool:
-        """Whether completions must be sampled first."""
         return self.starts_minibatch and self.minibatch == 0 and self.ppo_epoch == 0
 
     @property
@@ -96,19 +95,12 @@ class Schedule:
         )
 
     @property
-    def micro_batches_per_epoch(self) -> int:
-        """Micro batches in one pass over a rollout."""
-        return self.micro_batches * self.minibatches
+    def updates_per_rollout(self) -> int:
+        return self.minibatches * self.ppo_epochs
 
     @property
     def micro_batches_per_rollout(self) -> int:
-        """Micro batches in all passes over a rollout."""
-        return self.micro_batches_per_epoch * self.ppo_epochs
-
-    @property
-    def updates_per_rollout(self) -> int:
-        """Optimizer steps per rollout."""
-        return self.minibatches * self.ppo_epochs
+        return self.micro_batches * self.updates_per_rollout
 
     @property
     def rollouts_per_pass(self) -> int:
@@ -126,10 +118,9 @@ class Schedule:
 
     def at(self, micro_step: int) -> Position:
         """Return where the micro batch number `micro_step` of a run lies."""
-        rollout, rest = divmod(micro_step, self.micro_batches_per_rollout)
-        ppo_epoch, rest = divmod(rest, self.micro_batches_per_epoch)
-        minibatch, micro_batch = divmod(rest, self.micro_batches)
-        return Position(rollout, ppo_epoch, minibatch, micro_batch)
+        update, micro_batch = divmod(micro_step, self.micro_batches)
+        rollout, update = divmod(update, self.updates_per_rollout)
+        return Position(rollout, *divmod(update, self.minibatches), micro_batch)
 
     def prompt_rows(self, rollout: int, rank: int) -> list[int]:
         """Return the data set rows that process `rank` answers in a rollout."""

@@ -35,19 +35,14 @@ UNREAD_BY_TRL = {"max_grad_norm", "max_steps"}
 
 
 def new_trainer(
-    stage: PPOArguments,
-    training: PPOConfig,
-    tokenizer,
-    prompts: Data,
-    demonstrations: Data,
-    tasks: Data,
+    stage: PPOArguments, training: PPOConfig, tokenizer, prompts: Data, demonstrations, tasks
 ):
     """Build the trainer that `stage.trainer` names.
 
     Args:
-        prompts: prompts with the columns that the rewards read.
-        demonstrations: rows for the alpha_sft term; may be empty when alpha_sft is 0.
-        tasks: held-out tasks; unit tests on them are the gold signal of evaluations.
+        prompts: Data, with the columns that the rewards read.
+        demonstrations: Data for the alpha_sft term; may be empty when alpha_sft is 0.
+        tasks: Data, held-out tasks; unit tests on them are the gold signal of evaluations.
     """
     given = [f for f in fields(PPOConfig) if getattr(training, f.name) != f.default]
     if unread := [f.name for f in given if f.name in UNREAD_FIELDS]:
@@ -62,7 +57,7 @@ def new_trainer(
         model_reward = load_model_reward(
             stage.reward_model, stage.reward_clip, adapted=stage.use_peft, **loading(stage)
         )
-    uses_tests = any(name.startswith("unit_tests") for name in stage.rewards)
+    gold = UnitTestsReward(timeout_s=stage.timeout_s)
     return PPOTrainer(
         args=training,
         processing_class=tokenizer,
@@ -78,14 +73,10 @@ def new_trainer(
             stage.reward_weights,
             reward_model=model_reward,
             safety_rules=stage.safety_rules,
-            timeout_s=stage.timeout_s if uses_tests else None,
+            timeout_s=stage.timeout_s if stage.runs_tests else None,
         ),
         sft_dataset=demonstrations.dataset if training.alpha_sft else None,
-        eval_reward_funcs=[
-            reward
-            for reward in [UnitTestsReward(timeout_s=stage.timeout_s)]
-            if reward.__name__ not in stage.rewards
-        ],
+        eval_reward_funcs=[] if gold.__name__ in stage.rewards else [gold],
     )
 
 

@@ -9,6 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -92,24 +93,8 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         sft_dataset: Any = None,
         eval_reward_funcs: Sequence[Any] | None = None,
     ) -> None:
-        given = Given(
-            args=args,
-            processing_class=processing_class,
-            model=model,
-            ref_model=ref_model,
-            reward_model=reward_model,
-            value_model=value_model,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            sft_dataset=sft_dataset,
-            optimizers=optimizers,
-            peft_config=peft_config,
-            reward_funcs=reward_funcs,
-            reward_weights=reward_weights,
-            reward_processing_class=reward_processing_class,
-            eval_reward_funcs=eval_reward_funcs,
-        )
-        parts = build(given)
+        arguments = locals()
+        parts = build(Given(**{field.name: arguments[field.name] for field in fields(Given)}))
         self.user_args, self.schedule = args, parts.schedule
         self._vocabulary = vocabulary_size(processing_class)
         super().__init__(
@@ -165,11 +150,9 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
 
     def _place(self, model: nn.Module | None) -> nn.Module | None:
         """Move a frozen model to where it is needed."""
-        if model is None:
-            return None
-        if self.is_fsdp_enabled:
+        if model is not None and self.is_fsdp_enabled:
             return shard(model, self.accelerator)
-        return model.to(self.args.device)
+        return None if model is None else model.to(self.args.device)
 
     def _restart(self, micro_step: int = 0) -> None:
         """Stand at a micro step without a rollout in hand."""
@@ -241,9 +224,9 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         The items carry nothing: which prompts a step needs is the schedule's to say.
         """
         ticks = self.schedule.rollouts_per_pass * self.schedule.micro_batches_per_rollout
-        generator = torch.Generator().manual_seed(0)  # else every epoch draws from the global one
+        own = torch.Generator().manual_seed(0)  # else every epoch draws from the global one
         return DataLoader(
-            range(ticks), batch_size=1, collate_fn=_tick, generator=generator, num_workers=0
+            range(ticks), collate_fn=lambda items: {"tick": torch.tensor(items)}, generator=own
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -269,7 +252,9 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         updates = self.schedule.updates_per_rollout if self.args.lr_schedule == "rollout" else 1
         scheduler = super().create_scheduler(math.ceil(num_training_steps / updates), optimizer)
         if updates > 1 and not getattr(scheduler, "by_rollout", False):
-            scheduler.lr_lambdas = [_every(updates, rate) for rate in scheduler.lr_lambdas]
+            scheduler.lr_lambdas = [
+                lambda step, rate=rate: rate(step // updates) for rate in scheduler.lr_lambdas
+            ]
             scheduler.by_rollout = True  # train() may be called again
         return scheduler
 
@@ -294,17 +279,14 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         return loss
 
     def _warming_up(self, now: Position) -> bool:
-        """Return whether only the critic is trained."""
         return now.rollout < self.args.critic_warmup_rollouts
 
     def _total(self, x: Tensor) -> Tensor:
-        """Sum over processes."""
         return self.accelerator.reduce(x, "sum") if self.args.world_size > 1 else x
 
     def _prepare_inputs(self, inputs: Any) -> dict[str, Any]:
         """Return the next micro batch; samples a new rollout where one begins."""
         now = self.schedule.at(self._micro_step)
-        rank = self.args.process_index
         if now.starts_rollout or self._rollout is None:
             if now.rollout in self._sample_at:
                 self.generate_completions(sampling=True)
@@ -312,7 +294,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
             self._rollout = self._make_rollout(now.rollout)
             self._order, self._stopped = None, False
         if self._order is None or (now.starts_minibatch and now.minibatch == 0):
-            order = self._permutation(now, rank)
+            order = self.schedule.permutation(now.rollout, now.ppo_epoch, self.args.process_index)
             self._order = order.to(self._rollout.mask.device)
         if now.starts_minibatch or self._counts is None:
             self._begin_minibatch(now)
@@ -321,10 +303,6 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         batch = self._rollout.micro_batch(index, self.args.trim_padding)
         sft = self._sft_batches[now.micro_batch] if self._sft_batches else None
         return {"batch": batch, "sft": sft, "now": now}
-
-    def _permutation(self, now: Position, rank: int) -> Tensor:
-        """Return the order in which a pass visits the completions of this process."""
-        return self.schedule.permutation(now.rollout, now.ppo_epoch, rank)
 
     def _begin_minibatch(self, now: Position) -> None:
         """Count the tokens of the minibatch over all processes and draw its demonstrations."""
@@ -338,26 +316,19 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         if self.args.alpha_sft > 0 and not self._warming_up(now):
             steps = range(self._micro_step, self._micro_step + self.schedule.micro_batches)
             self._sft_batches = [self._demonstrations_of(step) for step in steps]
-        counts = torch.tensor(
-            [
-                self._rollout.response_mask[index].sum(),
-                self._rollout.value_mask[index].sum(),
-                sum(len(batch["targets"]) for batch in self._sft_batches),
-            ],
-            dtype=torch.float64,
-            device=self.args.device,
-        )
+        tokens = self._rollout.response_mask[index].sum(), self._rollout.value_mask[index].sum()
+        learned = sum(len(batch["targets"]) for batch in self._sft_batches)
+        counts = torch.tensor([*tokens, learned], dtype=torch.float64, device=self.args.device)
         if self.args.loss_aggregation == "token":
             counts = self._total(counts)
         self._counts = counts.clamp(min=1).float()
         self._minibatch_kl = [torch.zeros((), device=counts.device) for _ in range(2)]
 
     def _demonstrations_of(self, micro_step: int) -> dict[str, Tensor]:
-        """Return the demonstrations that accompany a micro batch."""
         rows = self.args.sft_batch_size or self.schedule.micro_rows
-        size = len(self.sft_dataset)
-        rank = self.args.process_index
-        numbers = self.schedule.demonstration_rows(micro_step, rank, rows, size)
+        numbers = self.schedule.demonstration_rows(
+            micro_step, self.args.process_index, rows, len(self.sft_dataset)
+        )
         for number in numbers:
             if number not in self._demonstrations:
                 row = self.sft_dataset[number]
@@ -468,7 +439,6 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         return bool(every) and (self.state.global_step + 1) % int(every) == 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add PPO's metrics to the training logs."""
         if "loss" in logs:
             logs.update(self.metrics.collect(self._total, self.args.device))
             logs["episode"] = self._episodes()
@@ -496,13 +466,3 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         kwargs.setdefault("finetuned_from", self.policy_model.config._name_or_path or None)
         tags += [tag for tag in self._tag_names if tag not in tags]
         super().create_model_card(model_name=model_name, tags=tags, **kwargs)
-
-
-def _tick(items: list[int]) -> dict[str, Tensor]:
-    """Return an item of the training loader: which one, for want of anything to say."""
-    return {"tick": torch.tensor(items)}
-
-
-def _every(steps: int, rate: Callable[[int], float]) -> Callable[[int], float]:
-    """Return a schedule that moves once every `steps`."""
-    return lambda step: rate(step // steps)
