@@ -27,7 +27,6 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from functools import partial
@@ -39,13 +38,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import datasets
 from accelerate.state import AcceleratorState, PartialState
-from tqdm import tqdm
+from tqdm.std import TqdmDefaultWriteLock
 
 from codexhf import checkpoints
 from codexhf.execution import executor
 from codexhf.run import load_manifest
 from test_every_setting import OWN, World, outcome
 from test_pipeline import make
+
+TqdmDefaultWriteLock.mp_lock = None  # forks share it, and one that is killed may hold it
 
 # logs and saves at steps that do not meet, and evaluates at others
 STEPS = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 3, "max_steps": 8}
@@ -85,7 +86,6 @@ def begin(world: World, stage: str, folder: Path) -> int:
         return child
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     its_own_sandbox()
-    tqdm.set_lock(threading.RLock())  # a fork that is killed would keep the lock of all
     os.setsid()
     log = os.open(folder.with_suffix(".log"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
