@@ -185,24 +185,19 @@ def test_a_thousand_mutated_files_are_named_or_counted(read, tmp_path):
         told_or_counted(read, name)
 
 
-ODD = VALUES | {
-    "zero": 0, "false": False, "negative": -1, "nan text": "nan", "infinity": "inf", "1e999": "1e9999",
-
-    "json": '{"a": 1}', "json list": "[1, 2]", "half json": '[{"args": ', "json null": "null",
-    "not python": "def f(:", "python": "assert f(1) == 1", "no assert": "x = 1", "expression": "1",
-    "loop": "while True: pass", "case": [{"args": "(1,)", "expected": "1"}],
-    "half case": [{"args": "(1,)"}], "case of numbers": [{"args": 1, "expected": 2}],
-    "stdin": [{"stdin": "1", "stdout": "1"}], "stdin numbers": [{"stdin": 1, "stdout": 1}],
-    "columns": {"inputs": ["1"], "outputs": ["1"]}, "ragged": {"inputs": ["1"], "outputs": []},
-    "call": {"fn_name": "f", "inputs": [[1]], "outputs": [1]}, "code": {"code": "assert f(1) == 1"},
-    "code of numbers": {"code": 3}, "cases of text": {"cases": "x"}, "limits": {"timeout_s": "x"},
-    "code and limit": {"code": "assert f(1) == 1", "timeout_s": -1}, "keys": {"": {"": ""}},
-    "compare": [{"stdin": "1", "stdout": "1", "compare": "no such"}], "parens": "(" * 300,
-    "deep python": "assert f(" + "-" * 3000 + "1)", "emoji": "\U0001f600", "rtl": "\u202e",
+PICKED = ("null", "int", "float", "bool", "mixed", "object", "space", "nul", "message", "null content",
+          "empty list", "calls", "big int", "nested")  # fmt: skip
+ODD = {name: VALUES[name] for name in PICKED} | {
+    "nan text": "nan", "1e999": "1e9999", "json": '{"a": 1}', "half json": '[{"args": ',
+    "not python": "def f(:", "python": "assert f(1) == 1", "expression": "1",
+    "case": [{"args": "(1,)", "expected": "1"}], "half case": [{"args": "(1,)"}],
+    "case of numbers": [{"args": 1, "expected": 2}], "ragged": {"inputs": ["1"], "outputs": []},
+    "call": {"fn_name": "f", "inputs": [[1]], "outputs": [1]}, "code of numbers": {"code": 3},
+    "code and limit": {"code": "assert f(1) == 1", "timeout_s": -1}, "parens": "(" * 300,
+    "compare": [{"stdin": "1", "stdout": "1", "compare": "no such"}],
     "two turns": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "x"}],
-    "from": [{"from": "human", "value": "p"}, {"from": "gpt", "value": "x"}],
     "odd role": [{"role": "tool", "content": "x"}], "numbers in turns": [{"role": 1, "content": 2}],
-    "transcript": "\n\nHuman: p\n\nAssistant: x", "a": "a", "b": "b", "tie": "tie",
+    "transcript": "\n\nHuman: p\n\nAssistant: x", "tie": "tie",
 }  # fmt: skip
 CODE = "def f(x):\n    return x"
 RUN = {"tests": ODD["python"], "entry_point": "f"}
@@ -224,6 +219,7 @@ def test_odd_values_in_any_column_are_named_or_counted_by_every_loader(
     number, column, tmp_path, tokenizer, monkeypatch
 ):
     monkeypatch.setattr(loaders, "TOO_LONG_SHARE", 1)
+    monkeypatch.setattr("codexhf.workers.num_proc", 1)
     for name in {"wrong_rows", "reference_errors"} & {*vars(loaders)}:  # no program is run here
         monkeypatch.setattr(loaders, name, lambda rows: [None] * len(rows))
     type, sound = SOUND[number]["type"], {k: v for k, v in SOUND[number].items() if k != "type"}
