@@ -6,6 +6,8 @@ python -m pytest tests/test_house.py
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,10 +28,22 @@ NEIGHBOURS = ("ppo", "preferences", "evaluation")
 """Side by side above generation: none knows another."""
 
 
+def below(node: ast.AST) -> Iterator[ast.AST]:
+    """A module's nodes, lazy imports too, but not what only a command or a type checker runs."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        guard = ast.unparse(node.test) if isinstance(node, ast.If) else ""
+        if guard not in ("TYPE_CHECKING", "__name__ == '__main__'"):
+            yield node
+            waiting += ast.iter_child_nodes(node)
+
+
+@cache
 def imports(name: str) -> set[str]:
-    """The modules of ours that a module imports when it is imported."""
+    """The modules of ours that a module imports, in its functions too."""
     found = set()
-    for node in ast.parse(FILES[name].read_text()).body:
+    for node in below(ast.parse(FILES[name].read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -307,7 +307,7 @@ def score_all(wrapper, answers, trim) -> torch.Tensor:
     out = torch.zeros_like(answers.logprobs)
     for index, layout in answers.batches(3, trim):
         real = answers.response_mask[index]
-        picked, _ = wrapper.score(
+        picked, _ = wrapper.logprobs(
             wrapper.policy,
             layout.input_ids,
             layout.attention_mask,

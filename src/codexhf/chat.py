@@ -268,9 +268,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     wrong = speakable(options.model)
     errors = [f"model: got {options.model!r}, {wrong}"] if wrong else []
-    reader = options.reward_model
-    if reader not in (None, "none") and (wrong := model_folder(reader)):
-        errors.append(f"--reward_model: got {reader!r}, {wrong}")
+    reward_model = options.reward_model
+    if reward_model not in (None, "none") and (wrong := model_folder(reward_model)):
+        errors.append(f"--reward_model: got {reward_model!r}, {wrong}")
     if wrong := card(options.tasks):
         errors.append(f"--tasks: got {options.tasks!r}, {wrong}")
     if options.temperature < 0 or options.max_new_tokens < 1:

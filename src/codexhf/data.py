@@ -31,7 +31,7 @@ from codexhf.execution import NOT_SUPPORTED, check_isolation
 from codexhf.overlap import HeldOut, hash_of
 from codexhf.prompts import text_of
 from codexhf.reading import Packing, Reading, read_once
-from codexhf.references import wrong_rows
+from codexhf.references import reference_errors
 from codexhf.rows import COLUMNS, EXTRA, called_name, one_form, wrap
 from codexhf.sources import Passing
 from codexhf.stream import PackedStream
@@ -457,7 +457,7 @@ def _answered(
     if "completion" in columns and not tokenizer.chat_template:
         _check_separated(part)
     ids = answered_rows(
-        part.dataset, tokenizer, columns[1:], learn_prompts=learn_prompts, source=cards_of(part)
+        part.dataset, tokenizer, columns[1:], learn_prompts=learn_prompts, source=card_names(part)
     )
     return replace(part, ids=ids)
 
@@ -492,9 +492,9 @@ def load_tasks(
         packages = [name for path in _listed(cards) for name in load_card(path).execution.packages]
         if packages:
             check_isolation(packages=packages)
-        data = drop_wrong(data, wrong_rows(data.dataset))
+        data = drop_wrong(data, reference_errors(data.dataset))
     data = in_messages(data, tokenizer, ("prompt",))
-    lengths = prompt_lengths(data.dataset, tokenizer, cards_of(data))
+    lengths = prompt_lengths(data.dataset, tokenizer, card_names(data))
     return data if max_prompt_tokens is None else drop_long(data, lengths, max_prompt_tokens)
 
 
@@ -560,9 +560,9 @@ def in_messages(data: Data, tokenizer, columns: Sequence[str]) -> Data:
     if not tokenizer.chat_template:
         if len(text) < len(columns):
             raise CardError(
-                f"{cards_of(data)}: rows are messages, but the tokenizer has no chat template. Set "
-                "one (tokenizer.chat_template = ...; tokenizer.save_pretrained(...)), or join the "
-                "turns with a template under codexhf.columns."
+                f"{card_names(data)}: rows are messages, but the tokenizer has no chat template. "
+                "Set one (tokenizer.chat_template = ...; tokenizer.save_pretrained(...)), or join "
+                "the turns with a template under codexhf.columns."
             )
         return data
     if not text:
@@ -585,15 +585,15 @@ def _check_separated(data: Data) -> None:
     if len(glued) > TOO_LONG_SHARE * len(ends):
         row = data.dataset[glued[0]]
         raise CardError(
-            f"{cards_of(data)}: nothing separates prompt and answer in {len(glued)} of {len(ends)} "
-            f"rows ({(row['prompt'][-20:] + row['completion'][:20])!r}): the tokenizer has no chat "
-            "template, and there is no white space where they meet. Give sft one (--chat_template "
-            "plain, or --chat_template_path with a file), or end the prompts of every card "
-            'in a line break (codexhf.columns: {prompt: "{{ prompt }}\\n"}).'
+            f"{card_names(data)}: nothing separates prompt and answer in {len(glued)} of "
+            f"{len(ends)} rows ({(row['prompt'][-20:] + row['completion'][:20])!r}): the tokenizer "
+            "has no chat template, and there is no white space where they meet. Give sft one "
+            "(--chat_template plain, or --chat_template_path with a file), or end the prompts of "
+            'every card in a line break (codexhf.columns: {prompt: "{{ prompt }}\\n"}).'
         )
 
 
-def cards_of(data: Data) -> str:
+def card_names(data: Data) -> str:
     """Return the paths of the cards that rows are from, as an error names them."""
     return ", ".join(about["card"] for about in data.cards.values())
 
@@ -608,7 +608,7 @@ def drop_long(data: Data, lengths: np.ndarray, max_length: int) -> Data:
     dropped = len(lengths) - len(keep)
     if dropped > TOO_LONG_SHARE * len(lengths):
         raise CardError(
-            f"{cards_of(data)}: {dropped} of {len(lengths)} rows are longer than {max_length} "
+            f"{card_names(data)}: {dropped} of {len(lengths)} rows are longer than {max_length} "
             f"tokens (longest: {lengths.max()}). Raise max_length or the model's context, or "
             "shorten the data."
         )
@@ -630,7 +630,9 @@ def drop_wrong(data: Data, errors: Sequence[str | None]) -> Data:
     wrong = [i for i in left_out if not errors[i].startswith(NOT_SUPPORTED)]
     ids = data.dataset["id"]
     shown = "\n".join(f"  {ids[i]}: {errors[i][:200]}" for i in (wrong + left_out)[:3])
-    text = f"{cards_of(data)}: tests or references of {len(wrong)} of {len(errors)} tasks are wrong"
+    text = (
+        f"{card_names(data)}: tests or references of {len(wrong)} of {len(errors)} tasks are wrong"
+    )
     unsupported = len(left_out) - len(wrong)
     if unsupported:
         text += f", those of {unsupported} are not supported by the sandbox"

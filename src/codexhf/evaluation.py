@@ -21,7 +21,7 @@ from codexhf.arguments import EvaluationArguments, SFTArguments
 from codexhf.benchmarks import run_benchmarks
 from codexhf.checkpoints import write_json
 from codexhf.completions import grade, judge
-from codexhf.data import Data, cards_of
+from codexhf.data import Data, card_names
 from codexhf.generation import sample, sample_ids
 from codexhf.hub import short_name
 from codexhf.models import evaluating, load_policy, room_for, shortest_context, to_device
@@ -361,8 +361,8 @@ def demonstrations_of(tasks: Data, tokenizer: PreTrainedTokenizerBase) -> Datase
     if "completion" in known.column_names:
         known = known.filter(lambda row: row["completion"] is not None)
         if len(known):
-            return answered_rows(known, tokenizer, source=cards_of(tasks))
-    print(f"{cards_of(tasks)}: no references, so L_SFT is left out", flush=True)
+            return answered_rows(known, tokenizer, source=card_names(tasks))
+    print(f"{card_names(tasks)}: no references, so L_SFT is left out", flush=True)
     return Dataset.from_dict({"input_ids": [], "labels": []})
 
 
@@ -428,7 +428,7 @@ def with_room(
     fits = np.ones(len(rows), dtype=bool)
     for path, tokenizer in tokenizers.items():
         prompts = [{"prompt": in_form(prompt, tokenizer)} for prompt in rows["prompt"]]
-        lengths = prompt_lengths(Dataset.from_list(prompts), tokenizer, cards_of(tasks))
+        lengths = prompt_lengths(Dataset.from_list(prompts), tokenizer, card_names(tasks))
         room = room_for(path, stage.max_new_tokens) if path in stage.models else None
         fits &= lengths <= (room or math.inf)
     if len(rows) and not fits.any():

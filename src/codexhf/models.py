@@ -79,7 +79,7 @@ def load_policy(
         ValueError: weights that hold NaN or infinity; a vocabulary smaller than the tokenizer's.
     """
     folder = resolve(path)
-    base = adapted(folder)
+    base = adapter_base(folder)
     model = AutoModelForCausalLM.from_pretrained(
         base or folder,
         use_safetensors=True,
@@ -157,7 +157,7 @@ def nonfinite_parameter(model: nn.Module) -> str | None:
 def context_length(path: str) -> int | None:
     """Longest sequence that the model of a folder or Hub id was built for; None if unbounded."""
     folder = resolve(path)
-    base = adapted(folder) or folder
+    base = adapter_base(folder) or folder
     return context_of(AutoConfig.from_pretrained(base, trust_remote_code=False))
 
 
@@ -321,7 +321,7 @@ def to_device(model: PreTrainedModel) -> PreTrainedModel:
     return model.to(PartialState().device).eval()
 
 
-def adapted(folder: Path) -> Path | None:
+def adapter_base(folder: Path) -> Path | None:
     """The folder of the model that the adapter in `folder` changes; None of a plain model."""
     file = folder / "adapter_config.json"
     if not file.is_file():

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from codexhf import knobs, workers
 from codexhf.arguments import StageArguments, pin
-from codexhf.launch import launch_errors, load_whole, processes, rank
+from codexhf.launch import disable_zero3_init, launch_errors, processes, rank
 from codexhf.refusals import nearest, refuse
 from codexhf.strict_yaml import load_yaml
 
@@ -60,7 +60,7 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
 
     Order of precedence: command line, `--config` (default: the YAML next to the recipe), defaults.
     bf16 is switched on where the device has it, use_cpu where there is no other device, unless the
-    user says otherwise.
+    user says otherwise. `workers.num_proc` is set for the whole process.
 
     Args:
         types: dataclasses; ours first, the library's config second where there is one.
@@ -96,7 +96,7 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
     if errors:
         refuse(list(dict.fromkeys(errors)), f"{Path(recipe).name} with {config}")
     _say_batch(in_yaml, instances[-1])
-    load_whole()
+    disable_zero3_init()
     workers.num_proc = getattr(instances[0], "num_proc", None)
     return instances
 

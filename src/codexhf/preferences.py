@@ -120,7 +120,7 @@ def label_by_tests(tasks: Dataset, distinct, results, stage, folder: Path) -> di
                 "samples_per_prompt or max_prompts, or set include_reference."
             )
         write_rows(folder / f"{name}.jsonl", rows)
-    write_card(
+    write_data_card(
         folder / "test.md",
         type="preference",
         title="Held-out preference pairs, of tasks that no pair in train.jsonl is from",
@@ -251,7 +251,7 @@ def write_mixed(
     count = len(kinds["mixed"])
     others = (kinds["failed"] + kinds["passed"])[: max(least - count, 0)]
     write_rows(folder / "prompts.jsonl", kinds["mixed"] + others)
-    write_card(
+    write_data_card(
         folder / "prompts.md",
         type="prompt-only",
         title=f"Prompts for PPO, first the {count} that the model sometimes solves",
@@ -260,7 +260,7 @@ def write_mixed(
     return count, count + len(others)
 
 
-def write_card(path: Path, type: str, title: str, problems: str) -> None:
+def write_data_card(path: Path, type: str, title: str, problems: str) -> None:
     """Write the card of the .jsonl file of the same name next to it."""
     used = packages_used()
     own = {"execution": {"packages": used}} if used else {}

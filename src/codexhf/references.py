@@ -18,7 +18,7 @@ TIMEOUT_S = 10.0
 """Not the stage's own: whether a reference is right does not depend on a stage's patience."""
 
 
-def wrong_rows(rows: datasets.Dataset) -> list[str | None]:
+def reference_errors(rows: datasets.Dataset) -> list[str | None]:
     """Return what is wrong with each task's tests or reference, or None.
 
     A reference that passed is remembered in the cache folder of `datasets`, under a hash of the

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from codexhf.generation.engines import Generation, Sampling, check_finite, join, row_chunks
+from codexhf.generation.engines import Generation, Sampling, check_logprobs, join, row_chunks
 from codexhf.models import base_model, position_ids
 
 FIXED_TOKENS = 512
@@ -53,7 +53,7 @@ class NativeEngine:
             )
             for rows in row_chunks(prompt_ids.size(0), self.sampling.chunk)
         ]
-        return check_finite(join(parts), policy)
+        return check_logprobs(join(parts), policy)
 
     def _decode(
         self, policy, prompt_ids, prompt_mask, generator, temperature, invert

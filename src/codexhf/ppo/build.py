@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from codexhf.adapters import share_base
-from codexhf.launch import launch_errors, load_whole
+from codexhf.launch import disable_zero3_init, launch_errors
 from codexhf.models import base_model, disable_dropout, load_policy, shortest_context
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.evaluate import EVALUATION_METRICS
@@ -121,7 +121,7 @@ def build(given: Given) -> Parts:
         ValueError: everything that is wrong, at once; what needs no model before one is loaded.
     """
     _refuse(early_errors(given))
-    load_whole()
+    disable_zero3_init()
     args = given.args
     schedule = Schedule.of(args, len(given.train_dataset))
     given = _load(given)
@@ -423,8 +423,8 @@ def model_errors(given: Given) -> list[str]:
     errors += _policy_errors(args, policy, given.processing_class)
     if given.ref_model is not None:
         errors += _vocabulary_errors("ref_model", base_model(given.ref_model), given)
-    readers = list(zip(given.reward_models, given.reward_tokenizers, strict=True))
-    by_ids = any(isinstance(m, nn.Module) and t is None for m, t in readers)
+    scoring = list(zip(given.reward_models, given.reward_tokenizers, strict=True))
+    by_ids = any(isinstance(m, nn.Module) and t is None for m, t in scoring)
     if critic is None and not by_ids and getattr(base_model(policy), "is_quantized", False):
         errors.append(
             "value_model: got None with a quantised policy, expected a critic: weights of 8 or 4 "
@@ -434,11 +434,11 @@ def model_errors(given: Given) -> list[str]:
         with _collected(errors):
             check_scalar_head(critic, "value_model")
             errors += _vocabulary_errors("value_model", critic, given)
-    for number, (model, tokenizer) in enumerate(readers):
+    for number, (model, tokenizer) in enumerate(scoring):
         if isinstance(model, nn.Module):
             with _collected(errors):
                 check_scalar_head(model, given.reward_name(number))
-                errors += _reader_errors(given.reward_name(number), model, tokenizer, given)
+                errors += _reward_model_errors(given.reward_name(number), model, tokenizer, given)
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     dtype = next(policy.parameters()).dtype
     if args.importance_cap is not None and not recomputes(args, dtype, precision):
@@ -476,7 +476,9 @@ def _policy_errors(args: PPOConfig, policy: nn.Module, tokenizer) -> Iterator[st
             yield (f"{name}: got {wanted!r}, expected one of the adapters {known}.")
 
 
-def _reader_errors(name: str, model: nn.Module, tokenizer: Any, given: Given) -> Iterator[str]:
+def _reward_model_errors(
+    name: str, model: nn.Module, tokenizer: Any, given: Given
+) -> Iterator[str]:
     """Return what is wrong with a reward model that has a scalar head."""
     mean, std = scale_of(model)
     usable = math.isfinite(mean) and math.isfinite(std) and std > 0
@@ -581,8 +583,8 @@ def _own_tokenizer(path: Any, processing_class: Any) -> PreTrainedTokenizerBase 
 
 def _rewards(given: Given) -> RewardSum:
     rewards, normalize = [], given.args.normalize_reward_model
-    readers = zip(given.reward_models, given.reward_tokenizers, strict=True)
-    for number, (model, tokenizer) in enumerate(readers):
+    scoring = zip(given.reward_models, given.reward_tokenizers, strict=True)
+    for number, (model, tokenizer) in enumerate(scoring):
         name = given.reward_name(number)
         if not isinstance(model, nn.Module):
             rewards.append(model)  # a callable under the contract already
