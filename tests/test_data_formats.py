@@ -575,8 +575,3 @@ def test_cards_of_one_name_are_told_apart(card, tmp_path):
     out = load_split(paths, "language-modeling")
     assert set(out.cards) == {"same", "b/same"}
     assert [about["rows"] for about in out.cards.values()] == [1, 1]
-
-
-def test_one_card_may_be_named_without_a_list(card):
-    path = card("language-modeling", [{"text": "a"}])
-    assert load_split(path, "language-modeling").dataset["text"][:] == ["a"]

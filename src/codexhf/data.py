@@ -110,11 +110,11 @@ def read_card(card: Card, split: str = "train") -> Data:
 
 
 def read_cards(
-    cards: str | Sequence[str],
+    cards: Sequence[str],
     type: str,
     *,
     split: str = "train",
-    exclude: str | Sequence[str] = (),
+    exclude: Sequence[str] = (),
     packing: Packing | None = None,
 ) -> list[Data]:
     """Read cards of one type, each on its own; a row of an earlier card is left out of a later one.
@@ -126,7 +126,7 @@ def read_cards(
         CardError: a card of another type, or one of which nothing is left.
     """
     heldout, earlier, out = _heldout(exclude), [], []
-    for path in _listed(cards):
+    for path in cards:
         card = load_card(path)
         if card.type != type:
             raise CardError(f"{card.path}: type is {card.type}, expected {type} here.")
@@ -161,13 +161,9 @@ def _say_dropped(name: str, stats: dict, reused: bool) -> None:
         )
 
 
-def _heldout(cards: str | Sequence[str]) -> HeldOut | None:
-    held = (read_card(load_card(path), "all").dataset for path in _listed(cards))
+def _heldout(cards: Sequence[str]) -> HeldOut | None:
+    held = (read_card(load_card(path), "all").dataset for path in cards)
     return HeldOut(held) if cards else None
-
-
-def _listed(cards: str | Sequence[str]) -> Sequence[str]:
-    return [cards] if isinstance(cards, str) else cards
 
 
 # -- mixing ------------------------------------------------------------------------------------
@@ -299,13 +295,13 @@ def load_packed(
     training, again and again, and the dataset is a `stream.PackedStream`.
     """
     packing = Packing(tokenizer, max_length)
-    if any(load_card(path).streaming for path in _listed(cards)):
+    if any(load_card(path).streaming for path in cards):
         if weights is not None and when_exhausted == "stop":
             raise CardError(
                 "when_exhausted: got stop, but nobody knows where a card that streams ends. Set "
                 "when_exhausted: repeat; a card that runs out begins again."
             )
-        return _streamed(_listed(cards), packing, split, _heldout(exclude), weights, max_rows, seed)
+        return _streamed(cards, packing, split, _heldout(exclude), weights, max_rows, seed)
     parts = read_cards(cards, "language-modeling", split=split, exclude=exclude, packing=packing)
     sizes = [np.full(len(part.dataset), max_length) for part in parts]
     mixed = mix(parts, weights, sizes, seed, when_exhausted)
@@ -364,7 +360,7 @@ def load_packed_each(cards: Sequence[str], tokenizer, max_length: int, max_rows:
 
 def holding_out(cards: Sequence[str]) -> list[str]:
     """Return those of the cards that hold documents out of training."""
-    return [path for path in _listed(cards) if load_card(path).heldout]
+    return [path for path in cards if load_card(path).heldout]
 
 
 def load_heldout_texts(cards: Sequence[str], max_rows: int | None = None) -> dict[str, Data]:
@@ -373,7 +369,7 @@ def load_heldout_texts(cards: Sequence[str], max_rows: int | None = None) -> dic
     Raises:
         CardError: a card that holds none out.
     """
-    for path in _listed(cards):
+    for path in cards:
         if not load_card(path).heldout:
             raise CardError(
                 f"{path}: holds no documents out of training. Add `heldout: 0.05` under codexhf, "
@@ -381,7 +377,7 @@ def load_heldout_texts(cards: Sequence[str], max_rows: int | None = None) -> dic
             )
     parts = [
         load_split([path], "language-modeling", split="heldout", max_rows=max_rows)
-        for path in _listed(cards)
+        for path in cards
     ]
     return dict(zip(_named(parts), parts, strict=True))
 
@@ -489,7 +485,7 @@ def load_tasks(
     parts = [_task_rows(p, runs_tests) for p in read_cards(cards, "prompt-only", exclude=exclude)]
     data = _capped(mix(parts, None, None, seed), max_rows, seed)
     if runs_tests:
-        packages = [name for path in _listed(cards) for name in load_card(path).execution.packages]
+        packages = [name for path in cards for name in load_card(path).execution.packages]
         if packages:
             check_isolation(packages=packages)
         data = drop_wrong(data, reference_errors(data.dataset))

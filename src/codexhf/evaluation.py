@@ -43,6 +43,7 @@ from codexhf.sharding import gathered
 from codexhf.tokenizer import load_tokenizer
 from codexhf.tokens import answered_rows, prompt_lengths
 from codexhf.trackers import log_samples, tracked
+from codexhf.words import token_ids
 
 # ------------------------------------------------------------------------------ likelihoods
 
@@ -120,23 +121,20 @@ def bits_per_byte(
     texts: Sequence[str],
     *,
     max_length: int,
-    batch_size: int = 16,
 ) -> float:
     """Bits the model needs per byte of text; comparable across tokenizers.
 
     Each text is cut into pieces of `max_length` tokens that start with the end token as context,
     so every token is predicted exactly once.
     """
-    pieces, step = [], max_length - 1
-    plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-    for text in texts:
-        ids, eos = tokenizer(text, **plain)["input_ids"], tokenizer.eos_token_id
+    pieces, step, eos = [], max_length - 1, tokenizer.eos_token_id
+    for ids in map(np.ndarray.tolist, token_ids(tokenizer, special=False)(texts)):
         pieces += [[eos, *ids[i : i + step]] for i in range(0, len(ids), step)]
     pieces.sort(key=len)
     nats, vocabulary = 0.0, vocabulary_size(tokenizer)
     with evaluating(model):
-        for start in range(0, len(pieces), batch_size):
-            ids, mask = right_pad(pieces[start : start + batch_size], model.device)
+        for start in range(0, len(pieces), 16):
+            ids, mask = right_pad(pieces[start : start + 16], model.device)
             nats -= token_logprobs(model, ids, mask, vocabulary).sum().item()
     return nats / math.log(2) / sum(len(t.encode()) for t in texts)
 

@@ -245,7 +245,7 @@ def backbone_states(
     ).last_hidden_state
 
 
-def compile_layers(model: nn.Module, mode: str | None = None) -> None:
+def compile_layers(model: nn.Module) -> None:
     """Let torch compile the layers of a model, each where it is first called.
 
     Layers of one class share what is compiled, so it takes seconds where a whole model takes
@@ -256,7 +256,7 @@ def compile_layers(model: nn.Module, mode: str | None = None) -> None:
     kinds = set(base_model(model)._no_split_modules or ())
     for module in model.modules():
         if type(module).__name__ in kinds:
-            module.compile(dynamic=True, mode=mode)
+            module.compile(dynamic=True)
 
 
 @contextmanager

@@ -295,7 +295,6 @@ class IdReward:
     """
 
     def __init__(self, model: nn.Module, name: str, normalize: bool):
-        check_scalar_head(model, name)
         self.model, self.__name__ = model, name
         self.mean, self.std = scale_of(model) if normalize else (0.0, 1.0)
         self.scores: list[float] = []

@@ -7,7 +7,7 @@ must be looked at for (`model_errors`), and the parts. Each list is raised whole
 import copy
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +33,7 @@ from codexhf.ppo.rollout import NOT_REWARD_COLUMNS, PromptEncoder
 from codexhf.ppo.sampling import recomputes
 from codexhf.ppo.schedule import Schedule
 from codexhf.prompts import end_ids, vocabulary_size
+from codexhf.refusals import raise_all
 from codexhf.reward_model import (
     IdReward,
     ModelReward,
@@ -120,12 +121,12 @@ def build(given: Given) -> Parts:
     Raises:
         ValueError: everything that is wrong, at once; what needs no model before one is loaded.
     """
-    _refuse(early_errors(given))
+    raise_all(early_errors(given), "PPOTrainer")
     disable_zero3_init()
     args = given.args
     schedule = Schedule.of(args, len(given.train_dataset))
     given = _load(given)
-    _refuse(model_errors(given))
+    raise_all(model_errors(given), "PPOTrainer")
     policy, critic, reference = given.model, given.value_model, given.ref_model
     rewards = _rewards(given)
     by_ids = [r.model for r in rewards.rewards if isinstance(r, IdReward)]
@@ -155,7 +156,7 @@ def build(given: Given) -> Parts:
         sft_limit=min(args.sft_max_length, limit or args.sft_max_length),
         dropouts=dropouts,
     )
-    _refuse(_length_errors(given, parts))
+    raise_all(_length_errors(given, parts), "PPOTrainer")
     whole = not args.deepspeed and os.environ.get("ACCELERATE_USE_FSDP", "false") == "false"
     if whole and not isinstance(policy, PreTrainedModel):
         share_base(policy, critic, reference, *scored)
@@ -200,11 +201,6 @@ def trainer_args(args: PPOConfig, schedule: Schedule) -> PPOConfig:
 
 
 # ------------------------------------------------------------------------------ refusals
-
-
-def _refuse(errors: Sequence[str]) -> None:
-    if errors:
-        raise ValueError("PPOTrainer:\n" + "\n".join(f"- {error}" for error in errors))
 
 
 @contextmanager
