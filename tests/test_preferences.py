@@ -34,7 +34,7 @@ RESULTS = [result("pass", 4), result("fail", 2), result("timeout"), result("fail
 ANSWERS = ["right", "half", "slow", "half too"]
 
 
-def test_worth_puts_a_pass_first_then_the_share_of_tests():
+def test_pairs_rank_a_pass_first_then_the_share_of_tests():
     ordered = sorted(RESULTS, key=rank, reverse=True)
     assert [(r.verdict, r.passed) for r in ordered[:2]] == [("pass", 4), ("fail", 2)]
     assert rank(result("timeout")) < rank(result("fail", 1))

@@ -60,8 +60,8 @@ class Speaker:
 
     def neighbour(self, name: str) -> str:
         """The folder next to the model of that name, or the path that it is."""
-        beside = Path(self.path).parent / name
-        return str(beside) if beside.is_dir() else name
+        folder = Path(self.path).parent / name
+        return str(folder) if folder.is_dir() else name
 
     def prompt(self) -> Any:
         """Return the conversation as this model is prompted."""

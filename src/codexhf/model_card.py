@@ -39,8 +39,8 @@ def write_card(folder: Path, manifest: dict) -> None:
     ]
     for _, _, card in cards_of(manifest):
         if card["license"] == "other":  # a stage wrote the card: its own licence counts
-            beside = resolve(card["card"], "dataset").parent / "README.md"
-            card["license"] = license_in(beside)
+            readme = resolve(card["card"], "dataset").parent / "README.md"
+            card["license"] = license_in(readme)
         licenses.append(card["license"])
     text = card_text(manifest, ".", strictest(licenses), {}, ancestry(manifest))
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -23,7 +24,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from accelerate import PartialState
 from codexhf.hub import locate, resolve
 from codexhf.prompts import vocabulary_size
 from codexhf.refusals import nearest

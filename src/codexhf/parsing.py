@@ -155,7 +155,7 @@ def _is_enum(kind: Any) -> bool:
 
 
 def _as(value: Any, kind: Any) -> Any:
-    """Return the value as one type that is no union, or raise one of the errors above."""
+    """Return the value as one type that is not a union, or raise one of the errors above."""
     origin = typing.get_origin(kind) or kind
     if origin is Literal or _is_enum(kind):
         spelled = None if type(value) is bool else str(value)

@@ -38,6 +38,8 @@ def reference_errors(rows: datasets.Dataset) -> list[str | None]:
     with FileLock(f"{file}.lock"):  # the other processes of a machine wait for the first one
         passed = set(file.read_text().split()) if file.is_file() else set()
         new = [i for i, key in enumerate(keys) if key not in passed]
+        if not new:
+            return found
         if count := sum(bool(programs[i]) for i in new):
             print(f"running {count} references against their own tests", flush=True)
         columns = ([column[i] for i in new] for column in (programs, tests, names))

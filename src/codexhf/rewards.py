@@ -468,7 +468,7 @@ def _listed(values: Any) -> list[Any] | None:
 
 
 def _number(value: Any) -> float:
-    """Return a value as a float; nan where it is no number or not finite in float32."""
+    """Return a value as a float; nan where it is not a number or not finite in float32."""
     try:
         number = math.nan if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last for tensors of many

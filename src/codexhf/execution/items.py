@@ -133,7 +133,7 @@ def check_tests(
     Cheap: nothing is run and no sandbox is needed. A stage calls it for each row before it samples
     anything; what it lets through never ends in `sandbox_error` for the tests' sake, except for
     tests that fail by themselves, which `check_references` finds. Texts that begin with "not
-    supported" are no fault of the row.
+    supported" are not the row's fault.
     """
     try:
         read_item(tests, entry_point, tuple(packages), isolation)
