@@ -45,3 +45,16 @@ def test_every_stage_in_the_makefile_is_a_recipe():
 
 def test_ci_runs_what_the_readme_says():
     assert "make test\n" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_tree_has_a_line_for_every_module():
+    tree = (ROOT / "README.md").read_text().partition("## The tree")[2]
+    named, folder = set(), ""
+    for indent, name, says in re.findall(r"^(  |    )(\w+(?:\.py|/))(?: +(.+))?$", tree, re.M):
+        folder = name if name.endswith("/") else folder if indent == "    " else ""
+        if name != folder:
+            assert says and f"{folder}{name}" not in named, name
+            named.add(f"{folder}{name}")
+    source = ROOT / "src/codexhf"
+    files = {str(f.relative_to(source)) for f in source.rglob("*.py") if f.name != "__init__.py"}
+    assert named == files
