@@ -50,7 +50,7 @@ def test_pair_up_prefers_a_pass_against_a_fail_and_spreads():
     assert losers == {"half", "slow", "half too"}
 
 
-def test_pair_up_never_pairs_answers_of_equal_worth():
+def test_pair_up_never_pairs_answers_of_equal_outcome():
     assert pair_up(ROW, ["x", "y"], [result("fail", 1)] * 2, 3, np.random.default_rng(0)) == []
 
 
