@@ -124,7 +124,9 @@ class PPOConfig(TrainingArguments):
         "lengths knows which tokens are real from the lengths of the rows; pad_token takes every "
         "pad token for padding, as TRL, also one that the policy sampled.",
     )
-    ds3_gather_for_generation: bool = knob(True, "Under ZeRO-3 gather the weights for generation.")
+    ds3_gather_for_generation: bool = knob(
+        True, "Gather the weights for generation under ZeRO-3, which must be true."
+    )
 
     # reward; its weights are an argument of the trainer, these shape the sum
     missing_eos_penalty: float | None = knob(
@@ -311,6 +313,11 @@ class PPOConfig(TrainingArguments):
                 yield f"{name}: {got}: the trainer computes it."
         if self.auto_find_batch_size:
             yield "auto_find_batch_size: got True, expected False. Choose the batch sizes."
+        if not self.ds3_gather_for_generation:
+            yield (
+                "ds3_gather_for_generation: got False, expected True. Processes sample different "
+                "numbers of tokens, which takes whole weights."
+            )
 
     def _cross_errors(self) -> Iterator[str]:
         estimators = ("k1", "k3") if self.kl_in == "reward" else ("k2", "k3")
