@@ -80,7 +80,7 @@ class PPOConfig(TrainingArguments):
     # rollout
     response_length: int = knob(53, "Most tokens per completion.", low=1)
     temperature: float = knob(
-        0.7, "Of sampling, and of every log-probability; the policy must be sampled.", above=0
+        0.7, "Temperature of sampling, and of every log-probability; never greedy.", above=0
     )
     stop_token: Literal["eos"] | None = knob(
         None,
@@ -96,10 +96,10 @@ class PPOConfig(TrainingArguments):
     )
     rollout_engine: Literal["native", "hf", "continuous_batching"] = knob(
         "native",
-        "What samples, all from the same distribution: native decodes with a preallocated cache "
-        "and stops computing a row when it ends, hf is model.generate, continuous_batching is "
-        "model.generate_batch. An engine that does not know the policy gives way to one that does, "
-        "and says so.",
+        "Engine that samples, each from the same distribution: native decodes with a preallocated "
+        "cache and stops computing a row when it ends, hf is model.generate, continuous_batching "
+        "is model.generate_batch. An engine that does not know the policy gives way to one that "
+        "does, and says so.",
     )
     cuda_graphs: bool = knob(
         True,
@@ -140,7 +140,9 @@ class PPOConfig(TrainingArguments):
     overlong_buffer: int = knob(
         0, "Tokens before response_length where overlong_penalty starts to grow.", low=0
     )
-    overlong_penalty: float = knob(0.0, "Its value at response_length; 0 is off.", low=0)
+    overlong_penalty: float = knob(
+        0.0, "Largest penalty for length, at response_length; 0 is off.", low=0
+    )
     score_clip: float | None = knob(None, "Clamps the summed score to +-this.", above=0)
     normalize_reward_model: bool = knob(
         True, "(score - score_mean) / score_std where a reward model's config.json has these."
@@ -257,7 +259,9 @@ class PPOConfig(TrainingArguments):
 
     # evaluation and logging
     eval_temperature: float | None = knob(
-        None, "Of the completions that evaluate() scores. None: temperature; 0: greedy.", low=0
+        None,
+        "Temperature of the completions that evaluate() scores. None: temperature; 0: greedy.",
+        low=0,
     )
     num_sample_generations: int = knob(
         10, "How often a few completions are printed during training, with an eval_dataset.", low=0
