@@ -412,7 +412,7 @@ def test_a_dry_run_makes_nothing(stage, world, capsys):
         ("tokenizer", ["train: card text_a, language-modeling, mit: 2", "train: card text_b, "]),
         ("preferences", ["m1: {folder}/m1", "prompts: longest tokens: ", "prompts: 12 rows, such",
                          "prompts: card tasks, prompt-only, mit: 12 of 12 rows pass its checks"]),
-        ("evaluation", ["m0: {folder}/m0", "rm: {folder}/rm", "tasks: 12 rows, such as:",
+        ("evaluation", ["m0: {folder}/m0", "reward_model: {folder}/rm", "tasks: 12 rows, such as:",
                         "text_a: card text_a, language-modeling, mit: 9 of 30 rows pass its checks",
                         "text_a: card text_a: 21 dropped: in the other split than heldout"]),
     ],

@@ -127,7 +127,7 @@ class StageArguments:
     """Fields of every stage, and the checks that need nothing loaded."""
 
     dry_run: bool = knob(
-        False, "Resolve everything, show what would be trained on, write nothing, stop."
+        False, "Check everything, show what would be read and made, write nothing."
     )
     restart: bool = knob(
         False, "Set the existing output folder aside (never deleted) and start from the beginning."
@@ -169,7 +169,8 @@ class MixtureArguments(StageArguments):
 
     weights: list[float] | None = knob(
         None,
-        "Share of characters (tokenizer) or training tokens wanted from each card; default: all.",
+        "Share of characters (tokenizer) or training tokens wanted from each card; default: all of "
+        "every card.",
         above=0,
         each="train_cards",
     )
@@ -207,7 +208,7 @@ class CodeRunningArguments(StageArguments):
 class EvaluatedArguments(CodeRunningArguments):
     """Fields of the stages that run tests of what the model writes while it is trained."""
 
-    eval_cards: list[str] = knob([], "Cards of tasks with reference and tests.", check=card)
+    eval_cards: list[str] = knob([], "Cards of tasks to evaluate on while training.", check=card)
     eval_tasks: int = knob(
         100, "Tasks of eval_cards in each evaluation while training.", low=1, needs="eval_cards"
     )
@@ -237,7 +238,7 @@ class LoraArguments(ModelArguments):
         "in the folder `adapter` as well.",
     )
     lora_r: int = knob(16, "LoRA rank.", low=1, needs="use_peft")
-    lora_alpha: int = knob(32, "LoRA scale numerator.", low=1, needs="use_peft")
+    lora_alpha: int = knob(32, "LoRA scale, divided by lora_r.", low=1, needs="use_peft")
     load_in_4bit: bool = knob(
         False,
         "Hold the frozen base in 4 bits (QLoRA); needs bitsandbytes.",
@@ -342,7 +343,7 @@ class PreferencesArguments(HeldOutArguments, ModelArguments, CodeRunningArgument
         [], "Data cards of type prompt-only with tests.", check=card, least=1
     )
     samples_per_prompt: int = knob(
-        8, "Completions k sampled for each prompt at each temperature.", low=2, high=1024
+        8, "Completions sampled for each prompt at each temperature.", low=2, high=1024
     )
     min_prompts: int = knob(
         512,
@@ -361,7 +362,7 @@ class PreferencesArguments(HeldOutArguments, ModelArguments, CodeRunningArgument
     pairs_to_label: int = knob(500, "Pairs queued for people at most.", low=2)
     reward_model: str | None = knob(
         None,
-        "R: people are first shown pairs of which it is unsure; default: none yet.",
+        "R: people see those pairs first of which it is least sure; default: none yet.",
         check=model_folder,
     )
     max_prompts: int | None = knob(None, "Prompts to use at most; default: all.", low=2)
@@ -462,7 +463,7 @@ class EvaluationArguments(ModelArguments, CodeRunningArguments):
     )
     models: list[str] = knob(
         ["runs/m0", "runs/m1", "runs/m2"],
-        "Checkpoints to compare; each one's parent is before it.",
+        "Checkpoints to compare, each after the one that it was trained from.",
         check=model_folder,
         least=1,
     )

@@ -78,7 +78,7 @@ class PPOConfig(TrainingArguments):
     ref_adapter_name: str | None = knob(None, "PEFT adapter that is the reference.")
 
     # rollout
-    response_length: int = knob(53, "Most tokens per completion.", low=1)
+    response_length: int = knob(53, "Longest completion, in tokens.", low=1)
     temperature: float = knob(
         0.7, "Temperature of sampling, and of every log-probability; never greedy.", above=0
     )
@@ -130,7 +130,7 @@ class PPOConfig(TrainingArguments):
 
     # reward; its weights are an argument of the trainer, these shape the sum
     missing_eos_penalty: float | None = knob(
-        None, "Subtracted from the score of a completion that did not end.", low=0
+        None, "Penalty on the score of a completion that did not end.", low=0
     )
     missing_eos_check: Literal["stop_token", "eos_token"] = knob(
         "stop_token",
@@ -143,9 +143,9 @@ class PPOConfig(TrainingArguments):
     overlong_penalty: float = knob(
         0.0, "Largest penalty for length, at response_length; 0 is off.", low=0
     )
-    score_clip: float | None = knob(None, "Clamps the summed score to +-this.", above=0)
+    score_clip: float | None = knob(None, "Bound on the absolute summed score.", above=0)
     normalize_reward_model: bool = knob(
-        True, "(score - score_mean) / score_std where a reward model's config.json has these."
+        True, "Take (score - score_mean) / score_std where a reward model's config.json has these."
     )
     reward_position: Literal["eos", "after_eos"] = knob(
         "eos",
@@ -187,7 +187,7 @@ class PPOConfig(TrainingArguments):
     )
     gamma: float = knob(1.0, "Discount per token.", low=0, high=1)
     lam: float = knob(0.95, "Trace decay of the advantages.", low=0, high=1)
-    cliprange: float = knob(0.2, "The ratio is clipped to [1 - this, 1 + this].", low=0)
+    cliprange: float = knob(0.2, "Distance from 1 at which the ratio is clipped.", low=0)
     cliprange_high: float | None = knob(
         None, 'Upper clip range where it differs ("clip-higher"). None: cliprange.', above=0
     )
