@@ -169,8 +169,7 @@ class MixtureArguments(StageArguments):
 
     weights: list[float] | None = knob(
         None,
-        "Share of characters (tokenizer) or training tokens wanted from each card; default: all of "
-        "every card.",
+        "Share of characters (tokenizer) or training tokens wanted from each card; default: all.",
         above=0,
         each="train_cards",
     )
@@ -497,17 +496,10 @@ class EvaluationArguments(ModelArguments, CodeRunningArguments):
         None, "Tasks of each benchmark at most; default: all.", low=1, needs="benchmark_cards"
     )
     benchmark_samples: int = knob(
-        0,
-        "Answers sampled per benchmark task for pass@k; 0: the greedy answer alone.",
-        low=0,
-        needs="benchmark_cards",
+        0, "Answers sampled per benchmark task; 0: greedy alone.", low=0, needs="benchmark_cards"
     )
     benchmark_temperature: float = knob(
-        0.2,
-        "Temperature at which benchmark_samples are drawn.",
-        low=1e-3,
-        high=10,
-        needs="benchmark_samples",
+        0.2, "Temperature of benchmark_samples.", low=1e-3, high=10, needs="benchmark_samples"
     )
     benchmark_max_new_tokens: int = knob(
         512, "Longest answer to a benchmark task, in tokens.", low=1, needs="benchmark_cards"

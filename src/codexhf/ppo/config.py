@@ -124,9 +124,7 @@ class PPOConfig(TrainingArguments):
         "lengths knows which tokens are real from the lengths of the rows; pad_token takes every "
         "pad token for padding, as TRL, also one that the policy sampled.",
     )
-    ds3_gather_for_generation: bool = knob(
-        True, "Gather the weights for generation under ZeRO-3, which must be true."
-    )
+    ds3_gather_for_generation: bool = knob(True, "Gather weights under ZeRO-3; must be true.")
 
     # reward; its weights are an argument of the trainer, these shape the sum
     missing_eos_penalty: float | None = knob(
@@ -140,9 +138,7 @@ class PPOConfig(TrainingArguments):
     overlong_buffer: int = knob(
         0, "Tokens before response_length where overlong_penalty starts to grow.", low=0
     )
-    overlong_penalty: float = knob(
-        0.0, "Largest penalty for length, at response_length; 0 is off.", low=0
-    )
+    overlong_penalty: float = knob(0.0, "Penalty at response_length; 0 is off.", low=0)
     score_clip: float | None = knob(None, "Bound on the absolute summed score.", above=0)
     normalize_reward_model: bool = knob(
         True, "Take (score - score_mean) / score_std where a reward model's config.json has these."
@@ -259,9 +255,7 @@ class PPOConfig(TrainingArguments):
 
     # evaluation and logging
     eval_temperature: float | None = knob(
-        None,
-        "Temperature of the completions that evaluate() scores. None: temperature; 0: greedy.",
-        low=0,
+        None, "Temperature in evaluate(). None: that of training; 0: greedy.", low=0
     )
     num_sample_generations: int = knob(
         10, "How often a few completions are printed during training, with an eval_dataset.", low=0
@@ -318,10 +312,7 @@ class PPOConfig(TrainingArguments):
         if self.auto_find_batch_size:
             yield "auto_find_batch_size: got True, expected False. Choose the batch sizes."
         if not self.ds3_gather_for_generation:
-            yield (
-                "ds3_gather_for_generation: got False, expected True. Processes sample different "
-                "numbers of tokens, which takes whole weights."
-            )
+            yield "ds3_gather_for_generation: got False, expected True: it takes whole weights."
 
     def _cross_errors(self) -> Iterator[str]:
         estimators = ("k1", "k3") if self.kl_in == "reward" else ("k2", "k3")
