@@ -142,7 +142,9 @@ def reject(options: argparse.Namespace, m1: str, prefs: str, m2s: dict[int, str]
         if not counts["rows"]:
             raise SystemExit(f"rejection, seed {seed}: none of M1's completions passes its tests")
         config = first["config"]  # without what is the library's default
-        rows = config["per_device_train_batch_size"] * config.get("gradient_accumulation_steps", 1)
+        rows = config.get("per_device_train_batch_size", 8) * config.get(
+            "gradient_accumulation_steps", 1
+        )
         left = manifest(m2s[seed])["wall_s"]["train_s"] - counts["seconds"]
         epoch = max(1, counts["rows"] // rows)
         steps = round(left * first["steps"] / first["wall_s"]["train_s"])

@@ -263,6 +263,19 @@ def test_two_runs_cannot_share_a_folder(tokenizer, tmp_path, capsys):
     assert "another process is writing there" in capsys.readouterr().err
 
 
+def test_a_start_waits_for_what_a_killed_run_left_behind(tokenizer, tmp_path):
+    left = (
+        "import fcntl, os, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX)\n"
+    )
+    left += "if os.fork(): print('held', flush=True); time.sleep(60)\nelse: time.sleep(1.5)"
+    command = [sys.executable, "-c", left, str(tmp_path / ".m.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as killed:
+        assert killed.stdout.readline() == b"held\n"
+        killed.kill()
+        train(tokenizer, tmp_path / "m")
+    assert (tmp_path / "m/manifest.json").is_file()
+
+
 def test_nan_gradients_stop_the_run_before_a_checkpoint_is_spoilt(tokenizer, tmp_path):
     class Poison(TrainerCallback):
         def on_step_begin(self, args, state, control, model=None, **kwargs):

@@ -49,6 +49,9 @@ from codexhf.refusals import refuse
 if TYPE_CHECKING:  # stages that train nothing do not wait for the import of Trainer
     from transformers import Trainer, TrainingArguments
 
+LOCK_S = 3.0
+"""How long a start waits for a folder: what a killed run had started ends a moment after it."""
+
 
 def run_stage(
     trainer: Trainer,
@@ -288,13 +291,18 @@ def _lock(output_dir: Path, stage: StageArguments) -> int:
         lock = os.open(real.parent / f".{real.name}.lock", os.O_CREAT | os.O_WRONLY, 0o644)
     except OSError:
         lock = os.open(real, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    patient = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except BlockingIOError:
+            if time.monotonic() < patient:
+                time.sleep(0.1)
+                continue
         os.close(lock)
         error = "another process is writing there. Wait for it, or give --output_dir."
         refuse([f"{output_dir}: {error}"], stage_name(stage))
-    return lock
 
 
 def _decide(output_dir: Path, stage: StageArguments, asked: dict) -> _Begun:
