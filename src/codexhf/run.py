@@ -119,8 +119,7 @@ def run_task(
     if rank() != 0:
         return {}
     if stage.dry_run:
-        for name, part in data.items():
-            _show_rows(name, part.dataset)
+        _show_task(stage, data, parents)
         return {}
     output_dir = Path(stage.output_dir)
     manifest = _manifest(stage, None, data, parents, {})
@@ -534,12 +533,30 @@ def _show(trainer: Trainer, stage: StageArguments, training: TrainingArguments) 
     _show_rows("train", trainer.train_dataset, trainer.processing_class)
 
 
+def _show_task(stage: StageArguments, data: Mapping[str, Data], parents: Mapping) -> None:
+    _say(f"stage {stage_name(stage)} -> {stage.output_dir} (dry run: nothing is written)")
+    for name, path in parents.items():
+        _say(f"{name}: {path or 'none'}")
+    for name, part in data.items():
+        for card, facts in part.cards.items():
+            read = f"{facts['rows']} of {facts['rows_read']} rows pass its checks"
+            _say(f"{name}: card {card}, {facts['type']}, {facts['license']}: {read}")
+            for why, count in facts["dropped"].items():
+                _say(f"{name}: card {card}: {count} dropped: {why}")
+        for fact, value in part.stats.items():
+            _say(f"{name}: {fact.replace('_', ' ')}: {value}")
+        _show_rows(name, part.dataset)
+
+
 def _show_rows(name, dataset, tokenizer=None) -> None:
     rows = f"{len(dataset)} rows" if isinstance(dataset, Sized) else "a stream of rows"
-    _say(f"{name}: {rows}; three of them as the model sees them:")
+    _say(f"{name}: {rows}, such as:")
     for row in itertools.islice(dataset, 3):
         if tokenizer is None or "input_ids" not in row:
-            _say("  " + json.dumps(row, ensure_ascii=False, default=str)[:600])
+            for column, value in row.items():
+                shown = repr(value)
+                more = f" ... ({len(shown)} characters)" if len(shown) > 200 else ""
+                _say(f"  {column:<10} {shown[:200]}{more}")
             continue
         labels = row.get("labels") or row["input_ids"]
         learned = [i for i, label in zip(row["input_ids"], labels, strict=False) if label != -100]
