@@ -78,7 +78,8 @@ def read_once(
         (folder / HASHES).write_bytes(b"".join(sorted(reading.own)))
         return reading.stats()
 
-    return cached("packed" if packing else "rows", key, make), sha256
+    need = sum((card.path.parent / file).stat().st_size for file in sha256)
+    return cached("packed" if packing else "rows", key, make, need), sha256
 
 
 def _hashes(folder: Path) -> Iterator[bytes]:
