@@ -25,7 +25,8 @@ may be mapped as well: it becomes a system message in front of the prompt.
 json, csv, tsv, parquet, arrow, feather, also compressed; or patterns, or folders of such files), or
 a builder of ours. `{builder: source_files, files: [src, "lib/**/*.py", repo.tar.zst], suffixes:
 [.py]}` makes a row (text, id) of each file of folders, patterns and tars. `streaming: true` reads a
-corpus while pretraining, and writes nothing of it to the disk.
+corpus while pretraining, and writes nothing of it to the disk; other stages read its beginning, and
+a run that goes on reads again what it has trained on: exact, and linear in the position.
 `columns` maps our name to the source's column, to a path into it (`messages.-1.content`), or to a
 template over the row (jinja2, sandboxed); null says that a column is not needed. The other keys are
 described where they are declared: `Card` and `Filter` here, `Settings` in execution/items.py for
@@ -228,6 +229,8 @@ def load_card(path: str | Path) -> Card:
         )
     if card.filter and card.type != TYPES[0]:
         errors.append(f"codexhf.filter: is for the type {TYPES[0]}; use `where` here.")
+    if card.streaming and card.type != TYPES[0]:
+        errors.append(f"codexhf.load.streaming: is for the type {TYPES[0]}. Leave it out here.")
     if errors:
         raise CardError("\n  - ".join([f"{file}: {len(errors)} error(s)", *errors]))
     source = str(path).partition("#")[0]

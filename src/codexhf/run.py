@@ -32,6 +32,7 @@ from accelerate.utils import broadcast_object_list
 from codexhf import checkpoints, identity, launch
 from codexhf.arguments import StageArguments
 from codexhf.cache import fingerprint
+from codexhf.check import start_lines
 from codexhf.checkpoints import (
     MANIFEST,
     file_stats,
@@ -86,6 +87,7 @@ def run_stage(
     with _begin(output_dir, stage, manifest, agree=_from_first_process) as begun:
         if begun.finished is not None:
             return begun.finished
+        _say("\n".join(start_lines(data, trainer.processing_class)))
         train_s = _train(trainer, training, begun)
         start = time.monotonic()
         metrics = _last_metrics(trainer.state.log_history)
@@ -130,6 +132,7 @@ def run_task(
     with _begin(output_dir, stage, manifest) as begun:
         if begun.finished is not None:
             return begun.finished
+        _say("\n".join(start_lines(data)))
         start = time.monotonic()
         manifest["metrics"] = work(output_dir)
         manifest["wall_s"] = {"work_s": round(time.monotonic() - start, 2)}
