@@ -12,11 +12,14 @@ import xxhash
 from codexhf.prompts import text_of
 
 NGRAM = 13  # words of an overlap between a corpus and a held-out set (Brown et al. 2020, app. C)
+MAX_PARSED = 2**18  # characters of code: a parse takes 250 times as much memory
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def normalised(text: str) -> str:
     """Code without names' spacing and comments (its AST), prose without case and spacing."""
+    if len(text) > MAX_PARSED:
+        return _prose(text)
     try:
         return ast.dump(ast.parse(text))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -76,7 +79,8 @@ class HeldOut:
         self.texts.add(hash_of(normalised(text)))
         self.similar.add(hash_of(_prose(text)))
         try:
-            self.similar.add(hash_of(_names(ast.unparse(ast.parse(text)))))
+            if len(text) <= MAX_PARSED:
+                self.similar.add(hash_of(_names(ast.unparse(ast.parse(text)))))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             pass
 
