@@ -46,6 +46,7 @@ def main() -> int:
     parser.add_argument("--at_once", type=int, default=4, help="processes that share the device")
     parser.add_argument("--rejection", action="store_true", help="compare with it")
     parser.add_argument("--demonstrations", help="card, instead of the recipes'")
+    parser.add_argument("--prompts", help="card of preferences and PPO, instead of the recipes'")
     parser.add_argument("--until", choices=["sft", "preferences", "reward_model", "ppo"])
     parser.add_argument(
         "--benchmarks",
@@ -67,7 +68,12 @@ def main() -> int:
                 *(["--train_cards", card] if card else []),
             )
         ],
-        "preferences": [stage(options, "preferences", prefs, "--model", m1)],
+        "preferences": [
+            stage(
+                options, "preferences", prefs, "--model", m1,
+                *(["--prompt_cards", options.prompts] if options.prompts else []),
+            )
+        ],
         "reward_model": [
             stage(
                 options, "reward_model", rm, "--model", m1,

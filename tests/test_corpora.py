@@ -295,6 +295,32 @@ def test_a_stream_has_the_rows_of_its_card_whatever_the_number_of_processes(
     assert 90 <= len(lying) and found[0] == lying.to_list()[:90]
 
 
+SHA = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.mark.parametrize(
+    ("load", "fine"),
+    [
+        ({"path": "org/name"}, False),
+        ({"path": "org/name", "revision": "main"}, False),
+        ({"path": "org/name", "data_files": "a.jsonl", "revision": "v1"}, False),
+        ({"path": "org/name", "revision": SHA}, True),
+        ({"path": "json", "data_files": "https://host/a.jsonl", "revision": SHA}, False),
+        ({"data_files": ["https://host/org/name/resolve/main/a.jsonl"]}, False),
+        ({"data_files": [f"https://host/org/name/resolve/{SHA}/a.jsonl"]}, True),
+        ({"path": "json", "data_files": "card.jsonl"}, True),
+    ],
+)
+def test_what_streams_from_elsewhere_names_a_commit(load, fine, write_card):
+    card = write_card([{"text": "x"}], TEXT, codexhf={"load": {**load, "streaming": True}})
+    if fine:
+        assert load_card(card).streaming
+    else:
+        with pytest.raises(CardError, match=r"load.revision: got .*, expected a commit"):
+            load_card(card)
+    assert not load_card(write_card([{"text": "x"}], TEXT, codexhf={"load": load})).streaming
+
+
 def test_a_stream_with_weights_must_repeat(write_card, tokenizer):
     with pytest.raises(CardError, match="when_exhausted: repeat"):
         stream_of(write_card, tokenizer, when_exhausted="stop")

@@ -16,16 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from codexhf.cards import CardError, load_card
-from codexhf.data import load_demonstrations, load_pairs, load_split, load_tasks, read_card
+from codexhf.data import load_demonstrations, load_pairs, load_split, load_tasks
 from codexhf.tokenizer import new_tokenizer
+from conftest import read, turn
 
 AWKWARD = ["None", "null", "NA", "nan", "1", "1.0", "True", "x, y\nz", ' "q" ', "2020-01-01", "ü"]
 ROWS = [{"prompt": f"p {i}", "completion": text, "id": str(i)} for i, text in enumerate(AWKWARD)]
 ASSISTANT, USER = "assistant", "user"
-
-
-def turn(role, content):
-    return {"role": role, "content": content}
 
 
 @pytest.fixture
@@ -42,10 +39,6 @@ def card(tmp_path):
         return str(path)
 
     return write
-
-
-def read(path, split="train"):
-    return read_card(load_card(path), split)
 
 
 def demonstrations(path, tokenizer):
@@ -583,8 +576,3 @@ def test_cards_of_one_name_are_told_apart(card, tmp_path):
     out = load_split(paths, "language-modeling")
     assert set(out.cards) == {"same", "b/same"}
     assert [about["rows"] for about in out.cards.values()] == [1, 1]
-
-
-def test_one_card_may_be_named_without_a_list(card):
-    path = card("language-modeling", [{"text": "a"}])
-    assert load_split(path, "language-modeling").dataset["text"][:] == ["a"]

@@ -79,7 +79,8 @@ def launch(main: Callable[[], object]) -> None:
         told, text = isinstance(error, ValueError | OSError), str(error)  # written for the user
         if not told:
             text = f"{type(error).__name__}: {error} (CODEXHF_DEBUG=1 shows where.)"
-        refuse([text], Path(sys.argv[0]).name, everywhere=not told)
+        _, *several = text.split("\n- ")  # PPOTrainer's list
+        refuse(several or [text], Path(sys.argv[0]).name, everywhere=not told)
     except KeyboardInterrupt:
         if rank() == 0:
             print("interrupted; start the same command again, it resumes from the last checkpoint")
@@ -129,7 +130,7 @@ def launch_errors() -> list[str]:
     return errors
 
 
-def load_whole() -> None:
+def disable_zero3_init() -> None:
     """Have models loaded whole under ZeRO-3, until training splits those that it trains.
 
     With training arguments in memory transformers splits every model that it loads, those too that
