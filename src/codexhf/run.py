@@ -87,7 +87,8 @@ def run_stage(
     with _begin(output_dir, stage, manifest, agree=_from_first_process) as begun:
         if begun.finished is not None:
             return begun.finished
-        _say("\n".join(start_lines(data, trainer.processing_class)))
+        for line in start_lines(data, trainer.processing_class):
+            _say(line)
         train_s = _train(trainer, training, begun)
         start = time.monotonic()
         metrics = _last_metrics(trainer.state.log_history)
@@ -132,7 +133,8 @@ def run_task(
     with _begin(output_dir, stage, manifest) as begun:
         if begun.finished is not None:
             return begun.finished
-        _say("\n".join(start_lines(data)))
+        for line in start_lines(data):
+            _say(line)
         start = time.monotonic()
         manifest["metrics"] = work(output_dir)
         manifest["wall_s"] = {"work_s": round(time.monotonic() - start, 2)}
