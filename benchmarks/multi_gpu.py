@@ -298,9 +298,9 @@ def gather_leg(stage: str, folder: str, tiny: bool, capped: bool) -> dict:
     from contextlib import nullcontext
 
     import torch
+    from accelerate import Accelerator
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from accelerate import Accelerator
     from codexhf.generation import Sampling, make_engine
     from codexhf.sharding import gathered, shard
 
@@ -347,7 +347,7 @@ def memory(stage: str, size: str, gpus: int, lora: bool = False) -> float:
     frozen one, in equal parts on each GPU; forward and backward hold two layers and the embeddings
     whole, in bfloat16 with float32 gradients. Activations are recomputed: the input of each layer
     is kept, and one layer's own (34 numbers of its width a token). What samples or scores is held
-    whole in bfloat16 meanwhile, one model at a time; beside R, M1 samples in float32.
+    whole in bfloat16 meanwhile, one model at a time; next to R, M1 samples in float32.
     """
     billions, layers, width, vocabulary, cached = SIZES[size]
     model, head = billions * 1e9, vocabulary * width

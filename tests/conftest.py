@@ -21,7 +21,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from codexhf.execution import Executor, SandboxUnavailable, launchers
+from codexhf.execution import Executor, Result, SandboxUnavailable, launchers, run_tests
 from codexhf.tokenizer import new_tokenizer
 
 torch.set_num_threads(1)
@@ -34,6 +34,29 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 
 CORPUS = ["def add(a, b):\n    return a + b\n", "Write a function that adds two numbers.", "x = 12"]
 ADD = "def f(a, b):\n    return a + b"
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
+def read(path, split="train"):
+    """Return a card's rows."""
+    from codexhf.cards import load_card
+    from codexhf.data import read_card
+
+    return read_card(load_card(path), split)
+
+
+def json_rows(folder: Path, names) -> dict[str, list[dict]]:
+    """Name -> rows of name.jsonl."""
+    files = {name: (folder / f"{name}.jsonl").read_text(encoding="ascii") for name in names}
+    return {name: [json.loads(line) for line in text.splitlines()] for name, text in files.items()}
+
+
+def judge(program, tests, entry_point="f", **limits) -> Result:
+    """Run one program with the module's own pool."""
+    return run_tests([program], [tests], [entry_point], **limits)[0]
 
 
 def weights_hash(folder: Path) -> str:

@@ -320,7 +320,7 @@ def spread(given: argparse.Namespace, table: dict, begun: float) -> None:
             if first := found.pop("first", None):
                 print(f"{stage}: {first[0]:.1f} s without kills", flush=True)
                 waiting += portions(given, stage, first, end)
-                # the longest first, and all stages alike
+                # the longest first, and all stages equally
                 waiting.sort(key=lambda job: (job[3] is not None, job[0] != "make", job[1]))
             table[stage].update(found)
             show(table, time.monotonic() - begun)

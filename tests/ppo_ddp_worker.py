@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import fsdp_on_cpu  # noqa: E402
 import ppo_setup as setup  # noqa: E402
 from codexhf.generation.engines import Generation  # noqa: E402
-from codexhf.launch import load_whole  # noqa: E402
+from codexhf.launch import disable_zero3_init  # noqa: E402
 
 KL_TARGET = 0.06
 """What the KL of the adaptive case passes: below it in the third rollout, above in the fourth."""
@@ -47,7 +47,7 @@ def digest(trainer) -> str:
 
 def build(case: str, folder: Path, **config):
     """Return the trainer of a case; a rollout is 8 rows over all processes."""
-    load_whole()  # the case before may have trained
+    disable_zero3_init()  # the case before may have trained
     world = int(os.environ.get("WORLD_SIZE", "1"))
     settings = {
         "gradient_accumulation_steps": 4 // world,

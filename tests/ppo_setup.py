@@ -70,6 +70,11 @@ def demonstrations(rows: int = 7) -> Dataset:
     )
 
 
+def models() -> dict:
+    """Return tiny models, the same at every call."""
+    return record.make_models(tokenizer())
+
+
 def new_trainer(folder, *, models=None, config=None, **kwargs) -> PPOTrainer:
     """Return a trainer on tiny models; `config` overrides SMALL, `kwargs` the other arguments."""
     made = record.make_models(tokenizer()) if models is None else models

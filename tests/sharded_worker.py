@@ -22,7 +22,7 @@ from codexhf.adapters import merge_adapters  # noqa: E402
 from codexhf.arguments import PretrainArguments, SFTArguments  # noqa: E402
 from codexhf.data import Data  # noqa: E402
 from codexhf.evaluation import PassAt1  # noqa: E402
-from codexhf.launch import launch, load_whole  # noqa: E402
+from codexhf.launch import disable_zero3_init, launch  # noqa: E402
 from codexhf.run import run_stage  # noqa: E402
 from conftest import CORPUS, tiny_config  # noqa: E402
 from ppo_setup import whole  # noqa: E402
@@ -56,7 +56,7 @@ def tokenizer():
 def build(case: str, folder: Path, watch: Watch):
     """Return the trainer of a case, of which ROWS rows over all processes make a batch."""
     stage, _, kind = case.partition("-")
-    load_whole()  # the case before may have trained
+    disable_zero3_init()  # the case before may have trained
     known, world = tokenizer(), int(os.environ.get("WORLD_SIZE", "1"))
     shared = {
         "output_dir": str(folder), "max_steps": STEPS, "save_steps": 2, "logging_steps": 1,

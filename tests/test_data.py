@@ -17,14 +17,10 @@ from codexhf.cards import CardError, load_card
 from codexhf.data import load_pairs, load_split, load_tasks, read_card
 from codexhf.prompts import text_of
 from codexhf.sources import python_stdlib
-from conftest import packed
+from conftest import packed, read
 
 ROOT = Path(__file__).parent.parent
 CARDS = sorted((ROOT / "data_cards").glob("*.md"))
-
-
-def rows_of(path, split="train"):
-    return read_card(load_card(path), split)
 
 
 # -- cards -----------------------------------------------------------------------------------
@@ -101,7 +97,7 @@ def test_read_card_names_file_and_line_of_broken_rows(write_card, tmp_path, cont
     card = write_card([{"text": "x"}], "language-modeling")
     (tmp_path / "card.jsonl").write_bytes(content)
     with pytest.raises(CardError) as error:
-        rows_of(card)
+        read(card)
     assert "card.jsonl" in str(error.value) and where in str(error.value)
 
 
@@ -109,13 +105,13 @@ def test_read_card_names_a_missing_file(write_card, tmp_path):
     card = write_card([{"text": "x"}], "language-modeling")
     (tmp_path / "card.jsonl").unlink()
     with pytest.raises(CardError, match=r"card\.jsonl do not exist"):
-        rows_of(card)
+        read(card)
 
 
 def test_read_card_names_a_missing_column(write_card):
     card = write_card([{"prompt": "x"}], "prompt-completion")
     with pytest.raises(CardError, match="needs completion"):
-        rows_of(card)
+        read(card)
 
 
 def test_read_card_counts_what_it_drops(write_card):
@@ -126,7 +122,7 @@ def test_read_card_counts_what_it_drops(write_card):
         {"prompt": None, "completion": "2"},
         {"prompt": "c", "completion": "3"},
     ]
-    out = rows_of(write_card(rows, "prompt-completion"))
+    out = read(write_card(rows, "prompt-completion"))
     assert out.dataset["prompt"] == ["a", "c"]
     assert out.stats == {
         "rows_read": 5,
@@ -141,20 +137,20 @@ def test_read_card_maps_columns(write_card):
         "prompt-completion",
         codexhf={"columns": {"prompt": "question", "completion": "answer"}},
     )
-    assert rows_of(card).dataset[0] == {"prompt": "q", "completion": "a"}
+    assert read(card).dataset[0] == {"prompt": "q", "completion": "a"}
 
 
 def test_a_mapped_column_replaces_the_source_s_own(write_card):
     rows = [{"prompt": "q", "completion": "flawed", "reference": "right"}]
     columns = {"prompt": "prompt", "completion": "reference"}
     card = write_card(rows, "prompt-completion", codexhf={"columns": columns})
-    assert rows_of(card).dataset[0] == {"prompt": "q", "completion": "right"}
+    assert read(card).dataset[0] == {"prompt": "q", "completion": "right"}
 
 
 def test_heldout_documents_are_the_rest_of_training_ones(write_card):
     rows = [{"text": f"document {i}"} for i in range(200)]
     card = write_card(rows, "language-modeling", codexhf={"heldout": 0.2})
-    train, heldout = (set(rows_of(card, split).dataset["text"]) for split in ("train", "heldout"))
+    train, heldout = (set(read(card, split).dataset["text"]) for split in ("train", "heldout"))
     assert not train & heldout and len(train | heldout) == 200
     assert 20 < len(heldout) < 60
 
@@ -166,7 +162,7 @@ def test_native_pairs_become_chosen_and_rejected(write_card):
         {"prompt": "r", "response_a": "x", "response_b": "y", "label": "tie"},
         {"prompt": "s", "response_a": "same", "response_b": "same", "label": "a"},
     ]
-    out = rows_of(write_card(rows, "preference"))
+    out = read(write_card(rows, "preference"))
     assert out.dataset["chosen"] == ["good", "good"]
     assert out.dataset["rejected"] == ["bad", "bad"]
     assert out.stats["dropped"] == {"tie": 1, "chosen equals rejected": 1}
@@ -178,7 +174,7 @@ def test_a_pair_that_says_the_opposite_of_an_earlier_one_is_left_out(write_card)
         {"prompt": "p", "chosen": "y", "rejected": "x"},
         {"prompt": "q", "chosen": "y", "rejected": "x"},
     ]
-    out = rows_of(write_card(rows, "preference"))
+    out = read(write_card(rows, "preference"))
     assert out.dataset["chosen"] == ["x", "y"] and out.dataset["prompt"] == ["p", "q"]
     assert out.stats["dropped"] == {"contradicts an earlier pair": 1}
 
@@ -186,7 +182,7 @@ def test_a_pair_that_says_the_opposite_of_an_earlier_one_is_left_out(write_card)
 def test_native_pairs_refuse_an_unknown_label(write_card):
     rows = [{"prompt": "p", "response_a": "x", "response_b": "y", "label": "c"}]
     with pytest.raises(CardError, match="row 0: label is 'c', expected a, b or tie"):
-        rows_of(write_card(rows, "preference"))
+        read(write_card(rows, "preference"))
 
 
 # -- overlap with held-out data ----------------------------------------------------------------
@@ -246,9 +242,9 @@ def test_mix_reaches_the_requested_share_of_tokens(write_card):
 
 def test_fingerprint_is_of_the_rows_and_not_of_how_they_were_cut(write_card):
     rows = [{"text": f"t{i}"} for i in range(10)]
-    whole = data.Data(rows_of(write_card(rows, "language-modeling")).dataset.select([3, 4, 5]))
-    part = data.Data(rows_of(write_card(rows[3:6], "language-modeling", "part")).dataset)
-    other = data.Data(rows_of(write_card(rows[3:7], "language-modeling", "other")).dataset)
+    whole = data.Data(read(write_card(rows, "language-modeling")).dataset.select([3, 4, 5]))
+    part = data.Data(read(write_card(rows[3:6], "language-modeling", "part")).dataset)
+    other = data.Data(read(write_card(rows[3:7], "language-modeling", "other")).dataset)
     assert whole.fingerprint == part.fingerprint != other.fingerprint
 
 

@@ -16,16 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from codexhf.cards import CardError, load_card
-from codexhf.data import load_demonstrations, load_pairs, load_split, load_tasks, read_card
+from codexhf.data import load_demonstrations, load_pairs, load_split, load_tasks
 from codexhf.tokenizer import new_tokenizer
+from conftest import read, turn
 
 AWKWARD = ["None", "null", "NA", "nan", "1", "1.0", "True", "x, y\nz", ' "q" ', "2020-01-01", "ü"]
 ROWS = [{"prompt": f"p {i}", "completion": text, "id": str(i)} for i, text in enumerate(AWKWARD)]
 ASSISTANT, USER = "assistant", "user"
-
-
-def turn(role, content):
-    return {"role": role, "content": content}
 
 
 @pytest.fixture
@@ -42,10 +39,6 @@ def card(tmp_path):
         return str(path)
 
     return write
-
-
-def read(path, split="train"):
-    return read_card(load_card(path), split)
 
 
 def demonstrations(path, tokenizer):
@@ -462,9 +455,10 @@ def test_a_task_without_id_gets_one_of_its_prompt(card, tokenizer):
 
 
 def test_a_null_among_the_ids_of_tasks_is_filled(card, tokenizer):
-    rows = [{"prompt": f"p {i}", "tests": CALLS, "id": i if i != 1 else None} for i in range(3)]
+    run = {"tests": "assert f(1)"}
+    rows = [{"prompt": f"p {i}", **run, "id": (0, None, 2)[i]} for i in range(3)]
     ids = tasks(card("prompt-only", rows), tokenizer).dataset["id"][:]
-    alone = tasks(card("prompt-only", [{"prompt": "p 1", "tests": CALLS}]), tokenizer)
+    alone = tasks(card("prompt-only", [{"prompt": "p 1", **run}]), tokenizer)
     assert ids == ["0", alone.dataset["id"][0], "2"]
 
 
@@ -582,8 +576,3 @@ def test_cards_of_one_name_are_told_apart(card, tmp_path):
     out = load_split(paths, "language-modeling")
     assert set(out.cards) == {"same", "b/same"}
     assert [about["rows"] for about in out.cards.values()] == [1, 1]
-
-
-def test_one_card_may_be_named_without_a_list(card):
-    path = card("language-modeling", [{"text": "a"}])
-    assert load_split(path, "language-modeling").dataset["text"][:] == ["a"]

@@ -24,7 +24,6 @@ import pytest
 from codexhf import execution
 from codexhf.execution import (
     Executor,
-    Result,
     SandboxUnavailable,
     launchers,
     lockdown,
@@ -33,15 +32,11 @@ from codexhf.execution import (
     run_tests,
 )
 from codexhf.execution.executor import choose_launcher
+from conftest import judge
 from test_execution_hostile import ESCAPES, FAKES, attack_program
 
 ADD = "def add(a, b):\n    return a + b\n"
 ADD_CASES = [{"args": "(1, 2)", "expected": "3"}, {"args": "([1], [2])", "expected": "[1, 2]"}]
-
-
-def judge(program, tests, entry_point="f", **limits) -> Result:
-    """Run one program with the module's own pool."""
-    return run_tests([program], [tests], [entry_point], **limits)[0]
 
 
 def expect(value, program_value) -> str:

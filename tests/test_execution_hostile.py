@@ -39,7 +39,7 @@ ESCAPES = {
     "read_own_maps_of_parent": "open(f'/proc/{os.getppid()}/maps').read()",
     "list_directory": "os.listdir(os.path.dirname(canary))",
     "append_file": "open(canary, 'a').write('x')",
-    "write_beside": "open(canary + '.new', 'w').write('x')",
+    "write_found": "open(canary + '.new', 'w').write('x')",
     "unlink_posix": "__import__('posix').unlink(canary)",
     "unlink_reloaded_os": "__import__('importlib').reload(os).unlink(canary)",
     "unlink_system_call": "call({'x86_64': 87, 'aarch64': 35}, canary.encode(), arm=(-100, canary.encode(), 0))",
@@ -194,7 +194,7 @@ MORE_ESCAPES = {
     "hardlink_of_library": "os.link(os.__file__, '/tmp/os.py'); open('/tmp/os.py', 'a').write('#')",
     "rename_over_library": "open('/tmp/o', 'w').write(''); os.rename('/tmp/o', os.__file__)",
     "rename_exchange": "call({'x86_64': 316, 'aarch64': 276}, -100, b'/tmp/a', -100, canary.encode(), 2)",
-    "create_pyc_beside_library": "open(os.path.dirname(os.__file__) + '/__pycache__/zz.pyc', 'w').write('x')",
+    "create_pyc_found_library": "open(os.path.dirname(os.__file__) + '/__pycache__/zz.pyc', 'w').write('x')",
     "write_site_packages": "open(os.path.dirname(os.__file__) + '/site-packages/zz.py', 'w').write('x')",
     "write_dev_null_mode": "os.chmod('/dev/null', 0o600)",
     "full_device": "open('/dev/kmsg', 'w').write('x')",
@@ -428,9 +428,9 @@ class Canary:
     def harm(self):
         """Return what was done to the outside."""
         done = list(self.reached)
-        beside = [path.name for path in self.file.parent.iterdir()]
-        if beside != ["canary"] or self.file.read_text() != "untouched":
-            done.append(f"files: {beside}")
+        found = [path.name for path in self.file.parent.iterdir()]
+        if found != ["canary"] or self.file.read_text() != "untouched":
+            done.append(f"files: {found}")
         elif self.file.stat().st_mode & 0o777 != 0o666 or self.file.stat().st_mtime < 1e9:
             done.append("metadata")
         return done

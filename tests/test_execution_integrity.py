@@ -356,7 +356,7 @@ def test_expectations_of_async_tests_can_be_made_wrong():
 
 def test_a_name_that_a_pattern_binds_is_the_tests_own():
     tests = "match f(1):\n    case [x, *rest]:\n        assert x == 1 and not rest"
-    assert testcode.read_tests(tests, "f").names == ()
+    assert testcode.analyse_tests(tests, "f").names == ()
 
 
 def test_references_are_run_against_their_own_tests():

@@ -26,6 +26,7 @@ from codexhf.execution import (
     outputs,
     run_tests,
 )
+from conftest import judge
 
 CASE = [{"args": "()", "expected": "1"}]
 PRINTED = [{"stdin": "", "stdout": "1\n"}]
@@ -37,10 +38,6 @@ BOUNDS = {
     "output": "    open('big', 'wb').write(b'x' * (17 << 20))",
     "files": "    return [open('/dev/null') for _ in range(99)]",
 }
-
-
-def judge(program, tests, name="f", **limits):
-    return run_tests([program], [tests], [name], **limits)[0]
 
 
 @pytest.mark.parametrize("verdict", BOUNDS)
@@ -135,7 +132,7 @@ def test_tests_that_only_raise_let_no_object_decide():
 
 @pytest.mark.slow
 def test_load_ten_judges_as_an_idle_machine():
-    """Ten busy processes beside it: programs that compute for a part of their limit, and for more."""
+    """Ten busy processes next to it: programs that compute for a part of their limit, and for more."""
     work = "import time\ndef f():\n    t = time.process_time()\n    while time.process_time() < t + {}: pass\n    return 1"
     programs = [work.format(s) for s in (0.1, 0.4, 0.7, 0.9, 1.3, 2.0)] * 2
     programs += ["def f(): return sum(i * i for i in range(2_000_000)) and 1"] * 4

@@ -37,6 +37,7 @@ from codexhf.reward_model import (  # noqa: E402
 from codexhf.tokenizer import new_tokenizer  # noqa: E402
 from codexhf.tokens import answered_rows  # noqa: E402
 from model_kinds import FAMILIES, tiny_config  # noqa: E402
+from ppo_setup import same  # noqa: E402
 
 FAST = {
     "gpt2": "learned positions, tied head",
@@ -78,10 +79,6 @@ def length(prompts, completions, **columns) -> list[float]:
 
 def weights(model) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def begun(checkpoint: Path | None = None) -> run._Begun:

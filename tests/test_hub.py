@@ -49,7 +49,7 @@ from codexhf.label.store import Store
 from codexhf.model_card import strictest
 from codexhf.models import context_length, load_policy
 from codexhf.parsing import parse
-from codexhf.preferences import write_card as write_pairs_card
+from codexhf.preferences import write_data_card
 from codexhf.push import push
 from codexhf.reward_model import load_model_reward, load_reward_model
 from codexhf.tokenizer import load_tokenizer
@@ -118,7 +118,7 @@ def finished(tokenizer, tmp_path_factory):
             for name in ("train", "test", "prompts"):
                 (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
             (folder / ".env").write_text("never to be sent")  # and recorded in the manifest
-            write_pairs_card(folder / "test.md", type="preference", title="t", problems="p")
+            write_data_card(folder / "test.md", type="preference", title="t", problems="p")
             return {"train_pairs": 1, "test_pairs": 1}
 
         chosen = PreferencesArguments(output_dir="runs/prefs", exclude_cards=["/home/me/a.md"])

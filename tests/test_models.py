@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import PartialState
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, TrainingArguments
 
 import model_kinds
-from accelerate import PartialState
 from codexhf import models, prompts, reward_model
 from codexhf import tokenizer as tok
 from codexhf.models import to_device

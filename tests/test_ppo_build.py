@@ -20,13 +20,9 @@ from codexhf.ppo.checkpoint import last_checkpoint  # noqa: E402
 from codexhf.ppo.model import critic_from_policy  # noqa: E402
 from codexhf.ppo.objective import AdaptiveKL, linear_logprobs  # noqa: E402
 from codexhf.reward_model import IdReward, ModelReward, load_reward_model  # noqa: E402
-from ppo_setup import new_trainer  # noqa: E402
+from ppo_setup import models, new_trainer  # noqa: E402
 
 LORA = {"target_modules": ["q_proj", "v_proj"], "r": 2}
-
-
-def models() -> dict:
-    return setup.record.make_models(setup.tokenizer())
 
 
 def lora(**more) -> LoraConfig:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "traces"))
 
@@ -19,14 +18,6 @@ from codexhf.generation.engines import HFEngine  # noqa: E402
 
 TRACE = safetensors.torch.load_file(record.TRACE)
 TOLERANCE = 1e-6
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def differences(case: str, run: dict) -> dict[str, float]:

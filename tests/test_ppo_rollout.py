@@ -33,7 +33,7 @@ from codexhf.generation.native import (  # noqa: E402
     NativeEngine,
     obstacle,
     preallocated_cache,
-    sample,
+    sample_tokens,
 )
 from codexhf.models import disable_dropout  # noqa: E402
 from codexhf.ppo.model import PolicyAndCritic, has_linear_head  # noqa: E402
@@ -131,7 +131,7 @@ def test_native_engine_stops_computing_ended_rows():
 def test_sampler_draws_from_the_distribution(invert):
     logits = torch.tensor([2.0, float("-inf"), 0.0, 1.0, -3.0, float("-inf")])
     generator = torch.Generator().manual_seed(0)
-    tokens, logprobs = sample(logits.expand(20_000, -1), 0.5, generator, invert)
+    tokens, logprobs = sample_tokens(logits.expand(20_000, -1), 0.5, generator, invert)
     expected = torch.log_softmax(logits / 0.5, -1)
     counts = torch.bincount(tokens, minlength=6) / 20_000
     assert torch.allclose(counts, expected.exp(), atol=0.01)
@@ -307,7 +307,7 @@ def score_all(wrapper, answers, trim) -> torch.Tensor:
     out = torch.zeros_like(answers.logprobs)
     for index, layout in answers.batches(3, trim):
         real = answers.response_mask[index]
-        picked, _ = wrapper.score(
+        picked, _ = wrapper.logprobs(
             wrapper.policy,
             layout.input_ids,
             layout.attention_mask,

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import ppo_setup as setup  # noqa: E402
 from codexhf.generation import sample_ids  # noqa: E402
-from ppo_setup import new_trainer, same, state  # noqa: E402
+from ppo_setup import models, new_trainer, same, state  # noqa: E402
 
 VOCABULARY = len(setup.tokenizer())
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2}
@@ -36,10 +36,6 @@ CONVERTED = {
 """Architectures whose weights are saved under other names than they have in memory."""
 
 ONE = {"num_mini_batches": 1, "num_ppo_epochs": 1, "total_episodes": 8}
-
-
-def models() -> dict:
-    return setup.record.make_models(setup.tokenizer())
 
 
 def policy_of(family: str, **changes) -> transformers.PreTrainedModel:

@@ -27,21 +27,9 @@ from codexhf.ppo import PPOConfig, PPOTrainer, model  # noqa: E402
 from codexhf.ppo.config import TRL_VALUES  # noqa: E402
 from codexhf.reward_model import ModelReward  # noqa: E402
 from codexhf.rewards import RewardError, RewardSum  # noqa: E402
-from ppo_setup import logs, new_trainer, same, state  # noqa: E402
+from ppo_setup import logs, models, new_trainer, same, state  # noqa: E402
 
 NEEDS_PEFT = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="no peft")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def models() -> dict:
-    return setup.record.make_models(setup.tokenizer())
 
 
 def moved(before: dict, after: dict, prefix: str) -> bool:

@@ -15,9 +15,9 @@ from codexhf.execution import Result
 from codexhf.preferences import (
     in_test,
     make_pairs,
+    outcome,
     pair_up,
     pairs_to_label,
-    rank,
     telling,
     write_mixed,
 )
@@ -34,10 +34,10 @@ RESULTS = [result("pass", 4), result("fail", 2), result("timeout"), result("fail
 ANSWERS = ["right", "half", "slow", "half too"]
 
 
-def test_worth_puts_a_pass_first_then_the_share_of_tests():
-    ordered = sorted(RESULTS, key=rank, reverse=True)
+def test_pairs_rank_a_pass_first_then_the_share_of_tests():
+    ordered = sorted(RESULTS, key=outcome, reverse=True)
     assert [(r.verdict, r.passed) for r in ordered[:2]] == [("pass", 4), ("fail", 2)]
-    assert rank(result("timeout")) < rank(result("fail", 1))
+    assert outcome(result("timeout")) < outcome(result("fail", 1))
 
 
 def test_pair_up_prefers_a_pass_against_a_fail_and_spreads():
@@ -50,7 +50,7 @@ def test_pair_up_prefers_a_pass_against_a_fail_and_spreads():
     assert losers == {"half", "slow", "half too"}
 
 
-def test_pair_up_never_pairs_answers_of_equal_worth():
+def test_pair_up_never_pairs_answers_of_equal_outcome():
     assert pair_up(ROW, ["x", "y"], [result("fail", 1)] * 2, 3, np.random.default_rng(0)) == []
 
 

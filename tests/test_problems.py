@@ -14,6 +14,7 @@ import pytest
 
 from codexhf.completions import code_of, judge
 from codexhf.overlap import HeldOut
+from conftest import json_rows
 
 FOLDER = Path(__file__).parents[1] / "data_cards" / "python_problems"
 SPLITS = ("demonstrations", "prompts", "validation", "heldout")
@@ -22,10 +23,7 @@ CARDS = {name: FOLDER.parent / f"python_problems_{name}.md" for name in SPLITS}
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[dict]]:
-    return {
-        name: [json.loads(line) for line in (FOLDER / f"{name}.jsonl").open(encoding="ascii")]
-        for name in SPLITS
-    }
+    return json_rows(FOLDER, SPLITS)
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,10 @@ from codexhf.cards import load_card
 from codexhf.data import Data, read_card
 from codexhf.execution import check_isolation, run_tests
 from codexhf.rows import called_name
+from conftest import turn
 
 FOLDER = Path(__file__).parent.parent / "data_cards" / "public"
 USER, ASSISTANT = "user", "assistant"
-
-
-def turn(role, content):
-    return {"role": role, "content": content}
 
 
 def told(*turns):

@@ -47,17 +47,14 @@ def test_ci_runs_what_the_readme_says():
     assert "make test\n" in (ROOT / ".ci/run").read_text()
 
 
-def test_recipes_have_no_branches_and_never_import_each_other():
-    import ast
-
-    recipes = list((ROOT / "recipes").glob("*.py"))
-    assert len(recipes) == 8
-    for recipe in recipes:
-        tree = ast.parse(recipe.read_text())
-        main = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "main")
-        branching = (ast.If, ast.For, ast.While, ast.Try)
-        assert not [n for n in ast.walk(main) if isinstance(n, branching)], recipe.name
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom):
-                assert not node.module.startswith("recipes"), recipe.name
-        assert ast.get_docstring(tree).count("accelerate launch") >= 2
+def test_the_tree_has_a_line_for_every_module():
+    tree = (ROOT / "README.md").read_text().partition("## The tree")[2]
+    named, folder = set(), ""
+    for indent, name, says in re.findall(r"^(  |    )(\w+(?:\.py|/))(?: +(.+))?$", tree, re.M):
+        folder = name if name.endswith("/") else folder if indent == "    " else ""
+        if name != folder:
+            assert says and f"{folder}{name}" not in named, name
+            named.add(f"{folder}{name}")
+    source = ROOT / "src/codexhf"
+    files = {str(f.relative_to(source)) for f in source.rglob("*.py") if f.name != "__init__.py"}
+    assert named == files

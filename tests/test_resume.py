@@ -632,7 +632,7 @@ def test_variables_that_change_how_is_computed_are_compared(monkeypatch):
             monkeypatch.setenv(name, value)
         return [*identity.leaves(before, identity._made(None))]
 
-    alike = {  # accelerate launch without settings; where it runs; what nothing reads
+    equal = {  # accelerate launch without settings; where it runs; what nothing reads
         "ACCELERATE_USE_CPU": "False", "ACCELERATE_MIXED_PRECISION": "no",
         "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_DYNAMO_MODE": "default",
         "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False", "ACCELERATE_DYNAMO_USE_DYNAMIC": "False",
@@ -641,7 +641,7 @@ def test_variables_that_change_how_is_computed_are_compared(monkeypatch):
         "ACCELERATE_LOG_LEVEL": "info", "ACCELERATE_MAIN_PORT": "1", "MASTER_PORT": "2",
         "FSDP_VERSION": "1",
     }  # fmt: skip
-    assert differ(**alike) == []
+    assert differ(**equal) == []
     compute = {
         "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR", "ACCELERATE_DYNAMO_USE_FULLGRAPH": "True",
         "NVIDIA_TF32_OVERRIDE": "0", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1",

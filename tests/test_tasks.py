@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import json
 import random
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
+
+from conftest import json_rows
 
 FOLDER = Path(__file__).parents[1] / "data_cards" / "python_tasks"
 CARDS = {
@@ -23,10 +24,7 @@ SPLITS = [name for name in ROWS if name != "rephrased"]
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[dict]]:
-    return {
-        name: [json.loads(line) for line in (FOLDER / f"{name}.jsonl").open(encoding="ascii")]
-        for name in ROWS
-    }
+    return json_rows(FOLDER, ROWS)
 
 
 @pytest.fixture(scope="module")

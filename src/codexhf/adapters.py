@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedModel
 
-from accelerate import PartialState
 from codexhf.arguments import PretrainArguments
 from codexhf.hub import ADAPTER
 from codexhf.models import backbone_of, base_model, load_policy, new_policy
-from codexhf.sharding import whole, written
+from codexhf.sharding import whole, writable
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -187,7 +187,7 @@ def _folded(model: nn.Module, adapter: Path) -> PreTrainedModel:
     if not getattr(base, "is_quantized", False):
         if getattr(model, "shares_base", False):
             own_base(model)  # folding writes into the base
-        with written(model):
+        with writable(model):
             return model.merge_and_unload()
     # 4 bits would round the adapter away: it is folded into the weights that they were made from
     from peft import PeftModel

@@ -137,9 +137,9 @@ def _write(tables: Iterator[pa.Table], folder: Path) -> str:
     typed = (table for number, table in enumerate(tables) if len(table) or not number)
     plain = (table.replace_schema_metadata(None) for table in typed)
     parts = []
-    for schema, alike in groupby(plain, lambda table: table.schema):
+    for schema, group in groupby(plain, lambda table: table.schema):
         parts.append(folder / f"{ROWS}.{len(parts)}")
-        found = _write_form(schema, alike, parts[-1])
+        found = _write_form(schema, group, parts[-1])
     if len(parts) > 1:
         mapped = [pa.ipc.open_stream(pa.memory_map(str(part))).read_all() for part in parts]
         whole = one_form(mapped)

@@ -60,8 +60,8 @@ class Speaker:
 
     def neighbour(self, name: str) -> str:
         """The folder next to the model of that name, or the path that it is."""
-        beside = Path(self.path).parent / name
-        return str(beside) if beside.is_dir() else name
+        folder = Path(self.path).parent / name
+        return str(folder) if folder.is_dir() else name
 
     def prompt(self) -> Any:
         """Return the conversation as this model is prompted."""
@@ -268,9 +268,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     wrong = speakable(options.model)
     errors = [f"model: got {options.model!r}, {wrong}"] if wrong else []
-    reader = options.reward_model
-    if reader not in (None, "none") and (wrong := model_folder(reader)):
-        errors.append(f"--reward_model: got {reader!r}, {wrong}")
+    reward_model = options.reward_model
+    if reward_model not in (None, "none") and (wrong := model_folder(reward_model)):
+        errors.append(f"--reward_model: got {reward_model!r}, {wrong}")
     if wrong := card(options.tasks):
         errors.append(f"--tasks: got {options.tasks!r}, {wrong}")
     if options.temperature < 0 or options.max_new_tokens < 1:

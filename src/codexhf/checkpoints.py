@@ -39,7 +39,7 @@ def write_json(path: Path, value: dict) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write so that a crash leaves either the old file or the whole new one.
 
-    What it leaves besides begins with an underscore, like all that is no result.
+    What it leaves besides begins with an underscore, like all that is not a result.
     """
     temporary = path.with_name(f"_{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:

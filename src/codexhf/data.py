@@ -31,7 +31,7 @@ from codexhf.execution import NOT_SUPPORTED, check_isolation
 from codexhf.overlap import HeldOut, hash_of
 from codexhf.prompts import text_of
 from codexhf.reading import Packing, Reading, read_once
-from codexhf.references import wrong_rows
+from codexhf.references import reference_errors
 from codexhf.rows import COLUMNS, EXTRA, called_name, one_form, wrap
 from codexhf.sources import Passing
 from codexhf.stream import PackedStream
@@ -120,11 +120,11 @@ def read_card(card: Card, split: str = "train") -> Data:
 
 
 def read_cards(
-    cards: str | Sequence[str],
+    cards: Sequence[str],
     type: str,
     *,
     split: str = "train",
-    exclude: str | Sequence[str] = (),
+    exclude: Sequence[str] = (),
     packing: Packing | None = None,
     max_rows: int | None = None,
     max_characters: int | None = None,
@@ -139,7 +139,7 @@ def read_cards(
         CardError: a card of another type, or one of which nothing is left.
     """
     heldout, earlier, out = _heldout(exclude), [], []
-    for path in _listed(cards):
+    for path in cards:
         card = load_card(path)
         if card.type != type:
             raise CardError(f"{card.path}: type is {card.type}, expected {type} here.")
@@ -150,7 +150,7 @@ def read_cards(
         if not len(made.rows):
             raise CardError(f"{card.path}: {_nothing_left(made.stats, split, packing)}")
         about = {"card": card.source, "license": card.license, "type": card.type}
-        about |= {"sha256": digests, "compared_with": [*_listed(exclude)], **made.stats}
+        about |= {"sha256": digests, "compared_with": [*exclude], **made.stats}
         known, reused = made.fingerprint, (made.reused,)
         out.append(Data(made.rows, {card.name: about}, known=known, reused=reused))
     return out
@@ -165,18 +165,14 @@ def _nothing_left(stats: dict, split: str, packing: Packing | None) -> str:
     )
 
 
-def _heldout(cards: str | Sequence[str]) -> HeldOut | None:
+def _heldout(cards: Sequence[str]) -> HeldOut | None:
     def rows(card: Card) -> Iterable[dict]:
         if not card.streaming:
             return read_card(card, "all").dataset
         tables = Reading(card, "all", None, None).tables(Passing(card))
         return (row for table in tables for row in table.to_pylist())
 
-    return HeldOut(rows(load_card(path)) for path in _listed(cards)) if cards else None
-
-
-def _listed(cards: str | Sequence[str]) -> Sequence[str]:
-    return [cards] if isinstance(cards, str) else cards
+    return HeldOut(rows(load_card(path)) for path in cards) if cards else None
 
 
 # -- mixing ------------------------------------------------------------------------------------
@@ -327,7 +323,7 @@ def load_packed(
     of the DataLoader.
     """
     packing = Packing(tokenizer, max_length)
-    if any(load_card(path).streaming for path in _listed(cards)):
+    if any(load_card(path).streaming for path in cards):
         if num_workers > 1:
             raise CardError(
                 f"dataloader_num_workers: got {num_workers}, expected at most 1 with a card that "
@@ -338,7 +334,7 @@ def load_packed(
                 "when_exhausted: got stop, but nobody knows where a card that streams ends. Set "
                 "when_exhausted: repeat; a card that runs out begins again."
             )
-        return _streamed(_listed(cards), packing, split, _heldout(exclude), weights, max_rows, seed)
+        return _streamed(cards, packing, split, _heldout(exclude), weights, max_rows, seed)
     parts = read_cards(cards, "language-modeling", split=split, exclude=exclude, packing=packing)
     sizes = [np.full(len(part.dataset), max_length) for part in parts]
     mixed = mix(parts, weights, sizes, seed, when_exhausted)
@@ -399,7 +395,7 @@ def load_packed_each(cards: Sequence[str], tokenizer, max_length: int, max_rows:
 
 def holding_out(cards: Sequence[str]) -> list[str]:
     """Return those of the cards that hold documents out of training."""
-    return [path for path in _listed(cards) if load_card(path).heldout]
+    return [path for path in cards if load_card(path).heldout]
 
 
 def load_heldout_texts(cards: Sequence[str], max_rows: int | None = None) -> dict[str, Data]:
@@ -408,7 +404,7 @@ def load_heldout_texts(cards: Sequence[str], max_rows: int | None = None) -> dic
     Raises:
         CardError: a card that holds none out.
     """
-    for path in _listed(cards):
+    for path in cards:
         if not load_card(path).heldout:
             raise CardError(
                 f"{path}: holds no documents out of training. Add `heldout: 0.05` under codexhf, "
@@ -416,7 +412,7 @@ def load_heldout_texts(cards: Sequence[str], max_rows: int | None = None) -> dic
             )
     parts = [
         load_split([path], "language-modeling", split="heldout", max_rows=max_rows)
-        for path in _listed(cards)
+        for path in cards
     ]
     return dict(zip(_named(parts), parts, strict=True))
 
@@ -492,7 +488,7 @@ def _answered(
     if "completion" in columns and not tokenizer.chat_template:
         _check_separated(part)
     ids = answered_rows(
-        part.dataset, tokenizer, columns[1:], learn_prompts=learn_prompts, source=cards_of(part)
+        part.dataset, tokenizer, columns[1:], learn_prompts=learn_prompts, source=card_names(part)
     )
     return replace(part, ids=ids)
 
@@ -525,14 +521,14 @@ def load_tasks(
     parts = [_task_rows(p, runs_tests) for p in read_cards(cards, "prompt-only", exclude=exclude)]
     data = _capped(mix(parts, None, None, seed), max_rows, seed)
     if runs_tests:
-        packages = [name for path in _listed(cards) for name in load_card(path).execution.packages]
+        packages = [name for path in cards for name in load_card(path).execution.packages]
         if packages:
             check_isolation(packages=packages)
-        data = drop_wrong(data, wrong_rows(data.dataset))
+        data = drop_wrong(data, reference_errors(data.dataset))
     if tokenizer is None:
         return _with_bytes(data, "prompt-only")
     data = in_messages(data, tokenizer, ("prompt",))
-    lengths = prompt_lengths(data.dataset, tokenizer, cards_of(data))
+    lengths = prompt_lengths(data.dataset, tokenizer, card_names(data))
     if max_prompt_tokens is None:
         return replace(data, lengths=lengths)
     return drop_long(data, lengths, max_prompt_tokens)
@@ -599,9 +595,9 @@ def in_messages(data: Data, tokenizer, columns: Sequence[str]) -> Data:
     if not tokenizer.chat_template:
         if len(text) < len(columns):
             raise CardError(
-                f"{cards_of(data)}: rows are messages, but the tokenizer has no chat template. Set "
-                "one (tokenizer.chat_template = ...; tokenizer.save_pretrained(...)), or join the "
-                "turns with a template under codexhf.columns."
+                f"{card_names(data)}: rows are messages, but the tokenizer has no chat template. "
+                "Set one (tokenizer.chat_template = ...; tokenizer.save_pretrained(...)), or join "
+                "the turns with a template under codexhf.columns."
             )
         return data
     if not text:
@@ -624,15 +620,15 @@ def _check_separated(data: Data) -> None:
     if len(glued) > TOO_LONG_SHARE * len(ends):
         row = data.dataset[glued[0]]
         raise CardError(
-            f"{cards_of(data)}: nothing separates prompt and answer in {len(glued)} of {len(ends)} "
-            f"rows ({(row['prompt'][-20:] + row['completion'][:20])!r}): the tokenizer has no chat "
-            "template, and there is no white space where they meet. Give sft one (--chat_template "
-            "plain, or --chat_template_path with a file), or end the prompts of every card "
-            'in a line break (codexhf.columns: {prompt: "{{ prompt }}\\n"}).'
+            f"{card_names(data)}: nothing separates prompt and answer in {len(glued)} of "
+            f"{len(ends)} rows ({(row['prompt'][-20:] + row['completion'][:20])!r}): the tokenizer "
+            "has no chat template, and there is no white space where they meet. Give sft one "
+            "(--chat_template plain, or --chat_template_path with a file), or end the prompts of "
+            'every card in a line break (codexhf.columns: {prompt: "{{ prompt }}\\n"}).'
         )
 
 
-def cards_of(data: Data) -> str:
+def card_names(data: Data) -> str:
     """Return the paths of the cards that rows are from, as an error names them."""
     return ", ".join(about["card"] for about in data.cards.values())
 
@@ -648,7 +644,7 @@ def drop_long(data: Data, lengths: np.ndarray, max_length: int) -> Data:
     dropped = len(lengths) - len(keep)
     if dropped > TOO_LONG_SHARE * len(lengths):
         raise CardError(
-            f"{cards_of(data)}: {dropped} of {len(lengths)} rows are longer than {max_length} "
+            f"{card_names(data)}: {dropped} of {len(lengths)} rows are longer than {max_length} "
             f"tokens (longest: {lengths.max()}). Raise max_length or the model's context, or "
             "shorten the data."
         )
@@ -670,7 +666,9 @@ def drop_wrong(data: Data, errors: Sequence[str | None]) -> Data:
     wrong = [i for i in left_out if not errors[i].startswith(NOT_SUPPORTED)]
     ids = data.dataset["id"]
     shown = "\n".join(f"  {ids[i]}: {errors[i][:200]}" for i in (wrong + left_out)[:3])
-    text = f"{cards_of(data)}: tests or references of {len(wrong)} of {len(errors)} tasks are wrong"
+    text = (
+        f"{card_names(data)}: tests or references of {len(wrong)} of {len(errors)} tasks are wrong"
+    )
     unsupported = len(left_out) - len(wrong)
     if unsupported:
         text += f", those of {unsupported} are not supported by the sandbox"

@@ -21,7 +21,7 @@ from codexhf.arguments import EvaluationArguments, SFTArguments
 from codexhf.benchmarks import run_benchmarks
 from codexhf.checkpoints import write_json
 from codexhf.completions import grade, judge
-from codexhf.data import Data, cards_of
+from codexhf.data import Data, card_names
 from codexhf.generation import sample, sample_ids
 from codexhf.hub import short_name
 from codexhf.models import evaluating, load_policy, room_for, shortest_context, to_device
@@ -43,6 +43,7 @@ from codexhf.sharding import gathered
 from codexhf.tokenizer import load_tokenizer
 from codexhf.tokens import answered_rows, prompt_lengths
 from codexhf.trackers import log_samples, tracked
+from codexhf.words import token_ids
 
 # ------------------------------------------------------------------------------ likelihoods
 
@@ -120,23 +121,20 @@ def bits_per_byte(
     texts: Sequence[str],
     *,
     max_length: int,
-    batch_size: int = 16,
 ) -> float:
     """Bits the model needs per byte of text; comparable across tokenizers.
 
     Each text is cut into pieces of `max_length` tokens that start with the end token as context,
     so every token is predicted exactly once.
     """
-    pieces, step = [], max_length - 1
-    plain = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-    for text in texts:
-        ids, eos = tokenizer(text, **plain)["input_ids"], tokenizer.eos_token_id
+    pieces, step, eos = [], max_length - 1, tokenizer.eos_token_id
+    for ids in map(np.ndarray.tolist, token_ids(tokenizer, special=False)(texts)):
         pieces += [[eos, *ids[i : i + step]] for i in range(0, len(ids), step)]
     pieces.sort(key=len)
     nats, vocabulary = 0.0, vocabulary_size(tokenizer)
     with evaluating(model):
-        for start in range(0, len(pieces), batch_size):
-            ids, mask = right_pad(pieces[start : start + batch_size], model.device)
+        for start in range(0, len(pieces), 16):
+            ids, mask = right_pad(pieces[start : start + 16], model.device)
             nats -= token_logprobs(model, ids, mask, vocabulary).sum().item()
     return nats / math.log(2) / sum(len(t.encode()) for t in texts)
 
@@ -361,8 +359,8 @@ def demonstrations_of(tasks: Data, tokenizer: PreTrainedTokenizerBase) -> Datase
     if "completion" in known.column_names:
         known = known.filter(lambda row: row["completion"] is not None)
         if len(known):
-            return answered_rows(known, tokenizer, source=cards_of(tasks))
-    print(f"{cards_of(tasks)}: no references, so L_SFT is left out", flush=True)
+            return answered_rows(known, tokenizer, source=card_names(tasks))
+    print(f"{card_names(tasks)}: no references, so L_SFT is left out", flush=True)
     return Dataset.from_dict({"input_ids": [], "labels": []})
 
 
@@ -428,7 +426,7 @@ def with_room(
     fits = np.ones(len(rows), dtype=bool)
     for path, tokenizer in tokenizers.items():
         prompts = [{"prompt": in_form(prompt, tokenizer)} for prompt in rows["prompt"]]
-        lengths = prompt_lengths(Dataset.from_list(prompts), tokenizer, cards_of(tasks))
+        lengths = prompt_lengths(Dataset.from_list(prompts), tokenizer, card_names(tasks))
         room = room_for(path, stage.max_new_tokens) if path in stage.models else None
         fits &= lengths <= (room or math.inf)
     if len(rows) and not fits.any():

@@ -61,7 +61,7 @@ class NearDuplicates:
         self.minhash = datasketch.MinHash
         self.seen = datasketch.MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
         self.similarity = similarity
-        self.kept: list = []  # signatures of the documents that are no copies
+        self.kept: list = []  # signatures of the documents that are not copies
 
     def signature(self, text: str) -> Any:
         """Return what `is_copy` compares."""

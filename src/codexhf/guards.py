@@ -79,7 +79,7 @@ class WholeCheckpoints(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         folder = self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         file = folder / PROGRESS.format(rank=args.process_index)
-        file.write_text(json.dumps(progress(self.trainer)), encoding="utf-8")
+        file.write_text(json.dumps(counters(self.trainer)), encoding="utf-8")
         self.trainer.accelerator.wait_for_everyone()  # every process has written its files
         if state.is_world_process_zero:
             counts = {"step": state.global_step, "train_s": round(self.train_s, 2)}
@@ -170,7 +170,7 @@ def checkpoint_bytes(trainer: Trainer) -> int:
 # ------------------------------------------------------------------------------ what is counted
 
 
-def progress(trainer: Trainer) -> dict:
+def counters(trainer: Trainer) -> dict:
     """Return what a trainer has counted so far and keeps in no file."""
     counted = {
         "loss": trainer._tr_loss.item(),
@@ -187,7 +187,7 @@ def progress(trainer: Trainer) -> dict:
 
 
 def restore_progress(trainer: Trainer, counted: dict) -> None:
-    """Go on counting where `progress` was asked."""
+    """Go on counting where `counters` was asked."""
     trainer._tr_loss = torch.full_like(trainer._tr_loss, counted["loss"])
     trainer._total_loss_scalar = counted["losses"]
     trainer._globalstep_last_logged = counted["logged_at"]

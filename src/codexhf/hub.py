@@ -3,9 +3,9 @@
     python -m codexhf.hub pull org/prefix runs/pulled  # a whole run that recipes/push.py pushed
     python -m codexhf.hub verify org/prefix-m2         # or runs/m2: every sha256 of the lineage
 
-`org/name`, `org/name@revision` and `org/name@revision/file` stand wherever a stage's folder or a
-data card does. `pin` resolves a revision once, before a stage begins, so that the manifest says
-which commit it was; `resolve` gives the folder to read. Imports nothing heavy.
+`org/name`, `org/name@revision` and `org/name@revision/file` can be named wherever a stage's
+folder or a data card can. `pin` resolves a revision once, before a stage begins, so that the
+manifest says which commit it was; `resolve` gives the folder to read. Imports nothing heavy.
 """
 
 import argparse
@@ -178,10 +178,10 @@ def _walk(name: str, folder: Path, why: str, recorded: dict, lines: list[str], s
     for use, part in manifest.get("data", {}).items():
         for stats in part["cards"].values():
             path, digests = locate(stats["card"], folder, "dataset"), stats.get("sha256", {})
-            beside, why = path if path.is_dir() else path.parent, f"{use} data of {name}"
-            if (beside / MANIFEST).is_file():
-                _walk(stats["card"], beside, why, digests, lines, seen)
-            elif broken := wrong_file(beside, digests):
+            home, why = path if path.is_dir() else path.parent, f"{use} data of {name}"
+            if (home / MANIFEST).is_file():
+                _walk(stats["card"], home, why, digests, lines, seen)
+            elif broken := wrong_file(home, digests):
                 raise ValueError(f"{stats['card']} ({why}): {broken}.")
             else:
                 lines.append(f"{stats['card']} ({why}): {len(digests)} files as recorded")

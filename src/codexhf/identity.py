@@ -296,9 +296,9 @@ def parent_record(path: str) -> dict:
     stats = {p.name: known.get(p.name) or file_stats(p) for p in read}
     record["sha256"] = {name: stats[name]["sha256"] for name in stats}
     if "adapter_config.json" in stats:
-        from codexhf.models import adapted  # late: it loads transformers
+        from codexhf.models import adapter_base  # late: it loads transformers
 
-        record["base"] = parent_record(str(adapted(folder)))["sha256"]
+        record["base"] = parent_record(str(adapter_base(folder)))["sha256"]
     return record
 
 

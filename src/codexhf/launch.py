@@ -130,7 +130,7 @@ def launch_errors() -> list[str]:
     return errors
 
 
-def load_whole() -> None:
+def disable_zero3_init() -> None:
     """Have models loaded whole under ZeRO-3, until training splits those that it trains.
 
     With training arguments in memory transformers splits every model that it loads, those too that

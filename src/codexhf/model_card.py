@@ -39,8 +39,8 @@ def write_card(folder: Path, manifest: dict) -> None:
     ]
     for _, _, card in cards_of(manifest):
         if card["license"] == "other":  # a stage wrote the card: its own licence counts
-            beside = resolve(card["card"], "dataset").parent / "README.md"
-            card["license"] = license_in(beside)
+            readme = resolve(card["card"], "dataset").parent / "README.md"
+            card["license"] = license_in(readme)
         licenses.append(card["license"])
     text = card_text(manifest, ".", strictest(licenses), {}, ancestry(manifest))
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -71,10 +71,9 @@ def card_text(manifest: dict, where: str, license: str, results: Mapping, lineag
         "config": json.dumps(manifest["config"], indent=1, sort_keys=True),
     }
     if stage.name in ("pretrain", "sft", "reward_model"):  # a step is a batch of rows
-        config, of = manifest["config"], manifest["data"]["train"]["rows"]
-        batch = config.get("per_device_train_batch_size", 8) * manifest["environment"]["processes"]
-        batch *= config.get("gradient_accumulation_steps", 1)
-        shown["seen"] = f"trained for {manifest['steps']} steps of {batch} rows, out of {of} rows"
+        steps, of = manifest["steps"], manifest["data"]["train"]["rows"]
+        batch = manifest["model"]["rows_trained_on"] // steps
+        shown["seen"] = f"trained for {steps} steps of {batch} rows, out of {of} rows"
     front = ModelCardData(**_front(manifest, license, results))
     card = RepoCard.from_template(front, template_path=str(TEMPLATE), **{**manifest, **shown})
     return f"{card}\n"

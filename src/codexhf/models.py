@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -23,7 +24,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from accelerate import PartialState
 from codexhf.hub import locate, resolve
 from codexhf.prompts import vocabulary_size
 from codexhf.refusals import nearest
@@ -79,7 +79,7 @@ def load_policy(
         ValueError: weights that hold NaN or infinity; a vocabulary smaller than the tokenizer's.
     """
     folder = resolve(path)
-    base = adapted(folder)
+    base = adapter_base(folder)
     model = AutoModelForCausalLM.from_pretrained(
         base or folder,
         use_safetensors=True,
@@ -162,7 +162,7 @@ def context_length(path: str) -> int | None:
 def config_of(path: str) -> PreTrainedConfig:
     """The config of a folder's or Hub id's model; that of its base where an adapter has none."""
     folder = resolve(path)
-    base = None if (folder / "config.json").is_file() else adapted(folder)
+    base = None if (folder / "config.json").is_file() else adapter_base(folder)
     return AutoConfig.from_pretrained(base or folder, trust_remote_code=False)
 
 
@@ -259,7 +259,7 @@ def backbone_states(
     ).last_hidden_state
 
 
-def compile_layers(model: nn.Module, mode: str | None = None) -> None:
+def compile_layers(model: nn.Module) -> None:
     """Let torch compile the layers of a model, each where it is first called.
 
     Layers of one class share what is compiled, so it takes seconds where a whole model takes
@@ -270,7 +270,7 @@ def compile_layers(model: nn.Module, mode: str | None = None) -> None:
     kinds = set(base_model(model)._no_split_modules or ())
     for module in model.modules():
         if type(module).__name__ in kinds:
-            module.compile(dynamic=True, mode=mode)
+            module.compile(dynamic=True)
 
 
 @contextmanager
@@ -335,7 +335,7 @@ def to_device(model: PreTrainedModel) -> PreTrainedModel:
     return model.to(PartialState().device).eval()
 
 
-def adapted(folder: Path) -> Path | None:
+def adapter_base(folder: Path) -> Path | None:
     """The folder of the model that the adapter in `folder` changes; None of a plain model."""
     file = folder / "adapter_config.json"
     if not file.is_file():

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from codexhf import knobs, workers
 from codexhf.arguments import StageArguments, pin
-from codexhf.launch import launch_errors, load_whole, processes, rank
+from codexhf.launch import disable_zero3_init, launch_errors, processes, rank
 from codexhf.refusals import nearest, refuse
 from codexhf.strict_yaml import load_yaml
 
@@ -60,7 +60,7 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
 
     Order of precedence: command line, `--config` (default: the YAML next to the recipe), defaults.
     bf16 is switched on where the device has it, use_cpu where there is no other device, unless the
-    user says otherwise.
+    user says otherwise. `workers.num_proc` is set for the whole process.
 
     Args:
         types: dataclasses; ours first, the library's config second where there is one.
@@ -101,7 +101,7 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
         if errors := verify_parents(instances[0]):
             refuse(errors, Path(recipe).name)
     _say_batch(in_yaml, instances[-1])
-    load_whole()
+    disable_zero3_init()
     workers.num_proc = getattr(instances[0], "num_proc", None)
     return instances
 
@@ -160,7 +160,7 @@ def _is_enum(kind: Any) -> bool:
 
 
 def _as(value: Any, kind: Any) -> Any:
-    """Return the value as one type that is no union, or raise one of the errors above."""
+    """Return the value as one type that is not a union, or raise one of the errors above."""
     origin = typing.get_origin(kind) or kind
     if origin is Literal or _is_enum(kind):
         spelled = None if type(value) is bool else str(value)

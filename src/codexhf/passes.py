@@ -19,11 +19,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
 
 
-def interval(values: Sequence[float], seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+def interval(values: Sequence[float]) -> tuple[float, float]:
     """95% bootstrap interval of the mean; the units are tasks, not samples."""
     values = np.asarray(values, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    means = values[generator.integers(0, len(values), (resamples, len(values)))].mean(axis=1)
+    resampled = np.random.default_rng(0).integers(0, len(values), (2000, len(values)))
+    means = values[resampled].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 

@@ -120,7 +120,7 @@ def label_by_tests(tasks: Dataset, distinct, results, stage, folder: Path) -> di
                 "samples_per_prompt or max_prompts, or set include_reference."
             )
         write_rows(folder / f"{name}.jsonl", rows)
-    write_card(
+    write_data_card(
         folder / "test.md",
         type="preference",
         title="Held-out preference pairs, of tasks that no pair in train.jsonl is from",
@@ -175,7 +175,7 @@ def pairs_to_label(row, completions, results, scores, stage, generator) -> list[
     sides = []
     for i, j in combinations(range(len(completions)), 2):
         gap = None if scores is None else scores[i] - scores[j]
-        tied = not results or rank(results[i]) == rank(results[j])
+        tied = not results or outcome(results[i]) == outcome(results[j])
         sides.append((telling(completions[i], completions[j], gap), tied, i, j))
     sides.sort(key=lambda side: -side[0])
     used: dict[bool, list[int]] = {True: [], False: []}
@@ -192,7 +192,7 @@ def pairs_to_label(row, completions, results, scores, stage, generator) -> list[
             pair[f"model_{side}"] = "the card's reference" if made else stage.model
             pair[f"tests_{side}"] = _why(results[k]) if results else None
             pair[f"reward_{side}"] = None if scores is None else scores[k]
-        better = None if tied else "a" if rank(results[a]) > rank(results[b]) else "b"
+        better = None if tied else "a" if outcome(results[a]) > outcome(results[b]) else "b"
         pair |= {"tests_label": better, "telling": round(tells, 4), "order_seed": stage.seed}
         pair["split"] = "test" if in_test(row["prompt"], stage.test_share) else "train"
         pair |= {name: row.get(name) for name in ("tests", "entry_point")}
@@ -251,7 +251,7 @@ def write_mixed(
     count = len(kinds["mixed"])
     others = (kinds["failed"] + kinds["passed"])[: max(least - count, 0)]
     write_rows(folder / "prompts.jsonl", kinds["mixed"] + others)
-    write_card(
+    write_data_card(
         folder / "prompts.md",
         type="prompt-only",
         title=f"Prompts for PPO, first the {count} that the model sometimes solves",
@@ -260,7 +260,7 @@ def write_mixed(
     return count, count + len(others)
 
 
-def write_card(path: Path, type: str, title: str, problems: str) -> None:
+def write_data_card(path: Path, type: str, title: str, problems: str) -> None:
     """Write the card of the .jsonl file of the same name next to it."""
     used = packages_used()
     own = {"execution": {"packages": used}} if used else {}
@@ -268,7 +268,7 @@ def write_card(path: Path, type: str, title: str, problems: str) -> None:
     path.write_text(card_of_rows(path, type, "other", title, made, problems, **own), "utf-8")
 
 
-def rank(result: Result) -> tuple[bool, float]:
+def outcome(result: Result) -> tuple[bool, float]:
     """Order of completions: passing first, then by the share of tests that passed."""
     return result.verdict == "pass", result.passed / max(result.total, 1)
 
@@ -276,7 +276,7 @@ def rank(result: Result) -> tuple[bool, float]:
 def pair_up(row, completions, results, most: int, generator) -> list[dict]:
     """Up to `most` pairs of completions of different rank, a pass against a fail first."""
     order = generator.permutation(len(completions))
-    better = [(i, j) for i in order for j in order if rank(results[i]) > rank(results[j])]
+    better = [(i, j) for i in order for j in order if outcome(results[i]) > outcome(results[j])]
     used: Counter = Counter()
     pairs: list[dict] = []
     while better and len(pairs) < most:
@@ -285,9 +285,9 @@ def pair_up(row, completions, results, most: int, generator) -> list[dict]:
         i, j = min(
             better,
             key=lambda ij: (
-                not (rank(results[ij[0]])[0] and not rank(results[ij[1]])[0]),
+                not (outcome(results[ij[0]])[0] and not outcome(results[ij[1]])[0]),
                 used[ij[0]] + used[ij[1]],
-                rank(results[ij[1]])[1] - rank(results[ij[0]])[1],
+                outcome(results[ij[1]])[1] - outcome(results[ij[0]])[1],
             ),
         )
         better.remove((i, j))

@@ -48,7 +48,7 @@ class Mark(NamedTuple):
     """What is known of a row, whatever stands in the rows before it."""
 
     fault: str | None  # why it is left out
-    key: bytes | None = None  # a hash of its texts; None where it can be no duplicate
+    key: bytes | None = None  # a hash of its texts; None where it cannot be a duplicate
     opposite: bytes | None = None  # the key of a pair that says the opposite
     signature: Any = None  # what near duplicates are found by
 

@@ -12,13 +12,13 @@ from filelock import FileLock
 
 from codexhf import completions, execution
 from codexhf.completions import code_of
-from codexhf.execution import check_references, check_tests, isolation_used, packages_used
+from codexhf.execution import check_references, isolation_used, packages_used
 
 TIMEOUT_S = 10.0
 """Not the stage's own: whether a reference is right does not depend on a stage's patience."""
 
 
-def wrong_rows(rows: datasets.Dataset) -> list[str | None]:
+def reference_errors(rows: datasets.Dataset) -> list[str | None]:
     """Return what is wrong with each task's tests or reference, or None.
 
     A reference that passed is remembered in the cache folder of `datasets`, under a hash of the
@@ -30,23 +30,23 @@ def wrong_rows(rows: datasets.Dataset) -> list[str | None]:
     tests, names = list(rows["tests"]), list(rows["entry_point"])
     texts = list(rows["completion"]) if "completion" in rows.column_names else [None] * len(rows)
     programs = [text and code_of(text) for text in texts]
-    walls = packages_used(), isolation_used()
-    found = [check_tests(t, n, *walls) for t, n in zip(tests, names, strict=True)]
+    found: list[str | None] = [None] * len(rows)
     keys = [_hash(*row) for row in zip(programs, tests, names, strict=True)]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "codexhf"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"passed-{_judge()}.txt"
     with FileLock(f"{file}.lock"):  # the other processes of a machine wait for the first one
         passed = set(file.read_text().split()) if file.is_file() else set()
-        new = [i for i, p in enumerate(programs) if p and not found[i] and keys[i] not in passed]
+        new = [i for i, key in enumerate(keys) if key not in passed]
         if not new:
             return found
-        print(f"running {len(new)} references against their own tests", flush=True)
+        if count := sum(bool(programs[i]) for i in new):
+            print(f"running {count} references against their own tests", flush=True)
         columns = ([column[i] for i in new] for column in (programs, tests, names))
         for i, error in zip(new, check_references(*columns, timeout_s=TIMEOUT_S), strict=True):
             found[i] = error
         with open(file, "a") as out:
-            out.writelines(f"{keys[i]}\n" for i in new if found[i] is None)
+            out.writelines(f"{keys[i]}\n" for i in new if programs[i] and not found[i])
     return found
 
 

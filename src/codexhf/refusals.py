@@ -15,6 +15,12 @@ def nearest(name: object, known: Iterable[object]) -> str:
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
+def raise_all(errors: Sequence[str], what: str = "") -> None:
+    """Raise one ValueError with every error; with a line on what they are about, if it is given."""
+    if errors:
+        raise ValueError("\n- ".join((f"{what}:", *errors)) if what else "\n".join(errors))
+
+
 def refuse(errors: Sequence[str], what: str, *, everywhere: bool = False) -> None:
     """Print all errors and exit with code 2.
 

@@ -1,6 +1,6 @@
 """The reward model R: load it, draw its head, score with it, normalise and record its scores.
 
-Two readers share one model: `ModelReward` takes text and its own tokenizer, `IdReward` takes the
+Two rewards share one model: `ModelReward` takes text and its own tokenizer, `IdReward` takes the
 token ids that PPO has already. Both are rewards under the contract of rewards.py.
 """
 
@@ -67,7 +67,7 @@ def load_reward_model(
     """
     set_seed(seed)
     folder = resolve(path)
-    base = models.adapted(folder)
+    base = models.adapter_base(folder)
     kind = classifier_class(AutoConfig.from_pretrained(base or folder, trust_remote_code=False))
     model, info = kind.from_pretrained(
         base or folder,
@@ -207,7 +207,7 @@ class ModelReward:
         if errors := [*self._errors(), *knob_errors(self)]:
             raise ValueError(f"reward {self.name!r}: " + "\n".join(errors))
         self.max_tokens, self.__name__ = self.max_tokens or self._limit, self.name
-        self.scored = self.truncated = 0
+        self.truncated = 0
         added = own.added_tokens_decoder.values()
         special = {*own.all_special_tokens} | {token.content for token in added if token.special}
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
@@ -262,7 +262,6 @@ class ModelReward:
         completion = self._special.sub(" ", completion)
         completion = completion.encode("utf-8", "replace").decode()  # lone surrogates
         ids, _ = answered_ids(prompt, completion, self.processing_class)
-        self.scored += 1
         if len(ids) > self.max_tokens:
             self.truncated += 1
             if self.truncated == 1:
@@ -296,7 +295,6 @@ class IdReward:
     """
 
     def __init__(self, model: nn.Module, name: str, normalize: bool):
-        check_scalar_head(model, name)
         self.model, self.__name__ = model, name
         self.mean, self.std = scale_of(model) if normalize else (0.0, 1.0)
         self.scores: list[float] = []
@@ -332,7 +330,7 @@ def adapted_reward_model(path: str, trained: bool = False, **loading: Any) -> nn
     Where R was saved without adapters, or that model is gone, it is R as a plain model.
     """
     adapter = resolve(path) / ADAPTER
-    base = models.adapted(adapter)
+    base = models.adapter_base(adapter)
     if base is None or model_folder(str(base)):
         return load_reward_model(path, **loading)
     model = read_adapter(load_reward_model(str(base), new_head=True, **loading), adapter, trained)

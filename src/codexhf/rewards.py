@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codexhf.completions import code_of, parse_python
 from codexhf.execution import run_tests
-from codexhf.refusals import nearest
+from codexhf.refusals import nearest, raise_all
 from codexhf.safety import Rule, default_rules, load_rules, violations
 
 if TYPE_CHECKING:  # what names a reward should not cost the import of torch
@@ -210,7 +210,7 @@ class RewardSum:
             for name, reward in zip(names, rewards, strict=True)
             if all(p.kind is not p.VAR_KEYWORD for p in _parameters(reward))
         ]
-        _refuse(errors)
+        raise_all(errors)
         self.names, self.rewards, self.weights = names, rewards, weights
 
     def check_columns(self, available: Iterable[str]) -> None:
@@ -234,7 +234,7 @@ class RewardSum:
                     f"reward {name!r}: got a data set with the columns {available}, expected also "
                     f"{missing}. Use a data card that has them, or leave the reward out."
                 )
-        _refuse(errors)
+        raise_all(errors)
 
     def __call__(
         self, prompts: Sequence[Prompt], completions: Sequence[str], /, **columns: Sequence[Any]
@@ -247,7 +247,7 @@ class RewardSum:
             RewardError: a reward raised, gave the wrong number of values or a value that is no
                 finite number, or no reward applies to a row; the message names reward and row.
         """
-        _refuse(_name_errors(columns))
+        raise_all(_name_errors(columns))
         for what, column in {"prompts": prompts, **columns}.items():
             if len(column) != len(completions):
                 raise ValueError(
@@ -325,7 +325,7 @@ def combine(
             chosen.append(reward if callable(reward) else reward_of_name(reward, table))
         except ValueError as error:
             errors.append(str(error))
-    _refuse(errors)
+    raise_all(errors)
     return RewardSum(chosen, weights)
 
 
@@ -370,11 +370,6 @@ def as_list(rewards: str | Reward | Iterable[str | Reward] | None) -> list[str |
             f"Names are {', '.join(sorted(REWARDS))}."
         )
     return list(rewards)
-
-
-def _refuse(errors: Sequence[str]) -> None:
-    if errors:
-        raise ValueError("\n".join(errors))
 
 
 def _parameters(reward: Reward) -> list[inspect.Parameter]:
@@ -473,7 +468,7 @@ def _listed(values: Any) -> list[Any] | None:
 
 
 def _number(value: Any) -> float:
-    """Return a value as a float; nan where it is no number or not finite in float32."""
+    """Return a value as a float; nan where it is not a number or not finite in float32."""
     try:
         number = math.nan if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last for tensors of many

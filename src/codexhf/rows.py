@@ -100,7 +100,7 @@ class Reader:
             except RowFault as fault:
                 yield {}, str(fault)
             except RowError as error:
-                if self.card.streaming:  # nobody would be there to mend the card
+                if self.card.streaming:  # nobody would be there to correct the card
                     yield {}, UNREADABLE
                 else:
                     raise RowError(f"row {number}: {error}") from None
@@ -256,7 +256,7 @@ def _prompt_of_conversation(row: Row) -> Row:
 def _messages(row: Row) -> list:
     turns = spoken("messages", row["messages"], transcript=True)
     if not isinstance(turns, list):
-        raise RowFault("messages is no conversation")
+        raise RowFault("messages is not a conversation")
     return turns
 
 
@@ -276,7 +276,7 @@ def _pair(row: Row) -> Row:
 def _implicit_pair(row: Row) -> Row:
     chosen, rejected = (spoken(n, row[n], transcript=True) for n in ("chosen", "rejected"))
     if not isinstance(chosen, list) or not isinstance(rejected, list):
-        raise RowFault("no prompt, and chosen and rejected are no conversations")
+        raise RowFault("no prompt, and chosen and rejected are not conversations")
     return _pair({"prompt": None, "chosen": chosen, "rejected": rejected})
 
 
@@ -412,7 +412,7 @@ def _margin(value: Any) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise RowFault("margin is no number")
+        raise RowFault("margin is not a number")
     return number
 
 

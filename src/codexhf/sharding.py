@@ -126,7 +126,7 @@ def _gathered_zero3(model: nn.Module, parts: Iterable[nn.Module]) -> Iterator[No
 
 
 @contextmanager
-def written(model: nn.Module) -> Iterator[None]:
+def writable(model: nn.Module) -> Iterator[None]:
     """Let weights be changed in place on every process; ZeRO-3 takes over the first one's."""
     if not any(_in_zero3(p) for p in model.parameters()):
         yield

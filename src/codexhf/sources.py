@@ -559,7 +559,7 @@ def source_files(
 ) -> list[Unit]:
     """Every file of folders, patterns and (compressed) tars; the suffix is read without case.
 
-    What is no text has a reason in `unreadable`, and is counted under it.
+    What is not text has a reason in `unreadable`, and is counted under it.
     """
     ends = tuple(suffix.lower() for suffix in suffixes or [""])
     units: list[Unit] = []

@@ -11,6 +11,7 @@ from codexhf.arguments import TokenizerArguments
 from codexhf.data import Data
 from codexhf.hub import resolve
 from codexhf.prompts import end_ids, text_of
+from codexhf.words import token_ids
 
 GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 """Classes of tokenizers that are all in their tokenizer.json."""
@@ -88,7 +89,7 @@ def train_tokenizer(
     metrics: dict = {"vocab_size": len(tokenizer)}
     for card, data in heldout.items():
         documents = data.dataset["text"]
-        tokens = sum(len(ids) for ids in tokenizer(list(documents))["input_ids"])
+        tokens = sum(map(len, token_ids(tokenizer, special=False)(documents)))
         metrics[f"bytes_per_token_{card}"] = sum(len(t.encode()) for t in documents) / tokens
     return metrics
 

@@ -87,9 +87,9 @@ def prompt_lengths(rows: Dataset, tokenizer, source: str) -> np.ndarray:
     return np.array([n for part in _by_rows(measure, texts, "Measuring") for n in part])
 
 
-def _by_rows(function: Callable, rows: Dataset, what: str, size: int = 500) -> Iterator:
-    """Yield what a function makes of each span of `size` rows, in order."""
-    spans = [(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+def _by_rows(function: Callable, rows: Dataset, what: str) -> Iterator:
+    """Yield what a function makes of each span of 500 rows, in order."""
+    spans = [(start, min(start + 500, len(rows))) for start in range(0, len(rows), 500)]
     with progress(None, what, total=len(rows), unit=" rows") as bar:
         for (start, stop), made in zip(spans, in_order(function, spans), strict=True):
             yield made

@@ -24,7 +24,7 @@ PR_SET_PDEATHSIG = 1
 _function: Callable | None = None
 
 
-def processes() -> int:
+def process_count() -> int:
     """Return how many processes work on data."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return num_proc or max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -36,7 +36,7 @@ def in_order(function: Callable[[Any], Any], items: Iterable) -> Iterator:
     Args:
         function: may be a closure; its results are pickled.
     """
-    items, count = iter(items), processes()
+    items, count = iter(items), process_count()
     first = list(islice(items, 2))
     if count == 1 or len(first) < 2:  # one batch is not worth a process
         yield from map(function, chain(first, items))

@@ -1,6 +1,6 @@
 """Record what TRL 1.12's PPOTrainer does, step by step, for tests/test_ppo_parity.py.
 
-    python tests/traces/record.py          # writes trl-1.12.safetensors beside this file
+    python tests/traces/record.py          # writes trl-1.12.safetensors next to this file
     python tests/traces/record.py --check  # runs TRL's class and ours side by side, writes nothing
 
 Both commands need trl==1.12.*. The trainers get the same models, prompts in the same order, the

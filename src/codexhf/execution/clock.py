@@ -2,7 +2,7 @@
 
 Programs that ask what year it is are common, and their results must not change with the year.
 Sleeping, `monotonic` and `perf_counter` stay real. Patched in Python, by zygote.py before anything
-else is imported: it makes results repeatable and is no wall.
+else is imported: it makes results repeatable and is not a wall.
 """
 
 import ctypes

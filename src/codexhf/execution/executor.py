@@ -172,7 +172,7 @@ def check_references(
         limits: as for `run_tests`.
     Returns:
         One text per row ("fail: AssertionError …", "timeout: …", what `check_tests` says), or None.
-        Those that begin with "not supported" are no fault of the row.
+        Those that begin with "not supported" are not the row's fault.
     """
     packages = packages_used()
     items = zip(tests, entry_points, strict=True)

@@ -158,7 +158,7 @@ def grade(
     seed = {"seed": hashlib.sha256(told).hexdigest()}  # the tests' draws; apart, the program's is 0
     wall_s = 0.0
     if item.kind == protocol.ASSERTS:
-        names = testcode.read_tests(cases, item.entry_point).names
+        names = testcode.analyse_tests(cases, item.entry_point).names
         checker = {"tests": cases, "names": names, "entry_point": item.entry_point} | seed
         reply = yield Request(protocol.ASSERTS, limits, (checker, job))
         if reply.codes[0] != protocol.OUT_OF_REACH:

@@ -31,7 +31,7 @@ def _module_error(name: str) -> str:
 
 def _checker_error(source: str) -> str:
     try:
-        told = testcode.read_tests(source, "check")
+        told = testcode.analyse_tests(source, "check")
     except testcode.NotPython as error:
         return f"which is not Python: {error}"
     return "" if "check" in told.defined else "expected `def check(stdin, stdout, expected)` in it."
@@ -133,7 +133,7 @@ def check_tests(
     Cheap: nothing is run and no sandbox is needed. A stage calls it for each row before it samples
     anything; what it lets through never ends in `sandbox_error` for the tests' sake, except for
     tests that fail by themselves, which `check_references` finds. Texts that begin with "not
-    supported" are no fault of the row.
+    supported" are not the row's fault.
     """
     try:
         read_item(tests, entry_point, tuple(packages), isolation)
@@ -145,7 +145,7 @@ def check_tests(
 def missing_import(source: str, packages: Sequence[str] = ()) -> str | None:
     """Return the first module that a program imports at its top and the sandbox does not have."""
     try:
-        return testcode.missing_module(testcode.read_tests(source, "").imports, packages)
+        return testcode.missing_module(testcode.analyse_tests(source, "").imports, packages)
     except testcode.NotPython:
         return None
 
@@ -208,10 +208,10 @@ def _read_code(
         raise BrokenItem(f"tests: got {len(tests)} characters, expected at most {MAX_TESTS_BYTES}")
     try:
         if not entry_point:
-            testcode.read_tests(tests, "")  # before it is asked for a name: what is not Python
+            testcode.analyse_tests(tests, "")  # before it is asked for a name: what is not Python
             entry_point = testcode.entry_point_in(tests)
         _check_entry_point(entry_point)
-        told = testcode.read_tests(tests, entry_point)
+        told = testcode.analyse_tests(tests, entry_point)
     except testcode.NotPython as error:
         raise BrokenItem(f"the tests are not Python: {error}") from None
     missing = testcode.missing_module(told.imports, packages)

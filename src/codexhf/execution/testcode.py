@@ -56,7 +56,7 @@ class TestCode:
 
 
 @functools.lru_cache(maxsize=1 << 12)
-def read_tests(source: str, entry_point: str) -> TestCode:
+def analyse_tests(source: str, entry_point: str) -> TestCode:
     """Return what the tests say about themselves.
 
     Raises:
@@ -152,7 +152,7 @@ def entry_point_in(tests: str) -> str | None:
     Where assertions call none, it is the only name that the tests take from the program.
     """
     try:
-        names = set(read_tests(tests, "").names)
+        names = set(analyse_tests(tests, "").names)
     except NotPython:
         return None
     called = []
@@ -197,7 +197,7 @@ def wrong_variants(source: str, entry_point: str) -> tuple[tuple[str, str], ...]
     says yes. All look as `ast.unparse` writes, as the true ones do when they are run, so that a
     program cannot tell which is which.
     """
-    told = read_tests(source, entry_point)
+    told = analyse_tests(source, entry_point)
     if told.draws:
         return ()
     tree = ast.parse(source)

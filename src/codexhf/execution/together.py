@@ -1,7 +1,7 @@
 """The child that runs a program and its tests in one process, for tests that need that.
 
 Whatever it reports may be the program's doing. So grading.py runs it again on the same tests with
-one expectation made wrong (testcode.wrong_variants): what passes those too is no pass.
+one expectation made wrong (testcode.wrong_variants): what passes those too is not a pass.
 """
 
 import linecache

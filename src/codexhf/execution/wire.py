@@ -70,7 +70,7 @@ TYPES = {kind.__name__: kind for kind in (*_WRITERS, bool, object, type, range)}
 
 
 class LineError(Exception):
-    """The other side sent something that is no message, or hung up."""
+    """The other side sent something that is not a message, or hung up."""
 
 
 class OutOfReach(Exception):

@@ -14,8 +14,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from codexhf.generation.engines import Engine, Sampling, make_engine
-from codexhf.generation.native import preallocated_cache
+from codexhf.generation.engines import ContinuousBatchingEngine, Engine, HFEngine, Sampling
+from codexhf.generation.native import NativeEngine, preallocated_cache
 from codexhf.models import base_model, evaluating
 from codexhf.prompts import decode, end_ids, left_pad, prompt_ids, vocabulary_size
 
@@ -90,3 +90,10 @@ def engine_for(
     if name != wanted:
         warnings.warn(f"{wanted!r} cannot sample: {reason} {name!r} samples instead.", stacklevel=3)
     return make_engine(name, sampling, cuda_graphs)
+
+
+def make_engine(name: str, sampling: Sampling, cuda_graphs: bool = True) -> Engine:
+    """Return the engine of that name, or say what is missing for it."""
+    if name == "native":
+        return NativeEngine(sampling, fixed_shapes=None if cuda_graphs else False)
+    return (HFEngine if name == "hf" else ContinuousBatchingEngine)(sampling)

@@ -78,7 +78,7 @@ class HFEngine:
                 order.append(rows)
         found, back = join(parts), torch.cat(order).argsort()
         found = Generation(found.responses[back], found.lengths[back], found.logprobs[back])
-        return check_finite(found, policy)
+        return check_logprobs(found, policy)
 
     def _chunks(self, policy: nn.Module, mask: Tensor) -> Iterator[tuple[Tensor, int]]:
         """Yield row numbers, and the width of their prompts with padding."""
@@ -174,7 +174,7 @@ class ContinuousBatchingEngine:
             [out.logprobs for out in answers],
             prompt_ids.device,
         )
-        return check_finite(generation, policy)
+        return check_logprobs(generation, policy)
 
 
 @torch.no_grad()
@@ -212,17 +212,6 @@ def from_lists(tokens: list[list[int]], logprobs: list[list[float]], device) -> 
     return Generation(responses, mask.sum(1), picked)
 
 
-def make_engine(name: str, sampling: Sampling, cuda_graphs: bool = True) -> Engine:
-    """Return the engine of that name, or say what is missing for it."""
-    if name == "native":
-        from codexhf.generation.native import NativeEngine
-
-        return NativeEngine(sampling, fixed_shapes=None if cuda_graphs else False)
-    if name == "hf":
-        return HFEngine(sampling)
-    return ContinuousBatchingEngine(sampling)
-
-
 def ended_by_stop(responses: Tensor, logprobs: Tensor, stop_ids: tuple[int, ...]) -> Generation:
     """Cut responses (B, R) after their first stop token."""
     width = responses.size(1)
@@ -234,7 +223,7 @@ def ended_by_stop(responses: Tensor, logprobs: Tensor, stop_ids: tuple[int, ...]
     return Generation(responses * real, lengths, logprobs * real)
 
 
-def check_finite(generation: Generation, policy: nn.Module) -> Generation:
+def check_logprobs(generation: Generation, policy: nn.Module) -> Generation:
     """Return what was sampled, or stop where the logits behind it were not finite.
 
     Raises:

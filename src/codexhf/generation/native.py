@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from codexhf.generation.engines import Generation, Sampling, check_finite, join, row_chunks
+from codexhf.generation.engines import Generation, Sampling, check_logprobs, join, row_chunks
 from codexhf.models import base_model, position_ids
 
 FIXED_TOKENS = 512
@@ -53,7 +53,7 @@ class NativeEngine:
             )
             for rows in row_chunks(prompt_ids.size(0), self.sampling.chunk)
         ]
-        return check_finite(join(parts), policy)
+        return check_logprobs(join(parts), policy)
 
     def _decode(
         self, policy, prompt_ids, prompt_mask, generator, temperature, invert
@@ -72,7 +72,7 @@ class NativeEngine:
         logits = reader.read(prompt_ids)
         for step in range(width):
             logits = logits[:, : self.sampling.vocabulary]
-            tokens, picked = sample(logits, temperature, generator, invert)
+            tokens, picked = sample_tokens(logits, temperature, generator, invert)
             responses[rows, step] = tokens.masked_fill(ended, 0)
             logprobs[rows, step] = picked.masked_fill(ended, 0.0)
             if step + 1 == width:
@@ -275,7 +275,7 @@ def obstacle(policy: nn.Module, cache: DynamicCache) -> str | None:
     return None
 
 
-def sample(
+def sample_tokens(
     logits: Tensor, temperature: float, generator: torch.Generator, invert: bool
 ) -> tuple[Tensor, Tensor]:
     """Draw one token per row of `logits` (B, V); return ids (B,) and log-probabilities (B,).

@@ -116,7 +116,7 @@ def implied_noise(percent: float | None) -> float | None:
 def chance_p(x: Sequence[Hashable], y: Sequence[Hashable], seed: int = 0, draws: int = 4000):
     """Chance that labels shuffled over the same pairs agree with `y` at least as often as `x` does.
 
-    Shuffling keeps how often each value is given, so always answering the same is no signal.
+    Shuffling keeps how often each value is given, so always answering the same says nothing.
     """
     names = {v: i for i, v in enumerate({*x, *y})}
     mine, theirs = (np.array([names[v] for v in values]) for values in (x, y))

@@ -8,7 +8,7 @@ import copy
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from codexhf.adapters import share_base
-from codexhf.launch import launch_errors, load_whole
+from codexhf.launch import disable_zero3_init, launch_errors
 from codexhf.models import base_model, disable_dropout, load_policy, shortest_context
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.evaluate import EVALUATION_METRICS
@@ -34,6 +34,7 @@ from codexhf.ppo.rollout import NOT_REWARD_COLUMNS, PromptEncoder
 from codexhf.ppo.sampling import recomputes
 from codexhf.ppo.schedule import Schedule
 from codexhf.prompts import end_ids, vocabulary_size
+from codexhf.refusals import raise_all
 from codexhf.reward_model import (
     IdReward,
     ModelReward,
@@ -121,12 +122,12 @@ def build(given: Given) -> Parts:
     Raises:
         ValueError: everything that is wrong, at once; what needs no model before one is loaded.
     """
-    refuse(early_errors(given))
-    load_whole()
+    raise_all(early_errors(given), "PPOTrainer")
+    disable_zero3_init()
     args = given.args
     schedule = Schedule.of(args, len(given.train_dataset))
     given = _load(given)
-    refuse(model_errors(given))
+    raise_all(model_errors(given), "PPOTrainer")
     policy, critic, reference = given.model, given.value_model, given.ref_model
     rewards = _rewards(given)
     by_ids = [r.model for r in rewards.rewards if isinstance(r, IdReward)]
@@ -156,7 +157,7 @@ def build(given: Given) -> Parts:
         sft_limit=min(args.sft_max_length, limit or args.sft_max_length),
         dropouts=dropouts,
     )
-    refuse(_length_errors(given, parts))
+    raise_all(_length_errors(given, parts), "PPOTrainer")
     whole = not args.deepspeed and os.environ.get("ACCELERATE_USE_FSDP", "false") == "false"
     if whole and not isinstance(policy, PreTrainedModel):
         share_base(policy, critic, reference, *scored)
@@ -201,11 +202,6 @@ def trainer_args(args: PPOConfig, schedule: Schedule) -> PPOConfig:
 
 
 # ------------------------------------------------------------------------------ refusals
-
-
-def refuse(errors: Sequence[str]) -> None:
-    if errors:
-        raise ValueError("PPOTrainer:\n" + "\n".join(f"- {error}" for error in errors))
 
 
 @contextmanager
@@ -431,8 +427,8 @@ def model_errors(given: Given) -> list[str]:
     errors += _policy_errors(args, policy, given.processing_class)
     if given.ref_model is not None:
         errors += _vocabulary_errors("ref_model", base_model(given.ref_model), given)
-    readers = list(zip(given.reward_models, given.reward_tokenizers, strict=True))
-    by_ids = any(isinstance(m, nn.Module) and t is None for m, t in readers)
+    scoring = list(zip(given.reward_models, given.reward_tokenizers, strict=True))
+    by_ids = any(isinstance(m, nn.Module) and t is None for m, t in scoring)
     if critic is None and not by_ids and getattr(base_model(policy), "is_quantized", False):
         errors.append(
             "value_model: got None with a quantised policy, expected a critic: weights of 8 or 4 "
@@ -442,11 +438,11 @@ def model_errors(given: Given) -> list[str]:
         with collected(errors):
             check_scalar_head(critic, "value_model")
             errors += _vocabulary_errors("value_model", critic, given)
-    for number, (model, tokenizer) in enumerate(readers):
+    for number, (model, tokenizer) in enumerate(scoring):
         if isinstance(model, nn.Module):
             with collected(errors):
                 check_scalar_head(model, given.reward_name(number))
-                errors += _reader_errors(given.reward_name(number), model, tokenizer, given)
+                errors += _reward_model_errors(given.reward_name(number), model, tokenizer, given)
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     dtype = next(policy.parameters()).dtype
     if args.importance_cap is not None and not recomputes(args, dtype, precision):
@@ -484,7 +480,9 @@ def _policy_errors(args: PPOConfig, policy: nn.Module, tokenizer) -> Iterator[st
             yield (f"{name}: got {wanted!r}, expected one of the adapters {known}.")
 
 
-def _reader_errors(name: str, model: nn.Module, tokenizer: Any, given: Given) -> Iterator[str]:
+def _reward_model_errors(
+    name: str, model: nn.Module, tokenizer: Any, given: Given
+) -> Iterator[str]:
     """Return what is wrong with a reward model that has a scalar head."""
     mean, std = scale_of(model)
     usable = math.isfinite(mean) and math.isfinite(std) and std > 0
@@ -589,8 +587,8 @@ def _own_tokenizer(path: Any, processing_class: Any) -> PreTrainedTokenizerBase 
 
 def _rewards(given: Given) -> RewardSum:
     rewards, normalize = [], given.args.normalize_reward_model
-    readers = zip(given.reward_models, given.reward_tokenizers, strict=True)
-    for number, (model, tokenizer) in enumerate(readers):
+    scoring = zip(given.reward_models, given.reward_tokenizers, strict=True)
+    for number, (model, tokenizer) in enumerate(scoring):
         name = given.reward_name(number)
         if not isinstance(model, nn.Module):
             rewards.append(model)  # a callable under the contract already

@@ -18,6 +18,7 @@ import torch
 from transformers import TrainingArguments
 
 from codexhf.knobs import knob, knob_errors
+from codexhf.refusals import raise_all
 
 TRL_VALUES: dict[str, Any] = {
     "masks_from": "pad_token",
@@ -285,8 +286,7 @@ class PPOConfig(TrainingArguments):
         super().__post_init__()
         self.torch_compile = compiled
         errors = [*knob_errors(self), *self._inherited_errors(), *self._cross_errors()]
-        if errors:
-            raise ValueError("PPOConfig:\n" + "\n".join(f"- {error}" for error in errors))
+        raise_all(errors, "PPOConfig")
 
     def _resolve_checkpointing(self) -> None:
         """Turn an unset gradient_checkpointing into True, under the name this transformers uses."""

@@ -124,12 +124,12 @@ class PolicyAndCritic(nn.Module):
         """
         logprobs = entropy = sft_loss_sum = None
         if policy_at is not None:
-            logprobs, entropy = self.score(
+            logprobs, entropy = self.logprobs(
                 self.policy, input_ids, attention_mask, policy_at, targets, temperature
             )
         values = self.values(input_ids, attention_mask, value_at)
         if sft is not None:
-            sft_logprobs, _ = self.score(
+            sft_logprobs, _ = self.logprobs(
                 self.policy, sft["input_ids"], None, sft["predict_at"], sft["targets"], 1.0
             )
             sft_loss_sum = -sft_logprobs.sum()
@@ -140,7 +140,7 @@ class PolicyAndCritic(nn.Module):
         hidden = backbone_states(self.value_model, input_ids, attention_mask)
         return self.value_model.score(hidden[at]).squeeze(-1).float()
 
-    def score(
+    def logprobs(
         self,
         policy: nn.Module,
         input_ids: Tensor,

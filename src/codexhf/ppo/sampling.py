@@ -204,14 +204,14 @@ class RolloutMixin:
 
     def _logprobs(self, policy: nn.Module, completions: Completions) -> Tensor:
         """Return log-probabilities (B, R) of the completions under `policy`, 0 outside them."""
-        score = self.accelerator.unwrap_model(self.model).score
+        logprobs_of = self.accelerator.unwrap_model(self.model).logprobs
 
-        def scored(rows: Tensor, layout: Layout) -> Tensor:
+        def of_rows(rows: Tensor, layout: Layout) -> Tensor:
             targets = completions.responses[rows][completions.response_mask[rows]]
             given = policy, layout.input_ids, layout.attention_mask, layout.policy_at, targets
-            return score(*given, self.args.temperature)[0]
+            return logprobs_of(*given, self.args.temperature)[0]
 
-        return self._of_tokens(policy, completions, completions.response_mask, scored)
+        return self._of_tokens(policy, completions, completions.response_mask, of_rows)
 
     def _values(self, completions: Completions) -> Tensor:
         """Return the critic's values (B, R), 0 outside value_mask."""

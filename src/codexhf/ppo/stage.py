@@ -11,10 +11,11 @@ from codexhf.arguments import PPOArguments
 from codexhf.data import Data
 from codexhf.knobs import given
 from codexhf.models import load_policy, outline
-from codexhf.ppo.build import Given, collected, model_errors, refuse, setting_errors
+from codexhf.ppo.build import Given, collected, model_errors, setting_errors
 from codexhf.ppo.config import TRL_VALUES, UNREAD_FIELDS, PPOConfig
 from codexhf.ppo.trainer import PPOTrainer
 from codexhf.prompts import prompt_ids
+from codexhf.refusals import raise_all
 from codexhf.reward_model import (
     adapted_reward_model,
     as_reward,
@@ -61,7 +62,7 @@ def check_settings(stage: PPOArguments, training: PPOConfig, tokenizer) -> None:
         )
     ours = stage.trainer == "codexhf"
     errors += _model_errors(stage, training, tokenizer) if ours else _trl_errors(stage, training)
-    refuse(errors)
+    raise_all(errors, "PPOTrainer")
 
 
 def _model_errors(stage: PPOArguments, training: PPOConfig, tokenizer) -> list[str]:

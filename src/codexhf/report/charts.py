@@ -16,7 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from codexhf.lineage import BY_FOLDER
+from codexhf.lineage import BY_FOLDER, STAGES
 from codexhf.report.manifests import number
 from codexhf.strict_yaml import load_yaml
 
@@ -27,8 +27,7 @@ INK = "#333a43"
 OTHERS = (INK, "#aa5a8c", "#56b4e9", "#8c6d1f")
 DARK = {
     INK: "#d7dbe0", "#6b737d": "#9da5ae", "#9aa1aa": "#6b737d", "#e6e8eb": "#2d3238",
-    "#56606b": "#9da5ae", "#7d8590": "#9aa2ac", "#0072b2": "#4ba3dc", "#009e73": "#2fbf95",
-    "#d55e00": "#f0813a", "#aa5a8c": "#d283b4", "#8c6d1f": "#c9a54a",
+    "#aa5a8c": "#d283b4", "#8c6d1f": "#c9a54a", **{stage.colour: stage.dark for stage in STAGES},
 }  # fmt: skip
 """Colour on a light page -> the same on a dark one."""
 Points = list[tuple[float, float]]
@@ -44,7 +43,7 @@ def curve(history: Sequence[Mapping], key: str, scale: float = 1.0) -> Points:
     """(step, value) of a logged key while training, at most POINTS of them, means of neighbours.
 
     The trainer's summary row ends training: an evaluation after it is of the weights that were
-    kept, which need not be the last ones, and is no point of the curve.
+    kept, which need not be the last ones, and is not a point of the curve.
     """
     end = max((i for i, row in enumerate(history) if "train_runtime" in row), default=None)
     points = [
