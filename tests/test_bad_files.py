@@ -185,8 +185,8 @@ def test_a_thousand_mutated_files_are_named_or_counted(read, tmp_path):
         told_or_counted(read, name)
 
 
-PICKED = ("null", "int", "float", "bool", "mixed", "object", "space", "nul", "message", "null content",
-          "empty list", "calls", "big int", "nested")  # fmt: skip
+PICKED = ("null", "int", "float", "bool", "mixed", "object", "space", "nul", "message",
+          "null content", "empty list", "calls", "big int", "nested")  # fmt: skip
 ODD = {name: VALUES[name] for name in PICKED} | {
     "nan text": "nan", "1e999": "1e9999", "json": '{"a": 1}', "half json": '[{"args": ',
     "not python": "def f(:", "python": "assert f(1) == 1", "expression": "1",

@@ -215,6 +215,10 @@ def _as_it_is(row: Row) -> Row:
     return {name: spoken(name, value) for name, value in row.items()}
 
 
+def _document(row: Row) -> Row:
+    return {"text": row["text"] if isinstance(row["text"], str) else None}
+
+
 def _with_system(row: Row) -> Row:
     system = row.pop("system", None)
     if system is None or not str(system).strip():
@@ -303,7 +307,7 @@ def _common(chosen: list, rejected: list) -> int:
 
 
 SHAPES: dict[str, list[tuple[tuple[str, ...], Callable[[Row], Row]]]] = {
-    "language-modeling": [(("text",), _as_it_is)],
+    "language-modeling": [(("text",), _document)],
     "prompt-completion": [
         (("prompt", "completion"), _demonstration),
         (("messages",), _conversation),
