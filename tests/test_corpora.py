@@ -436,9 +436,9 @@ def test_large_texts_are_compared_without_a_parse(monkeypatch):
 
     text = "x = 'a'\n" * (2**15 + 1)
     monkeypatch.setattr(overlap, "ast", None)  # 250 MiB for each MiB
-    held = HeldOut([[{"prompt": "p", "completion": text + "\n"}]])
-    assert held.overlap("prompt-completion", {"prompt": "q", "completion": text})
-    assert not held.overlap("prompt-completion", {"prompt": "q", "completion": text + "y"})
+    held = HeldOut([[{"completion": text + "\n"}]])
+    assert held.overlap("prompt-completion", {"completion": text})
+    assert not held.overlap("prompt-completion", {"completion": text + "y"})
 
 
 def test_words_hash_alike_where_they_are_alike():
