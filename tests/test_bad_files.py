@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from codexhf import data as loaders
 from codexhf.cards import CardError, load_card
-from codexhf.data import read_card
+from codexhf.data import load_demonstrations, load_packed, load_pairs, load_tasks, read_card
 
 GOOD = [{"prompt": f"p {i}", "completion": f"x = {i}", "id": str(i)} for i in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in GOOD).encode()
@@ -182,3 +183,72 @@ def test_a_thousand_mutated_files_are_named_or_counted(read, tmp_path):
                     raw[place:place] = draw.randbytes(draw.randrange(1, 9))
         (tmp_path / name).write_bytes(raw)
         told_or_counted(read, name)
+
+
+PICKED = ("null", "int", "float", "bool", "mixed", "object", "space", "nul", "message",
+          "null content", "empty list", "calls", "big int", "nested")  # fmt: skip
+ODD = {name: VALUES[name] for name in PICKED} | {
+    "nan text": "nan", "1e999": "1e9999", "json": '{"a": 1}', "half json": '[{"args": ',
+    "not python": "def f(:", "python": "assert f(1) == 1", "expression": "1",
+    "case": [{"args": "(1,)", "expected": "1"}], "half case": [{"args": "(1,)"}],
+    "case of numbers": [{"args": 1, "expected": 2}], "ragged": {"inputs": ["1"], "outputs": []},
+    "call": {"fn_name": "f", "inputs": [[1]], "outputs": [1]}, "code of numbers": {"code": 3},
+    "code and limit": {"code": "assert f(1) == 1", "timeout_s": -1}, "parens": "(" * 300,
+    "compare": [{"stdin": "1", "stdout": "1", "compare": "no such"}],
+    "two turns": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "x"}],
+    "odd role": [{"role": "tool", "content": "x"}], "numbers in turns": [{"role": 1, "content": 2}],
+    "transcript": "\n\nHuman: p\n\nAssistant: x", "tie": "tie",
+}  # fmt: skip
+CODE = "def f(x):\n    return x"
+RUN = {"tests": ODD["python"], "entry_point": "f"}
+SOUND = [
+    {"type": "language-modeling", "text": "x = 1", "id": "t"},
+    {"type": "prompt-completion", "prompt": "p", "completion": "x", "system": None, "id": "d"},
+    {"type": "prompt-completion", "messages": ODD["two turns"]},
+    {"type": "preference", "prompt": "p", "chosen": "x", "rejected": "y", "margin": 1.0, "id": "q"},
+    {"type": "preference", "prompt": "p", "response_a": "x", "response_b": "y", "label": "a"},
+    {"type": "prompt-only", "prompt": "p", **RUN, "completion": CODE, "id": "a", "group": "g"},
+    {"type": "prompt-only", "messages": ODD["two turns"], **RUN},
+]
+EVERY = [(number, column) for number, row in enumerate(SOUND) for column in [*row][1:]]
+FORMS = {"language-modeling": "input_ids", "preference": "chosen"}
+
+
+@pytest.mark.parametrize(("number", "column"), EVERY)
+def test_odd_values_in_any_column_are_named_or_counted_by_every_loader(
+    number, column, tmp_path, tokenizer, monkeypatch
+):
+    monkeypatch.setattr(loaders, "TOO_LONG_SHARE", 1)
+    monkeypatch.setattr("codexhf.workers.num_proc", 1)
+    # no program is run here
+    monkeypatch.setattr(loaders, "reference_errors", lambda rows: [None] * len(rows))
+    type, sound = SOUND[number]["type"], {k: v for k, v in SOUND[number].items() if k != "type"}
+    load = {
+        "language-modeling": lambda card: load_packed([card], tokenizer, 8),
+        "prompt-completion": lambda card: load_demonstrations([card], tokenizer, 4000),
+        "preference": lambda card: load_pairs([card], tokenizer, 4000),
+        "prompt-only": lambda card: load_tasks([card], tokenizer, max_prompt_tokens=4000),
+    }[type]
+    head = {"license": "x", "codexhf": {"type": type, "load": {"data_files": "rows.jsonl"}}}
+    card, wrong = tmp_path / "card.md", []
+    card.write_text(f"---\n{json.dumps(head)}\n---\n## Provenance\nx\n## Known problems\nx\n")
+    for name, value in ODD.items():
+        texts = [json.dumps(sound).replace('"p"', f'"p{i}"') for i in range(3)]
+        rows = [json.loads(text.replace("x = 1", f"x = {i}1234")) for i, text in enumerate(texts)]
+        rows[1][column] = value
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        try:
+            data = load(str(card))
+        except CardError as error:
+            wrong += [] if "card.md" in str(error) else [f"{name}: {error}"]
+            continue
+        except Exception as error:
+            wrong.append(f"{name}: {error!r}")
+            continue
+        about, needed = data.cards["card"], FORMS.get(type, "prompt")
+        if about["rows"] + sum(about["dropped"].values()) != 3:
+            wrong.append(f"{name}: {about}")
+        if needed != "input_ids" and len(data.dataset) != about["rows"]:
+            wrong.append(f"{name}: {len(data.dataset)} of {about['rows']} rows")
+        wrong += [f"{name}: {row}" for row in data.dataset if not row[needed]]
+    assert not wrong, "\n".join(wrong)

@@ -11,6 +11,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -434,11 +435,15 @@ def test_large_texts_are_compared_without_a_parse(monkeypatch):
     from codexhf import overlap
     from codexhf.overlap import HeldOut
 
+    def refuse(text):
+        assert len(text) < 10  # 250 MiB for each MiB
+        raise SyntaxError
+
     text = "x = 'a'\n" * (2**15 + 1)
-    monkeypatch.setattr(overlap, "ast", None)  # 250 MiB for each MiB
-    held = HeldOut([[{"completion": text + "\n"}]])
-    assert held.overlap("prompt-completion", {"completion": text})
-    assert not held.overlap("prompt-completion", {"completion": text + "y"})
+    monkeypatch.setattr(overlap, "ast", SimpleNamespace(parse=refuse))
+    held = HeldOut([[{"prompt": "p", "completion": text + "\n"}]])
+    assert held.overlap("prompt-completion", {"prompt": "q", "completion": text})
+    assert not held.overlap("prompt-completion", {"prompt": "q", "completion": text + "y"})
 
 
 def test_words_hash_alike_where_they_are_alike():

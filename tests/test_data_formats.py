@@ -455,10 +455,10 @@ def test_a_task_without_id_gets_one_of_its_prompt(card, tokenizer):
 
 
 def test_a_null_among_the_ids_of_tasks_is_filled(card, tokenizer):
-    task = {"tests": CALLS, "entry_point": "f"}
-    rows = [{**task, "prompt": f"p {i}", "id": i if i != 1 else None} for i in range(3)]
+    run = {"tests": "assert f(1)"}
+    rows = [{"prompt": f"p {i}", **run, "id": (0, None, 2)[i]} for i in range(3)]
     ids = tasks(card("prompt-only", rows), tokenizer).dataset["id"][:]
-    alone = tasks(card("prompt-only", [{**task, "prompt": "p 1"}]), tokenizer)
+    alone = tasks(card("prompt-only", [{"prompt": "p 1", **run}]), tokenizer)
     assert ids == ["0", alone.dataset["id"][0], "2"]
 
 

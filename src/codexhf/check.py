@@ -163,8 +163,9 @@ def data_lines(name: str, data: Data, tokenizer, rows: int, marks: str) -> Itera
     """Yield a line on each card and `rows` of its rows, what is learned in `marks`."""
     later = [f"{count:,} {why}" for why, count in _later(data).items()]
     for number, (card, about) in enumerate(data.cards.items()):
+        named = card if card == name else f"{name} {card}"
         if "rows_read" not in about:
-            yield f"{name} {card}: read while training; what is left out is said at its end"
+            yield f"{named}: read while training; what is left out is said at its end"
             here = range(data.rows or 0)
         else:
             part = np.zeros(len(data.dataset)) if data.part is None else data.part
@@ -178,7 +179,7 @@ def data_lines(name: str, data: Data, tokenizer, rows: int, marks: str) -> Itera
             over = f"overlap with held-out data {_overlap(about)}"
             over = over if about["compared_with"] else "overlap: not looked for"
             parts = [said, *_lengths(data, about, here), share, over]
-            yield f"{name} {card}: {'; '.join(parts)}"
+            yield f"{named}: {'; '.join(parts)}"
         for row in here[:rows]:
             yield from _rendered(data, int(row), tokenizer, marks, 100 if rows == 1 else 300)
     if later and len(data.cards) > 1:
