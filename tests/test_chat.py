@@ -71,7 +71,8 @@ def test_a_task_shows_the_verdict_of_its_tests(speaker, capsys, write_card, prob
     assert "tests: " not in said(speaker, capsys, "now in one line", tasks=[tasks])
     monkeypatch.setattr(speaker, "answer", lambda: answer(speaker, "def f(a, b): return a"))
     assert "tests: fail" in said(speaker, capsys, "/task", tasks=[tasks])
-    assert "/task: got 'none.md', which does not" in said(speaker, capsys, "/task", tasks=["none.md"])
+    out = said(speaker, capsys, "/task", tasks=["none.md"])
+    assert "/task: got 'none.md', which does not exist" in out
 
 
 def test_tasks_are_those_of_the_evaluation(tmp_path):
