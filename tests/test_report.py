@@ -589,9 +589,6 @@ def test_a_lineage_that_begins_with_an_outside_model(runs, tmp_path):
     assert "Missing" not in text and "not finished" not in text
     assert text.startswith("# M1, R, M2, from org/name-1.5B")
     assert row_of(text, "M1", "## Lineage")[1] == "org/name-1.5B"
-    del runs["prefs"]  # R's pairs came from elsewhere
-    text = report(tmp_path, runs)[1]
-    assert "Not part of this lineage: prefs; m1 was made from org/name-1.5B." in text
 
 
 def test_title_names_what_was_trained(runs, rendered, tmp_path):
