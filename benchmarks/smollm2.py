@@ -46,6 +46,7 @@ def main() -> int:
     parser.add_argument("--at_once", type=int, default=4, help="processes that share the device")
     parser.add_argument("--rejection", action="store_true", help="compare with it")
     parser.add_argument("--demonstrations", help="card, instead of the recipes'")
+    parser.add_argument("--prompts", help="card of preferences and PPO, instead of the recipes'")
     parser.add_argument("--until", choices=["sft", "preferences", "reward_model", "ppo"])
     parser.add_argument(
         "--benchmarks",
@@ -70,7 +71,12 @@ def main() -> int:
                 *(["--train_cards", card] if card else []),
             )
         ],
-        "preferences": [stage(options, "preferences", prefs, "--model", m1)],
+        "preferences": [
+            stage(
+                options, "preferences", prefs, "--model", m1,
+                *(["--prompt_cards", options.prompts] if options.prompts else []),
+            )
+        ],
         "reward_model": [
             stage(
                 options, "reward_model", rm, "--model", m1,
@@ -145,7 +151,9 @@ def reject(options: argparse.Namespace, m1: str, prefs: str, m2s: dict[int, str]
         if not counts["rows"]:
             raise SystemExit(f"rejection, seed {seed}: none of M1's completions passes its tests")
         config = first["config"]  # without what is the library's default
-        rows = config["per_device_train_batch_size"] * config.get("gradient_accumulation_steps", 1)
+        rows = config.get("per_device_train_batch_size", 8) * config.get(
+            "gradient_accumulation_steps", 1
+        )
         left = manifest(m2s[seed])["wall_s"]["train_s"] - counts["seconds"]
         epoch = max(1, counts["rows"] // rows)
         steps = round(left * first["steps"] / first["wall_s"]["train_s"])

@@ -21,11 +21,12 @@ def main(argv=None):
         from codexhf.data import load_demonstrations, load_tasks
         from codexhf.execution import check_isolation
         from codexhf.models import room_for, within_context
-        from codexhf.ppo.stage import new_trainer
+        from codexhf.ppo.stage import check_settings, new_trainer
         from codexhf.run import run_stage
         from codexhf.tokenizer import load_tokenizer
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.model, padding_side="left")
+    check_settings(stage, training, tokenizer)
     room, seed = room_for(stage.model, training.response_length), training.seed
     prompts = load_tasks(
         stage.prompt_cards,

@@ -33,6 +33,7 @@ def main(argv=None):
         exclude=stage.exclude_cards,
         weights=stage.weights,
         when_exhausted=stage.when_exhausted,
+        num_workers=training.dataloader_num_workers,
         seed=training.seed,
     )
     heldout = load_packed_each(

@@ -25,6 +25,7 @@ def main(argv=None):
         weights=stage.weights,
         when_exhausted=stage.when_exhausted,
         count=lambda row: len(row["text"]),
+        max_characters=stage.max_characters,
         seed=stage.seed,
     )
     chats = load_split(stage.chat_cards, "prompt-completion", exclude=stage.exclude_cards)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from transformers import SchedulerType, TrainingArguments
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, SchedulerType, TrainingArguments
 from trl import RewardConfig, SFTConfig
 
 from codexhf import arguments, launch, parsing
@@ -217,8 +218,24 @@ def test_help_explains_every_field_of_ours(name, capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
     for f in fields(STAGES[name][0]):
-        assert f"--{f.name}" in text
-        assert f.metadata["help"].split()[0] in text
+        told = " ".join(f.metadata["help"].replace("`", "").split())
+        assert f" --{f.name} {told} [" in text
+
+
+NEW = [p for p in sorted(ROOT.glob("recipes/**/pretrain.yaml")) if "architecture" in load_yaml(p)]
+
+
+@pytest.mark.parametrize("path", NEW, ids=lambda path: path.parent.name)
+def test_a_yaml_makes_as_many_parameters_as_it_says(path):
+    settings, text = load_yaml(path), path.read_text()
+    fields = {**settings["architecture"], "max_position_embeddings": settings["max_length"]}
+    fields["vocab_size"] = load_yaml(path.with_name("tokenizer.yaml"))["vocab_size"]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+    [(number, unit)] = re.findall(r"([\d.]+)([kM]) parameters", text)
+    scale = {"k": 1e3, "M": 1e6}[unit]
+    digits = len(number.partition(".")[2])
+    assert round(model.num_parameters() / scale, digits) == float(number), model.num_parameters()
 
 
 def test_every_stage_shares_the_common_fields():

@@ -20,7 +20,16 @@ from transformers import Trainer, TrainingArguments
 
 from codexhf import sources, tokens, workers
 from codexhf.cards import CardError, load_card
-from codexhf.data import load_demonstrations, load_packed, load_packed_each, load_split, read_card
+from codexhf.check import start_lines
+from codexhf.data import (
+    load_demonstrations,
+    load_packed,
+    load_packed_each,
+    load_pairs,
+    load_split,
+    load_tasks,
+    read_card,
+)
 from codexhf.filters import is_generated
 from codexhf.sources import MAX_ROW_BYTES
 from codexhf.tokens import packed_collator
@@ -285,6 +294,32 @@ def test_a_stream_has_the_rows_of_its_card_whatever_the_number_of_processes(
     assert 90 <= len(lying) and found[0] == lying.to_list()[:90]
 
 
+SHA = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.mark.parametrize(
+    ("load", "fine"),
+    [
+        ({"path": "org/name"}, False),
+        ({"path": "org/name", "revision": "main"}, False),
+        ({"path": "org/name", "data_files": "a.jsonl", "revision": "v1"}, False),
+        ({"path": "org/name", "revision": SHA}, True),
+        ({"path": "json", "data_files": "https://host/a.jsonl", "revision": SHA}, False),
+        ({"data_files": ["https://host/org/name/resolve/main/a.jsonl"]}, False),
+        ({"data_files": [f"https://host/org/name/resolve/{SHA}/a.jsonl"]}, True),
+        ({"path": "json", "data_files": "card.jsonl"}, True),
+    ],
+)
+def test_what_streams_from_elsewhere_names_a_commit(load, fine, write_card):
+    card = write_card([{"text": "x"}], TEXT, codexhf={"load": {**load, "streaming": True}})
+    if fine:
+        assert load_card(card).streaming
+    else:
+        with pytest.raises(CardError, match=r"load.revision: got .*, expected a commit"):
+            load_card(card)
+    assert not load_card(write_card([{"text": "x"}], TEXT, codexhf={"load": load})).streaming
+
+
 def test_a_stream_with_weights_must_repeat(write_card, tokenizer):
     with pytest.raises(CardError, match="when_exhausted: repeat"):
         stream_of(write_card, tokenizer, when_exhausted="stop")
@@ -318,6 +353,92 @@ def test_a_streamed_run_resumes_to_the_same_weights(write_card, tokenizer, polic
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
     start = list(policy.parameters())
     assert not all(torch.equal(a, b) for a, b in zip(whole, start, strict=True))
+
+
+def test_bad_rows_of_a_stream_are_counted_and_a_bad_card_is_refused_before_training(
+    write_card, tokenizer, tmp_path, capsys
+):
+    texts = documents(60)
+    card = write_card([], TEXT, codexhf={"load": {"data_files": "card.jsonl", "streaming": True}})
+    lines = [json.dumps({"text": text, "input": ""}) for text in texts]
+    lines[30:30] = ['{"text": "half', "[1]", json.dumps({"text": "a" * MAX_ROW_BYTES}), "NaN"]
+    lines[50:50] = [json.dumps({"text": 3, "id": "x"})]
+    (tmp_path / "card.jsonl").write_text("\n".join(lines))
+    stream = load_packed([card], tokenizer, 16).dataset
+    rows = [row for row, _ in zip(stream.parts[0](), range(10**6), strict=False)]
+    said = capsys.readouterr().out
+    assert len(rows) > 60 and "'unreadable': 4" in said and "'text is not text': 1" in said
+    with pytest.raises(CardError, match="dataloader_num_workers: got 2"):
+        load_packed([card], tokenizer, 16, num_workers=2)
+    (tmp_path / "card.jsonl").write_text(json.dumps({"words": "x"}))
+    with pytest.raises(CardError, match="needs text"):
+        load_packed([card], tokenizer, 16)
+    (tmp_path / "card.jsonl").write_text("{\n{\n")
+    with pytest.raises(CardError, match="needs text"):
+        load_packed([card], tokenizer, 16)
+
+
+def test_a_stream_is_nowhere_written_to_the_disk_nor_read_whole(
+    write_card, tokenizer, tmp_path, processes, capsys
+):
+    from codexhf.check import main
+    from codexhf.data import load_heldout_texts
+
+    processes(1)
+    load = {"data_files": "card.jsonl", "streaming": True}
+    rows = [{"text": text} for text in documents(2000)]
+    card = write_card(rows, TEXT, codexhf={"load": load, "heldout": 0.1})
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    tok = str(tmp_path / "tokenizer")
+    some = load_split([card], TEXT, max_characters=5000)
+    assert 5000 <= sum(map(len, some.dataset["text"])) < 7000
+    assert some.cards["card"]["rows_read"] < 100
+    assert len(load_heldout_texts([card], 3)["card"].dataset) == 3
+    assert "of a stream read" in start_lines({"train": some})[0]
+    main(["check", card])
+    main(["check", card, "--tokenizer", tok, "--max_length", "16"])
+    assert "packed: [" not in capsys.readouterr().err
+    last = write_card(rows[-20:], TEXT, "last")
+    kept = load_split([last], TEXT, exclude=[card]).dataset["text"][:]
+    assert 0 < len(kept) < 9 and all(len(text.split()) < 20 for text in kept)  # 13 words or none
+    found = [*(tmp_path / "cache").rglob("*.arrow")]
+    assert all(b"text" in f.read_bytes() and f.stat().st_size < 10_000 for f in found)
+    assert len(found) <= 1
+    with pytest.raises(CardError, match="streaming: is for the type language-modeling"):
+        load_card(write_card([], "prompt-only", "p", codexhf={"load": load}))
+
+
+@pytest.mark.parametrize("form", ["json", "parquet", "arrow"])
+def test_a_row_and_an_array_have_a_limit_in_any_format(form, write_card, tmp_path, monkeypatch):
+    import pyarrow.feather
+    import pyarrow.parquet
+
+    rows = [{"text": "x"}, {"text": "a" * (MAX_ROW_BYTES + 1)}]
+    file = tmp_path / f"card.{form}"
+    if form == "json":
+        file.write_text(json.dumps(rows))
+    elif form == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    else:
+        pyarrow.feather.write_feather(pyarrow.Table.from_pylist(rows), file)
+    card = write_card([], TEXT, codexhf={"load": {"data_files": file.name}})
+    with pytest.raises(CardError, match=rf"row 1 of card\.{form}: more than 16 MiB"):
+        read_card(load_card(card))
+    if form == "json":
+        monkeypatch.setattr(sources, "MAX_ARRAY_BYTES", 1000)
+        with pytest.raises(CardError, match="Save it as JSON lines, in a .jsonl file"):
+            read_card(load_card(card))
+
+
+def test_large_texts_are_compared_without_a_parse(monkeypatch):
+    from codexhf import overlap
+    from codexhf.overlap import HeldOut
+
+    text = "x = 'a'\n" * (2**15 + 1)
+    monkeypatch.setattr(overlap, "ast", None)  # 250 MiB for each MiB
+    held = HeldOut([[{"prompt": "p", "completion": text + "\n"}]])
+    assert held.overlap("prompt-completion", {"prompt": "q", "completion": text})
+    assert not held.overlap("prompt-completion", {"prompt": "q", "completion": text + "y"})
 
 
 def test_words_hash_alike_where_they_are_alike():
@@ -361,6 +482,95 @@ def test_the_check_says_what_is_read_what_not_and_what_is_learned(
     assert exit.value.code == 2 and "does not exist" in capsys.readouterr().err
 
 
+def test_a_stage_says_what_it_reads_once_and_only_when_it_begins(
+    write_card, tokenizer, tmp_path, capsys
+):
+    from codexhf.arguments import TokenizerArguments
+    from codexhf.run import run_task
+
+    rows = [{"prompt": f"p {i}", "completion": "x = 12\n" * (1 + (i == 4))} for i in range(5)]
+    chat = write_card([*rows, rows[0]], "prompt-completion", "chat")
+    held = write_card([{"prompt": "P 3!"}], "prompt-only", "held")
+    tasks = [{"prompt": "add", "tests": "assert add(1) == 1"}, {"prompt": "no", "tests": None}]
+    data = {
+        "train": load_demonstrations([chat], tokenizer, 400, exclude=[held]),
+        "eval": load_tasks([write_card(tasks, "prompt-only", "tasks")], tokenizer),
+    }
+    assert capsys.readouterr().out == ""  # reading says nothing: there may be nothing to do
+    stage = TokenizerArguments(train_cards=[chat], output_dir=str(tmp_path / "out"))
+    run_task(stage, lambda folder: {}, data=data, parents={})
+    out = capsys.readouterr().out.splitlines()
+    said = [line for line in out if line.startswith(("train ", "eval "))]
+    assert len(said) == 2 and len(out) <= 12
+    assert said[0].startswith("train chat: 6 rows read, 4 kept, 4 used; left out: ")
+    assert "1 exact duplicate" in said[0] and "; tokens: median " in said[0]
+    assert ", limit 400; share 100.0%; overlap with held-out data 1" in said[0]
+    assert "eval tasks: 2 rows read, 1 kept, 1 used; left out: 1 no tests; tokens: " in said[1]
+    assert "overlap: not looked for" in said[1]
+    run_task(stage, lambda folder: {}, data=data, parents={})
+    out = capsys.readouterr().out
+    assert "nothing to do" in out and "rows read" not in out
+
+
+def test_the_rows_of_a_start_are_marked_where_they_are_learned(write_card, tokenizer):
+    rows = [{"prompt": "add\n", "completion": "x = 12"}, {"prompt": "p", "completion": "y"}]
+    chat = load_demonstrations([write_card(rows, "prompt-completion")], tokenizer, 40)
+    pair = {"prompt": "add", "chosen": "x = 1", "rejected": "x = 2"}
+    pairs = load_pairs([write_card([pair], "preference", "pairs")], tokenizer, 40)
+    lines = start_lines({"train": chat, "test": pairs}, tokenizer)
+    assert len(lines) == 5 and all(len(line) < 300 and "\n" not in line for line in lines)
+    for line, answer in zip((lines[1], *lines[3:]), ("x = 12", "x = 1", "x = 2"), strict=True):
+        before, learned = line.split("[[")
+        assert "add" in before and learned == answer + "<|end|>]]"
+    many = [
+        write_card([{"prompt": f"{i}", "completion": "x"}], "prompt-completion", f"c{i}")
+        for i in range(9)
+    ]
+    data = load_demonstrations(many, tokenizer, 40, weights=[1] * 9, when_exhausted="repeat")
+    lines = start_lines({"train": data}, tokenizer)
+    assert len(lines) == 9 and all("(asked 11.1%), " in line for line in lines)
+
+
+def test_a_start_reads_no_row_again(write_card, tokenizer, monkeypatch):
+    from datasets import Dataset
+
+    cards = [write_card([{"text": t} for t in documents(60, i)], TEXT, f"{i}") for i in range(2)]
+    packed, texts = load_packed(cards, tokenizer, 16), load_split(cards, TEXT, weights=[1, 1])
+    taken, get = [], Dataset.__getitem__
+    monkeypatch.setattr(Dataset, "__getitem__", lambda d, k: taken.append(k) or get(d, k))
+    lines = start_lines({"train": packed, "texts": texts}, tokenizer)
+    assert all(isinstance(key, int) for key in taken) and len(taken) <= 6 and len(lines) == 8
+    assert "packed rows of 16 tokens" in lines[0] and "bytes: median" in lines[4]
+
+
+def test_the_check_drops_what_the_stage_drops(write_card, tokenizer, tmp_path, capsys):
+    from codexhf.check import main
+
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    folder = str(tmp_path / "tokenizer")
+    tests = "assert add(1) == 1"
+    rows = [{"prompt": f"p {i}", "tests": tests if i % 2 else None} for i in range(10)]
+    tasks = write_card(rows, "prompt-only", "tasks")
+    write_card([{"prompt": "p 1"}], "prompt-only", "x_heldout")
+    main(["check", tasks])
+    out = capsys.readouterr().out
+    assert "10 rows read, 4 kept" in out and "5  no tests" in out and "bytes: median 3" in out
+    assert f"1  {tasks} with {tmp_path / 'x_heldout.md'}" in out
+    rows = [{"prompt": f"p {i}", "completion": "x = 1" * (1 + 50 * (i == 7))} for i in range(200)]
+    one = write_card(rows, "prompt-completion", "one")
+    two = write_card([{"prompt": "q", "completion": "y = 1"}], "prompt-completion", "two")
+    main(["check", one, "--against", "--tokenizer", folder, "--max_length", "60"])
+    out = capsys.readouterr().out
+    assert "1 too long" in out and "1  too long" in out and "limit 60" in out
+    options = ["--weights", "1", "3", "--when_exhausted", "repeat"]
+    main(["check", one, two, "--against", "--tokenizer", folder, *options])
+    out = capsys.readouterr().out
+    assert "(asked 25.0%)" in out and "epochs" in out
+    with pytest.raises(SystemExit) as exit:
+        main(["check", one, two, "--weights", "1"])
+    assert exit.value.code == 2 and "--weights: got 1" in capsys.readouterr().err
+
+
 # -- read before ----------------------------------------------------------------------------------
 
 
@@ -383,6 +593,7 @@ def loaded(kind, cards, tokenizer, exclude):
         "answers": lambda: load_demonstrations(cards, tokenizer, 400, exclude=exclude),
     }[kind]()
     ids = None if made.ids is None else made.ids[:]
+    print(*start_lines({"train": made}, tokenizer), sep="\n")
     return made.fingerprint, made.dataset[:], ids, made.cards, made.stats
 
 

@@ -4,7 +4,10 @@ python -m pytest tests/test_data.py
 """
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -366,3 +369,18 @@ def test_stdlib_rows_are_python_files_of_this_interpreter():
     assert {"json/decoder.py", "textwrap.py"} <= names
     assert not any("site-packages" in name or name.startswith("test/") for name in names)
     assert json.__file__.endswith("json/__init__.py") and "json/__init__.py" in names
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_bar_shows_on_the_first_process_what_takes_seconds(rank):
+    code = """if True:
+        import time
+        from codexhf.workers import progress
+        with progress(None, "Reading rows", total=4, unit=" rows") as bar:
+            for _ in range(4):
+                time.sleep(0.7)
+                bar.update()"""
+    env = {**os.environ, "RANK": rank, "HF_DATASETS_DISABLE_PROGRESS_BARS": "0"}
+    told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert ("Reading rows" in told.stderr) == (rank == "0"), told.stderr

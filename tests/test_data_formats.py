@@ -461,6 +461,13 @@ def test_a_task_without_id_gets_one_of_its_prompt(card, tokenizer):
     assert first == again[::-1] and len(set(first)) == 2
 
 
+def test_a_null_among_the_ids_of_tasks_is_filled(card, tokenizer):
+    rows = [{"prompt": f"p {i}", "tests": CALLS, "id": i if i != 1 else None} for i in range(3)]
+    ids = tasks(card("prompt-only", rows), tokenizer).dataset["id"][:]
+    alone = tasks(card("prompt-only", [{"prompt": "p 1", "tests": CALLS}]), tokenizer)
+    assert ids == ["0", alone.dataset["id"][0], "2"]
+
+
 @pytest.mark.parametrize(
     ("given", "read_as", "name"),
     [

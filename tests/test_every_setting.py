@@ -406,6 +406,30 @@ def test_a_dry_run_makes_nothing(stage, world, capsys):
     assert not folder.exists() and "rows" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        ("tokenizer", ["train: card text_a, language-modeling, mit: 2", "train: card text_b, "]),
+        ("preferences", ["m1: {folder}/m1", "prompts: longest tokens: ", "prompts: 12 rows, such",
+                         "prompts: card tasks, prompt-only, mit: 12 of 12 rows pass its checks"]),
+        ("evaluation", ["m0: {folder}/m0", "reward_model: {folder}/rm", "tasks: 12 rows, such as:",
+                        "text_a: card text_a, language-modeling, mit: 9 of 30 rows pass its checks",
+                        "text_a: card text_a: 21 dropped: in the other split than heldout"]),
+    ],
+)  # fmt: skip
+def test_a_dry_run_of_what_trains_nothing_is_whole_and_a_fact_a_line(
+    stage, expected, world, capsys
+):
+    folder = world.run(stage, {"dry_run": True})
+    lines = capsys.readouterr().out.splitlines()
+    assert f"stage {stage} -> {folder} (dry run: nothing is written)" in lines
+    for text in expected:
+        assert any(line.startswith(text.format(folder=world.folder)) for line in lines), lines
+    cut = [line for line in lines if " ... (" in line]
+    assert all(line.endswith(" characters)") for line in cut), cut
+    assert all(len(line) < 300 and line[:1] != "{" for line in lines), lines
+
+
 @pytest.mark.parametrize("stage", ["tokenizer", "pretrain"])  # run_task's and run_stage's
 def test_a_restart_keeps_what_was_there(stage, world, tmp_path):
     folder = world.run(stage, {}, tmp_path / "out")

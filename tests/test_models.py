@@ -3,16 +3,19 @@
 python -m pytest tests/test_models.py
 """
 
+import copy
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, TrainingArguments
 
 import model_kinds
+from accelerate import PartialState
 from codexhf import models, prompts, reward_model
 from codexhf import tokenizer as tok
+from codexhf.models import to_device
 from conftest import CORPUS, tiny_config
 from tokenizer_kinds import every_kind
 
@@ -173,3 +176,13 @@ def test_families_without_a_classifier_get_one_that_saves_and_loads(family, toke
         scores = made(input_ids=ids, attention_mask=mask).logits
         assert torch.equal(scores, again(input_ids=ids, attention_mask=mask).logits)
         assert scores[1] == pytest.approx(made(input_ids=ids[1:, :3]).logits[0].tolist(), abs=1e-5)
+
+
+def test_models_go_where_the_process_computes(policy, tmp_path, monkeypatch):
+    state = PartialState()
+    monkeypatch.setitem(PartialState._shared_state, "device", torch.device("meta"))
+    assert state.device.type == "meta"  # any device but the CPU: what a GPU is elsewhere
+    moved = to_device(copy.deepcopy(policy).train())
+    assert moved.device.type == "meta" and not moved.training
+    assert TrainingArguments(output_dir=str(tmp_path), use_cpu=True).device.type == "cpu"
+    assert to_device(policy).device.type == "cpu"

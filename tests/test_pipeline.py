@@ -110,6 +110,8 @@ def test_models_load_as_plain_checkpoints(killed_twice):
         assert not info["missing_keys"] and not info["unexpected_keys"]
         tokenizer = AutoTokenizer.from_pretrained(killed_twice / name)
         assert tokenizer.chat_template and len(tokenizer) == model.config.vocab_size
+        assert model.config.use_cache and model.generation_config.use_cache  # off while training
+        assert tokenizer.model_max_length == model.config.max_position_embeddings == 256
     rm = AutoModelForSequenceClassification.from_pretrained(killed_twice / "rm")
     assert rm.config.score_std > 0
     assert len({weights_hash(killed_twice / n) for n in ("m0", "m1", "m2")}) == 3

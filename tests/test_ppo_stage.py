@@ -4,21 +4,32 @@ python -m pytest tests/test_ppo_stage.py
 """
 
 import importlib.util
+import json
+import runpy
+import sys
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
-from transformers import TrainingArguments
+from transformers import LlamaForSequenceClassification, TrainingArguments
 
 from codexhf.arguments import PPOArguments
 from codexhf.data import Data, load_tasks
+from codexhf.launch import launch
 from codexhf.ppo import PPOConfig, PPOTrainer, stage
 from codexhf.ppo.config import COMPUTED_FIELDS, TRL_VALUES, UNREAD_FIELDS
-from codexhf.ppo.stage import UNREAD_BY_TRL, WITHOUT_INFLUENCE, _beyond_trl, new_trainer
+from codexhf.ppo.stage import (
+    UNREAD_BY_TRL,
+    WITHOUT_INFLUENCE,
+    _beyond_trl,
+    check_settings,
+    new_trainer,
+)
 from codexhf.reward_model import load_reward_model
 from codexhf.strict_yaml import load_yaml
+from codexhf.tokenizer import new_tokenizer
 
 HAS_TRL_PPO = importlib.util.find_spec("trl.experimental.ppo") is not None
 
@@ -50,6 +61,7 @@ def parts(model_folder, tokenizer, tmp_path, write_card, problems):
             num_sample_generations=0,
         )
         config = PPOConfig(**settings | (training or {}))
+        check_settings(stage, config, tokenizer)
         none = Data(Dataset.from_dict({}))
         return new_trainer(stage, config, tokenizer, prompts, none, none)
 
@@ -69,6 +81,82 @@ def test_the_default_is_our_trainer_with_the_named_rewards(parts):
 def test_fields_that_only_trls_scripts_read_are_refused(parts, name):
     with pytest.raises(ValueError, match=f"{name}: only TRL's own scripts"):
         parts({name: 2 if name == "dataset_num_proc" else "org/model"})
+
+
+RECIPE = Path(__file__).parents[1] / "recipes/ppo.py"
+EARLY = {
+    "sft_model_path": ({"sft_model_path": "org/model"}, "sft_model_path: only TRL's own scripts"),
+    "trainer": ({"trainer": "trl", "kl_in": "loss", "kl_estimator": "k3"}, "trainer: got 'trl'"),
+    "critic": ({"value_model": "other"}, "value_model: got other, which has another tokenizer"),
+    "demonstrations": ({"alpha_sft": 0.5}, "sft_cards: got none"),
+    "sizes": ({"num_mini_batches": 3}, "num_mini_batches: got 3, expected a divisor"),
+    "horizon": (
+        {"kl_target": 1.0, "kl_horizon": 1, "gradient_accumulation_steps": 2},
+        "kl_horizon: got 1 episodes with 8",
+    ),
+    "adapter": ({"ref_adapter_name": "anchor"}, "ref_adapter_name: got 'anchor'"),
+    "cap": ({"importance_cap": 2.0}, "importance_cap: got a cap where"),
+    "policy": ({"model": "rm"}, "model: got rm with LlamaForSequenceClassification"),
+    "scale": ({"reward_model": "other"}, "other: config.json has no score_mean"),
+}
+"""What settings, tokenizers and each config.json show, with the beginning of its refusal."""
+
+
+@pytest.fixture
+def unread(model_folder, tokenizer, policy, tmp_path, write_card, problems, monkeypatch):
+    """The recipe's main on settings, over folders and data that nobody could read."""
+    classifier = LlamaForSequenceClassification(policy.config)
+    classifier.config.num_labels = 1
+    classifier.config.architectures = ["LlamaForSequenceClassification"]
+    classifier.config.save_pretrained(tmp_path / "other")
+    classifier.config.update({"score_mean": 0.0, "score_std": 1.0})
+    classifier.config.save_pretrained(tmp_path / "rm")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    new_tokenizer(["another text"] * 3, vocab_size=300).save_pretrained(tmp_path / "other")
+    for name in ("model", "rm", "other"):
+        (tmp_path / name / "model.safetensors").write_text("no weights")
+    card = write_card(problems, "prompt-only")
+    (tmp_path / "card.jsonl").write_text("no rows")
+    monkeypatch.chdir(tmp_path)
+
+    def main(**settings):
+        base = {"model": "model", "reward_model": "rm", "prompt_cards": [card], "use_cpu": True}
+        base |= {"output_dir": "m2", "per_device_train_batch_size": 4, "response_length": 6}
+        base |= {"gradient_accumulation_steps": 1, "report_to": "none"}
+        Path("ppo.yaml").write_text(json.dumps(base | settings))
+        runpy.run_path(str(RECIPE))["main"](["--config", "ppo.yaml"])
+
+    return main
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_what_settings_and_configs_show_is_refused_before_data_and_weights_are_read(unread, name):
+    settings, expected = EARLY[name]
+    with pytest.raises(ValueError) as error:
+        unread(**settings)
+    assert f"- {expected}" in str(error.value)
+
+
+def test_all_of_that_is_refused_at_once(unread):
+    kinds = ["sft_model_path", "critic", "demonstrations", "sizes", "adapter", "cap", "scale"]
+    with pytest.raises(ValueError) as error:
+        unread(**{key: value for kind in kinds for key, value in EARLY[kind][0].items()})
+    told = [line for line in str(error.value).splitlines() if line.startswith("- ")]
+    assert len(told) == len(kinds), told
+    assert all(any(line.startswith(f"- {EARLY[k][1]}") for line in told) for k in kinds), told
+
+
+def test_nothing_wrong_in_settings_goes_on_to_the_data(unread):
+    with pytest.raises(ValueError, match="card.jsonl"):
+        unread()
+
+
+def test_several_refusals_are_counted_and_end_with_2(unread, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ppo.py"])
+    with pytest.raises(SystemExit) as stop:
+        launch(lambda: unread(sft_model_path="org/model", num_mini_batches=3))
+    assert stop.value.code == 2
+    assert "ppo.py: 2 errors, nothing was run.\n  - sft_model_path" in capsys.readouterr().err
 
 
 # What TRL 1.12's PPOConfig adds to TrainingArguments and ours has too.

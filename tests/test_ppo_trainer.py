@@ -845,6 +845,7 @@ REFUSED = {
     "penalty without buffer": ({}, {"overlong_penalty": 1.0}, "overlong_buffer: got 0"),
     "adaptive from zero": ({}, {"kl_target": 1.0, "kl_coef": 0.0}, "kl_target"),
     "auto batch": ({}, {"auto_find_batch_size": True}, "auto_find_batch_size"),
+    "sharded sampling": ({}, {"ds3_gather_for_generation": False}, "ds3_gather_for_generation"),
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ python -m pytest tests/test_resume.py
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -15,10 +16,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import pytest
 from transformers import TrainerCallback
 
 from codexhf import checkpoints, guards, identity, run
+from codexhf.cards import load_card
+from codexhf.data import read_card
 from codexhf.launch import PREEMPTED, launch
 from codexhf.run import load_manifest
 from conftest import weights_hash
@@ -382,6 +386,42 @@ def test_the_pairs_of_a_finished_stage_are_verified_before_they_are_read(world, 
         world.run("ppo", {"prompt_cards": [str(folder / "prompts.md")]}, tmp_path / "m2")
 
 
+PARENTS = {
+    "pretrain": ("tokenizer", "tokenizer"), "sft": ("model", "m0"),
+    "preferences": ("model", "m1"), "reward_model": ("model", "m1"),
+    "ppo": ("reward_model", "rm"), "evaluation": ("models", "m1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", PARENTS)
+def test_a_damaged_parent_is_named_before_anything_is_loaded(stage, world, tmp_path, capsys):
+    (field, name), parent = PARENTS[stage], tmp_path / "parent"
+    files = ("tokenizer.json",) if stage == "pretrain" else ("tokenizer.json", "model.safetensors")
+    for file, what in itertools.product(files, ("deleted", "truncated", "flipped", "empty")):
+        for outside in (False, True):
+            if outside and what in ("deleted", "flipped"):
+                continue  # nothing is recorded of it
+            hidden = ("manifest.json", "run.json") if outside else ()
+            shutil.copytree(world.folder / name, parent, ignore=lambda *_, n=hidden: n)
+            FILE_FAULTS[what](parent / file)
+            value = [str(parent)] if field == "models" else str(parent)
+            with pytest.raises(SystemExit) as stop:
+                world.run(stage, {field: value}, tmp_path / "m")
+            said = capsys.readouterr().err
+            assert stop.value.code == 2 and "nothing was run" in said
+            assert f"{field}: " in said and file in said and str(parent) in said
+            assert not (tmp_path / "m").exists()
+            shutil.rmtree(parent)
+
+
+def test_the_files_of_a_parent_are_hashed_once(world, monkeypatch):
+    hashed = []
+    real = checkpoints.sha256
+    monkeypatch.setattr(checkpoints, "sha256", lambda path: hashed.append(path) or real(path))
+    world.run("sft", {})
+    assert hashed.count(world.folder / "m0/model.safetensors") == 1
+
+
 # -- changed -----------------------------------------------------------------------------------
 
 
@@ -534,13 +574,14 @@ MADE = {
     "python": (identity.sys, "version_info", (3, 99)),
     **{
         name: (identity, "versions", lambda n=name, real=identity.versions: {**real(), n: "9.9"})
-        for name in identity.LIBRARIES
+        for name in identity.versions()
     },
     "precision": (None, "ACCELERATE_MIXED_PRECISION", "bf16"),
     "sharding": (None, "ACCELERATE_USE_FSDP", "true"),
     "processes": (identity, "processes", lambda: 2),
     "device": (identity, "_device", lambda training: "cuda"),
     "threads": (identity.torch, "get_num_threads", lambda: 99),
+    "matmul": (identity, "_matmul", lambda: "high"),
 }
 
 
@@ -582,6 +623,47 @@ def test_what_a_run_is_made_with_is_compared_when_it_goes_on(
 def test_every_stage_knows_what_it_is_made_with(stage, world):
     made = load_manifest(world.run(stage, {}))["identity"]["made"]
     assert {*MADE, "global_batch"} - {*made} == (set() if stage in TRAINED else {"global_batch"})
+
+
+def test_variables_that_change_how_is_computed_are_compared(monkeypatch):
+    def differ(**variables):
+        before = identity._made(None)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return [*identity.leaves(before, identity._made(None))]
+
+    alike = {  # accelerate launch without settings; where it runs; what nothing reads
+        "ACCELERATE_USE_CPU": "False", "ACCELERATE_MIXED_PRECISION": "no",
+        "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_DYNAMO_MODE": "default",
+        "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False", "ACCELERATE_DYNAMO_USE_DYNAMIC": "False",
+        "ACCELERATE_CPU_AFFINITY": "1", "ACCELERATE_NUM_PROCESSES": "3",
+        "ACCELERATE_DEBUG_RDV_FILE": "/a", "ACCELERATE_DEBUG_MODE": "true",
+        "ACCELERATE_LOG_LEVEL": "info", "ACCELERATE_MAIN_PORT": "1", "MASTER_PORT": "2",
+        "FSDP_VERSION": "1",
+    }  # fmt: skip
+    assert differ(**alike) == []
+    compute = {
+        "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR", "ACCELERATE_DYNAMO_USE_FULLGRAPH": "True",
+        "NVIDIA_TF32_OVERRIDE": "0", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1",
+    }  # fmt: skip
+    assert differ(**compute) == sorted(compute)
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_USE_ORIG_PARAMS": "true", "FSDP_VERSION": "2"}
+    assert differ(**fsdp) == ["FSDP_USE_ORIG_PARAMS", "FSDP_VERSION", "sharding"]
+    precision = identity.torch.get_float32_matmul_precision()
+    identity.torch.set_float32_matmul_precision("high")
+    try:
+        assert identity._made(None)["matmul"] == "high"
+    finally:
+        identity.torch.set_float32_matmul_precision(precision)
+
+
+def test_a_variable_that_is_no_longer_set_can_be_allowed(tokenizer, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="crash"):
+        patch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+        train(tokenizer, tmp_path / "m", StopAt(5))
+    with pytest.raises(ValueError, match="--allow_changed NVIDIA_TF32_OVERRIDE"):
+        train(tokenizer, tmp_path / "m")
+    train(tokenizer, tmp_path / "m", own={"allow_changed": ["NVIDIA_TF32_OVERRIDE"]})
 
 
 # -- allowed -----------------------------------------------------------------------------------
@@ -682,6 +764,8 @@ def test_evaluating_at_other_steps_gives_a_model_with_dropout_the_same_weights(t
     never = dropped(tmp_path / "a")
     assert dropped(tmp_path / "b", eval_strategy="steps", eval_steps=3) == never
     assert dropped(tmp_path / "c", eval_strategy="epoch") == never
+    other = {"eval_on_start": True, "per_device_eval_batch_size": 3, "dataloader_num_workers": 1}
+    assert dropped(tmp_path / "d", eval_strategy="steps", eval_steps=7, **other) == never
 
 
 def test_another_asked_for_run_is_refused_where_one_is_finished(tokenizer, tmp_path):
@@ -731,6 +815,36 @@ def test_a_finished_run_on_a_disk_that_is_only_read(tokenizer, disk, capsys):
     with pytest.raises(OSError, match="Read-only file system"):
         train(tokenizer, folder / "new")
     subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
+
+
+def test_what_is_the_disks_own_stays_when_a_run_is_set_aside(disk, capsys):
+    folder = disk("1m")
+    for name in ("lost+found", "data", "mounted", "bound"):
+        (folder / name).mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "x", folder / "mounted"], check=True)
+    subprocess.run(["mount", "--bind", folder / "data", folder / "bound"], check=True)
+    for n in (1, 2):
+        for name in ("a", "run.json", "z"):
+            (folder / name).write_text(str(n))
+        run._set_aside(folder, [])
+        kept = {p.name for p in folder.iterdir() if not p.name.startswith("_")}
+        assert kept == {"lost+found", "mounted", "bound"}
+        aside = folder / f"_previous-{n}"
+        assert [(aside / name).read_text() for name in ("a", "run.json", "z")] == [str(n)] * 3
+    assert capsys.readouterr().out.count("mounted is mounted there and stays") == 2
+
+
+def test_a_full_disk_of_the_cache_says_what_it_needs_and_is_left_empty(
+    disk, tmp_path, write_card, monkeypatch
+):
+    folder = disk("512k")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder))
+    rows = [{"text": f"x_{i} = {i}\n" * 200} for i in range(1000)]
+    card = write_card(rows, "language-modeling")
+    size = (tmp_path / "card.jsonl").stat().st_size / 2**20
+    with pytest.raises(OSError, match=f"disk full: {folder}.* {size:.1f} MiB are needed"):
+        read_card(load_card(card))
+    assert {p.name for p in folder.rglob("*") if p.is_file()} == {"lock"}
 
 
 def filled(folder, leave):

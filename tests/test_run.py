@@ -3,6 +3,7 @@
 python -m pytest tests/test_run.py
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -216,6 +217,114 @@ def test_whatever_a_stage_reads_of_its_parent_belongs_to_its_identity(model_fold
     (model_folder / name).write_text((model_folder / name).read_text() + " ")
     after = identity.parent_record(f"{model_folder}/.")
     assert [*identity.leaves(before["sha256"], after["sha256"])] == [name]
+
+
+def test_the_base_of_an_adapter_belongs_to_the_identity_of_what_reads_it(model_folder, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = LlamaForCausalLM.from_pretrained(model_folder)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
+
+    def parents():
+        found = {"m0": identity.parent_record(str(tmp_path / "lora"))}
+        return identity.run_identity(PretrainArguments(), None, {}, found, {})["parents"]
+
+    before = parents()
+    (model_folder / "config.json").write_text((model_folder / "config.json").read_text() + " ")
+    assert [*identity.leaves(before, parents())] == ["m0.base.config.json"]
+
+
+# Parts of the names of settings that say how loudly, where or how often, and not what.
+LOUD = {
+    "log", "logging", "save", "hub", "push", "report", "project", "trackio", "tqdm", "memory",
+    "dataloader", "eval", "metrics", "best", "node", "nan", "nproc", "timeout", "cache", "jit",
+}  # fmt: skip
+COUNTED = {
+    "dataloader_drop_last": "rows that are trained on",
+    "dataloader_in_order": "their order",
+    "bf16_full_eval": "the weights stay in bf16 behind the last evaluation",
+    "fp16_full_eval": "in fp16",
+    "eval_packing": "the figures of the last evaluation",
+    "prediction_loss_only": "the figures of the last evaluation",
+    "eval_temperature": "the figures of the last evaluation",
+    "load_best_model_at_end": "which weights are the result",
+    "save_only_model": "refused",
+    "use_cache": "a field of the model's config, which is saved",
+    "log_grad_norms": "gradients that are also taken term by term",
+}
+
+
+def test_every_setting_that_only_logs_saves_or_evaluates_is_known_as_that():
+    from trl import RewardConfig, SFTConfig
+
+    from codexhf.ppo.config import PPOConfig
+
+    configs = (TrainingArguments, SFTConfig, RewardConfig, PPOConfig)
+    names = {field.name for config in configs for field in dataclasses.fields(config)}
+    loud = {name for name in names if LOUD & {*name.split("_")}} | {"prediction_loss_only"}
+    neutral = identity.NEUTRAL | identity.NEUTRAL_WITHOUT_BEST
+    assert loud - neutral == {*COUNTED} and len(loud) > 50
+    assert not identity.NEUTRAL & identity.NEUTRAL_WITHOUT_BEST
+
+
+def asked(**settings):
+    training = TrainingArguments(output_dir="m", use_cpu=True, report_to="none", **settings)
+    return identity.run_identity(PretrainArguments(), training, {}, {}, {})["config"]
+
+
+NEUTRAL = {
+    "include_num_input_tokens_seen": "all", "log_level_replica": "error", "hub_model_id": "a/b",
+    "log_on_each_node": False, "logging_nan_inf_filter": False, "save_on_each_node": True,
+    "skip_memory_metrics": False, "torch_empty_cache_steps": 3, "ddp_timeout": 99,
+    "dataloader_num_workers": 1, "dataloader_prefetch_factor": 4, "dataloader_pin_memory": False,
+    "dataloader_persistent_workers": True,
+}  # fmt: skip
+EVALUATION = {
+    "eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True, "eval_delay": 1,
+    "per_device_eval_batch_size": 3, "eval_accumulation_steps": 2,
+}  # fmt: skip
+
+
+def test_logging_saving_and_evaluating_do_not_make_another_run(tokenizer, tmp_path, capsys):
+    train(tokenizer, tmp_path / "m", eval_rows=4)
+    capsys.readouterr()
+    train(tokenizer, tmp_path / "m", StopAt(1), eval_rows=4, **NEUTRAL, **EVALUATION)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_evaluating_counts_where_it_decides():
+    for decides in (
+        {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 2},
+        {"lr_scheduler_type": "reduce_lr_on_plateau"},
+    ):
+        often = {"eval_strategy": "steps", "eval_steps": 2} | decides
+        assert asked(**often) == asked(**often, **NEUTRAL)
+        assert asked(**often) != asked(**often, eval_delay=1)
+        if "save_steps" not in decides:
+            assert asked(**often) != asked(**often | {"eval_steps": 3})
+
+
+def test_the_metric_of_the_best_checkpoint_is_settled_at_the_first_step(tokenizer, tmp_path):
+    with pytest.raises(RuntimeError, match="crash"):
+        train(tokenizer, tmp_path / "m", StopAt(5), best=True)
+    own, metric = {"allow_changed": ["metric_for_best_model"]}, "metric_for_best_model"
+    with pytest.raises(ValueError, match=f"config.{metric}: loss -> eval_loss|got '{metric}'"):
+        train(tokenizer, tmp_path / "m", best=True, metric_for_best_model="eval_loss", own=own)
+
+
+def test_a_run_without_an_identity_is_set_aside_whole_as_well(tmp_path):
+    for text in ("one", "two"):
+        (tmp_path / "weights").write_text(text)
+        run._set_aside(tmp_path, [])
+    assert [(tmp_path / f"_previous-{n}/weights").read_text() for n in (1, 2)] == ["one", "two"]
+
+
+def test_a_checkpoint_that_breaks_again_is_set_aside_next_to_the_first(tmp_path):
+    for _ in range(2):  # pids repeat: every container's first is 1
+        (tmp_path / "checkpoint-6").mkdir()
+        (tmp_path / "checkpoint-6/optimizer.pt").write_text("half")
+        assert checkpoints.last_good(tmp_path) is None
+    assert {p.name for p in tmp_path.iterdir()} == {"_broken-6-1", "_broken-6-2"}
 
 
 def test_checkpoints_of_another_machine_are_not_resumed(tokenizer, tmp_path, monkeypatch):

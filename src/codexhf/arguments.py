@@ -127,19 +127,19 @@ class StageArguments:
     """Fields of every stage, and the checks that need nothing loaded."""
 
     dry_run: bool = knob(
-        False, "Resolve everything, show what would be trained on, write nothing, stop."
+        False, "Check everything, show what would be read and made, write nothing."
     )
     restart: bool = knob(
         False, "Set the existing output folder aside (never deleted) and start from the beginning."
     )
     redo_changed: bool = knob(
         False,
-        "Do that where the output folder holds a run that was asked for something else, instead of "
-        "refusing: what make does.",
+        "Restart, as above, where the output folder holds a run with other settings, instead of "
+        "refusing. make does this.",
     )
     allow_changed: list[str] = knob(
         [],
-        "Differences from the run that goes on which are allowed, by name and comma: "
+        "Settings that may differ from those of the run that is resumed, separated by commas: "
         "learning_rate,save_steps.",
     )
 
@@ -207,7 +207,7 @@ class CodeRunningArguments(StageArguments):
 class EvaluatedArguments(CodeRunningArguments):
     """Fields of the stages that run tests of what the model writes while it is trained."""
 
-    eval_cards: list[str] = knob([], "Cards of tasks with reference and tests.", check=card)
+    eval_cards: list[str] = knob([], "Cards of tasks to evaluate on while training.", check=card)
     eval_tasks: int = knob(
         100, "Tasks of eval_cards in each evaluation while training.", low=1, needs="eval_cards"
     )
@@ -219,11 +219,11 @@ class ModelArguments(StageArguments):
 
     dtype: Literal["float32", "bfloat16"] = knob(
         "float32",
-        "Of the weights in memory. bfloat16 halves them: right for sampling and for a frozen base "
-        "under LoRA; where all weights are trained it rounds small updates away.",
+        "Dtype of the weights in memory. bfloat16 halves them: right for sampling and for a frozen "
+        "base under LoRA; where all weights are trained it rounds small updates away.",
     )
     attn_implementation: Attention | None = knob(
-        None, "What computes attention; default: what transformers thinks best.", check=installed
+        None, "Implementation of attention; default: what transformers chooses.", check=installed
     )
 
 
@@ -237,7 +237,7 @@ class LoraArguments(ModelArguments):
         "in the folder `adapter` as well.",
     )
     lora_r: int = knob(16, "LoRA rank.", low=1, needs="use_peft")
-    lora_alpha: int = knob(32, "LoRA scale numerator.", low=1, needs="use_peft")
+    lora_alpha: int = knob(32, "LoRA scale, divided by lora_r.", low=1, needs="use_peft")
     load_in_4bit: bool = knob(
         False,
         "Hold the frozen base in 4 bits (QLoRA); needs bitsandbytes.",
@@ -323,14 +323,14 @@ class SFTArguments(MixtureArguments, HeldOutArguments, LoraArguments, EvaluatedA
     )
     chat_template: Literal["chatml", "plain"] | None = knob(
         None,
-        "Of a base model without a chat template, by name: chatml where its vocabulary has "
+        "Chat template for a base model that has none, by name: chatml where the vocabulary has "
         "<|im_start|> and <|im_end|>, plain for any. chat_template_path names a file instead.",
     )
     lora_dropout: float = knob(
         0.0, "Dropout on the LoRA branch.", low=0, high=0.99, needs="use_peft"
     )
     eval_max_new_tokens: int = knob(
-        96, "Longest answer, in tokens, in those evaluations.", low=1, needs="eval_cards"
+        96, "Longest answer to a task of eval_cards, in tokens.", low=1, needs="eval_cards"
     )
 
     def between_fields(self) -> Iterator[str]:
@@ -348,7 +348,7 @@ class PreferencesArguments(HeldOutArguments, ModelArguments, CodeRunningArgument
         [], "Data cards of type prompt-only with tests.", check=card, least=1
     )
     samples_per_prompt: int = knob(
-        8, "Completions k sampled for each prompt at each temperature.", low=2, high=1024
+        8, "Completions sampled for each prompt at each temperature.", low=2, high=1024
     )
     min_prompts: int = knob(
         512,
@@ -367,7 +367,7 @@ class PreferencesArguments(HeldOutArguments, ModelArguments, CodeRunningArgument
     pairs_to_label: int = knob(500, "Pairs queued for people at most.", low=2)
     reward_model: str | None = knob(
         None,
-        "R: people are first shown pairs of which it is unsure; default: none yet.",
+        "R: people see those pairs first of which it is least sure; default: none yet.",
         check=model_folder,
     )
     max_prompts: int | None = knob(None, "Prompts to use at most; default: all.", low=2)
@@ -406,7 +406,7 @@ class RewardModelArguments(LoraArguments):
         low=2,
     )
     score_max_new_tokens: int = knob(
-        64, "Longest of these completions, in tokens: PPO's response_length.", low=1
+        64, "Longest completion behind score_samples, in tokens: PPO's response_length.", low=1
     )
 
 
@@ -435,7 +435,7 @@ class PPOArguments(HeldOutArguments, LoraArguments, EvaluatedArguments):
     )
     rewards: list[str] = knob(
         ["reward_model"],
-        "What is summed: reward_model, names from rewards.REWARDS, or module:function.",
+        "Rewards to sum: reward_model, names from rewards.REWARDS, or module:function.",
         check=reward,
         least=1,
     )
@@ -468,7 +468,7 @@ class EvaluationArguments(ModelArguments, CodeRunningArguments):
     )
     models: list[str] = knob(
         ["runs/m0", "runs/m1", "runs/m2"],
-        "Checkpoints to compare; each one's parent is before it.",
+        "Checkpoints to compare, each after the one that it was trained from.",
         check=model_folder,
         least=1,
     )
@@ -494,21 +494,21 @@ class EvaluationArguments(ModelArguments, CodeRunningArguments):
     )
     benchmark_forms: list[Literal["completion", "chat"]] = knob(
         ["completion", "chat"],
-        "How they are asked: completion continues text, chat asks in a message.",
+        "Ways to ask the benchmarks: completion continues text, chat asks in a message.",
         least=1,
         needs="benchmark_cards",
     )
     benchmark_tasks: int | None = knob(
-        None, "Tasks of each at most; default: all.", low=1, needs="benchmark_cards"
+        None, "Tasks of each benchmark at most; default: all.", low=1, needs="benchmark_cards"
     )
     benchmark_samples: int = knob(
-        0, "Sampled answers for pass@k; 0: greedy alone.", low=0, needs="benchmark_cards"
+        0, "Answers sampled per benchmark task; 0: greedy alone.", low=0, needs="benchmark_cards"
     )
     benchmark_temperature: float = knob(
-        0.2, "Temperature of these.", low=1e-3, high=10, needs="benchmark_samples"
+        0.2, "Temperature of benchmark_samples.", low=1e-3, high=10, needs="benchmark_samples"
     )
     benchmark_max_new_tokens: int = knob(
-        512, "Longest answer to them, in tokens.", low=1, needs="benchmark_cards"
+        512, "Longest answer to a benchmark task, in tokens.", low=1, needs="benchmark_cards"
     )
     num_samples: int = knob(4, "Answers n per task for pass@k, at `temperature`.", low=1)
     k: list[int] = knob([1, 4], "The k of pass@k, each at most num_samples.", low=1, least=1)

@@ -50,13 +50,16 @@ class Cached(NamedTuple):
     reused: bool
 
 
-def cached(kind: str, key: Any, make: Callable[[Path], Iterator[pa.Table]]) -> Cached:
+def cached(
+    kind: str, key: Any, make: Callable[[Path], Iterator[pa.Table]], need: int | None = None
+) -> Cached:
     """Return rows that are made once, mapped into memory; other processes wait for the first.
 
     Args:
         key: what the rows are made from, besides libraries and code.
         make: called with the entry's folder, where it may leave more files; a generator of the
             rows, whose return value is the stats.
+        need: about how many bytes they take, for whoever must make room.
     """
     made_with = [sys.version_info[:2], pa.__version__, datasets.__version__, np.__version__]
     text = json.dumps([kind, key, made_with, code_of_rows()], default=str, sort_keys=True)
@@ -67,27 +70,36 @@ def cached(kind: str, key: Any, make: Callable[[Path], Iterator[pa.Table]]) -> C
         record = _whole(folder)
         reused = record is not None
         if record is None:
-            record = _made(folder, make)
-            (folder / "new").write_text(json.dumps(sealed(record)), encoding="utf-8")
-            os.replace(folder / "new", folder / RECORD)
+            _clear(folder)  # of a process that was killed
+            try:
+                with naming_a_full_disk(folder, need):
+                    record = _made(folder, make)
+            except BaseException:
+                _clear(folder)
+                raise
     rows = Dataset.from_file(str(folder / ROWS))
     return Cached(rows, record["stats"], record["fingerprint"], folder, reused)
 
 
-def _made(folder: Path, make: Callable[[Path], Iterator[pa.Table]]) -> dict:
-    """Make an entry's files, and return what is known of it."""
-    for old in folder.iterdir():  # of a process that was killed
+def _clear(folder: Path) -> None:
+    for old in folder.iterdir():
         if old.name != "lock" and old.is_file():
             old.unlink()
+
+
+def _made(folder: Path, make: Callable[[Path], Iterator[pa.Table]]) -> dict:
+    """Make an entry's files, its record last, and return what is known of it."""
     record = {}
 
     def tables() -> Iterator[pa.Table]:
         record["stats"] = (yield from make(folder)) or {}
 
-    with naming_a_full_disk(folder):
-        record["fingerprint"] = _write(tables(), folder)
+    record["fingerprint"] = _write(tables(), folder)
     files = [file for file in folder.iterdir() if file.name != "lock"]
-    return record | {"files": {file.name: _digest(file) for file in files}}
+    record |= {"files": {file.name: _digest(file) for file in files}}
+    (folder / "new").write_text(json.dumps(sealed(record)), encoding="utf-8")
+    os.replace(folder / "new", folder / RECORD)
+    return record
 
 
 def _whole(folder: Path) -> dict | None:

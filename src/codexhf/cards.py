@@ -25,7 +25,8 @@ may be mapped as well: it becomes a system message in front of the prompt.
 json, csv, tsv, parquet, arrow, feather, also compressed; or patterns, or folders of such files), or
 a builder of ours. `{builder: source_files, files: [src, "lib/**/*.py", repo.tar.zst], suffixes:
 [.py]}` makes a row (text, id) of each file of folders, patterns and tars. `streaming: true` reads a
-corpus while pretraining, and writes nothing of it to the disk.
+corpus while pretraining, and writes nothing of it to the disk; other stages read its beginning, and
+a run that goes on reads again what it has trained on: exact, and linear in the position.
 `columns` maps our name to the source's column, to a path into it (`messages.-1.content`), or to a
 template over the row (jinja2, sandboxed); null says that a column is not needed. The other keys are
 described where they are declared: `Card` and `Filter` here, `Settings` in execution/items.py for
@@ -58,6 +59,7 @@ from codexhf.strict_yaml import load_yaml_text
 TYPES = ("language-modeling", "prompt-completion", "preference", "prompt-only")
 DROPS = ("generated", "secrets")
 SECTIONS = ("Provenance", "Known problems")
+COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 
 
 def card_of_rows(
@@ -219,8 +221,16 @@ def load_card(path: str | Path) -> Card:
     errors = _read_checker(own, file.parent)
     card, wrong = read_mapping(Card, own)
     errors = _errors(front, body) + [f"codexhf.{error}" for error in errors + wrong]
+    if not errors and card.streaming and _may_change(card, file.parent):
+        errors.append(
+            f"codexhf.load.revision: got {card.load.get('revision')!r}, expected a commit, 40 hex "
+            "digits (of files by URL: in the URL). What streams from elsewhere has no hash and "
+            "could change unnoticed. Name the commit, or leave streaming out."
+        )
     if card.filter and card.type != TYPES[0]:
         errors.append(f"codexhf.filter: is for the type {TYPES[0]}; use `where` here.")
+    if card.streaming and card.type != TYPES[0]:
+        errors.append(f"codexhf.load.streaming: is for the type {TYPES[0]}. Leave it out here.")
     if errors:
         raise CardError("\n  - ".join([f"{file}: {len(errors)} error(s)", *errors]))
     source = str(path).partition("#")[0]
@@ -235,6 +245,15 @@ def load_card(path: str | Path) -> Card:
         name=f"{name}#{split}" if split else name,
         license=str(front.get("license_name") or front["license"]),
     )
+
+
+def _may_change(card: Card, folder: Path) -> bool:
+    """Whether a card reads from a hub or a server what no commit holds still."""
+    urls, path = [name for name in card.named() if "://" in name], str(card.load.get("path", ""))
+    here = (folder / path).exists() or Path(path).exists()  # also of no path
+    hub = not here and ("/" in path or not card.named())
+    said = urls or [str(card.load.get("revision"))] * hub
+    return not all(COMMIT.search(name) for name in said)
 
 
 def _errors(front: dict, body: str) -> list[str]:

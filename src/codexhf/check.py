@@ -1,26 +1,37 @@
-"""What a stage would read of cards: counts and reasons, lengths, shares, overlap, rows as trained.
+"""What a stage reads of cards: counts and reasons, lengths, shares, overlap, rows as trained on.
 
-    python -m codexhf.data check data_cards/*.md --against data_cards/python_tasks_heldout.md
-    python -m codexhf.data check my.md --tokenizer runs/m0    # lengths in tokens, the loss mask
+Each stage says so in a few lines when it begins. Before that, read by the loaders of the stages:
 
-The cards are read as one mix, in the order in which they are named: a row of an earlier card is
-a duplicate in a later one.
+    python -m codexhf.data check data_cards/python_tasks_demonstrations.md --tokenizer runs/m0
+    python -m codexhf.data check a.md b.md --weights 0.3 0.7 --max_length 512 --against held.md
+
+The cards of one type are read as one mix, in the order in which they are named: a row of an earlier
+card is a duplicate in a later one. Without a tokenizer nothing is cut to max_length.
 """
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from codexhf.cards import CardError, load_card
-from codexhf.data import Data, in_messages, read_card, read_cards
-from codexhf.overlap import HeldOut
-from codexhf.prompts import text_of
+from codexhf.data import (
+    Data,
+    load_demonstrations,
+    load_packed,
+    load_pairs,
+    load_split,
+    load_tasks,
+    read_card,
+    read_cards,
+)
+from codexhf.prompts import prompt_ids, text_of
 from codexhf.refusals import refuse
 from codexhf.rows import COLUMNS
-from codexhf.tokens import answered_rows, document_encoder
 
-ROWS = 3  # shown of each card
+LINES, ROWS = 12, 3  # of a stage's start, and rows of each card that the command shows
 LEARNED = "\x1b[7m{}\x1b[0m"  # reversed on a terminal
 
 
@@ -29,102 +40,201 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m codexhf.data", description=__doc__)
     parser.add_argument("command", choices=["check"])
     parser.add_argument("cards", nargs="+", metavar="CARD")
-    parser.add_argument("--against", nargs="*", default=[], metavar="CARD", help="evaluation sets")
-    parser.add_argument("--tokenizer", help="folder or Hub id; default: lengths in characters")
-    options = parser.parse_args(argv)
+    parser.add_argument(
+        "--against", nargs="*", metavar="CARD",
+        help="evaluation sets; default: *_heldout.md and *_validation.md next to the cards",
+    )  # fmt: skip
+    parser.add_argument("--tokenizer", help="folder or Hub id; default: lengths in bytes")
+    parser.add_argument("--max_length", type=int, help="default: 512 for corpora, else no limit")
+    parser.add_argument(
+        "--weights", nargs="*", type=float, help="as a recipe's, of cards of a type"
+    )
+    parser.add_argument("--when_exhausted", choices=["stop", "repeat"], default="stop")
+    options = vars(parser.parse_args(argv))
+    del options["command"]
     try:
-        print(check(options.cards, options.against, options.tokenizer))
+        print(check(**options))
     except (CardError, ValueError, OSError) as error:
         refuse([str(error)], "codexhf.data check")
 
 
-def check(cards: Sequence[str], against: Sequence[str], tokenizer: str | None = None) -> str:
-    """Return the check as text.
+def check(
+    cards: Sequence[str],
+    against: Sequence[str] | None = None,
+    tokenizer: str | None = None,
+    max_length: int | None = None,
+    weights: Sequence[float] | None = None,
+    when_exhausted: str = "stop",
+) -> str:
+    """Return the check as text; the arguments are the command's options.
 
     Raises:
-        CardError: a card or its rows cannot be used.
+        CardError: a card or its rows cannot be used, as the stage that reads them would say it.
     """
     if tokenizer is not None:
         from codexhf.tokenizer import load_tokenizer
 
         tokenizer = load_tokenizer(tokenizer)
     types = {path: load_card(path).type for path in cards}
-    parts: dict[str, Data] = {}
+    if weights is not None and (len(weights) != len(cards) or len({*types.values()}) > 1):
+        raise ValueError(f"--weights: got {len(weights)}, expected one a card, all of one type.")
+    against = _next_to(cards) if against is None else against
+    mixing = {"weights": weights, "when_exhausted": when_exhausted}
+    lines, dropped, overlaps = [], [], []
     for type in dict.fromkeys(types.values()):  # a mix has one type
         named = [path for path in cards if types[path] == type]
-        parts |= dict(zip(named, read_cards(named, type), strict=True))
-    sets = {path: HeldOut([read_card(load_card(path), "all").dataset]) for path in against}
-    lines = [_table(parts, tokenizer), "", *_dropped(parts), "", *_overlaps(parts, types, sets)]
-    for path, part in parts.items():
-        lines += ["", f"{path}, {min(ROWS, len(part.dataset))} rows as they are trained on:"]
-        lines += _rendered(part.dataset.select(range(min(ROWS, len(part.dataset)))), types[path],
-                           part, tokenizer)  # fmt: skip
-    return "\n".join(lines)
+        data = _as_a_stage(type, named, against, tokenizer, max_length, mixing)
+        lines += data_lines(type, data, tokenizer, ROWS, LEARNED)
+        for path, about in zip(named, data.cards.values(), strict=True):
+            found = about.get("dropped", {}).items()
+            dropped += [f"  {count:>8,}  {why}  ({path})" for why, count in found]
+        later = _later(data).items()
+        dropped += [f"  {count:>8,}  {why}  ({', '.join(named)})" for why, count in later]
+        overlaps += _overlaps(type, named, against)
+    dropped = ["left out:", *dropped] if dropped else ["left out: nothing"]
+    if against:
+        overlaps = ["rows that overlap with an evaluation set:", *overlaps]
+    return "\n".join([*lines, "", *dropped, "", *overlaps])
 
 
-def _texts(row: dict, type: str) -> list[str]:
-    return [text_of(row[name]) or "" for name in COLUMNS[type]]
+def _next_to(cards: Sequence[str]) -> list[str]:
+    """Return the cards of evaluation sets in the cards' folders."""
+    folders = dict.fromkeys(Path(path.partition("#")[0]).parent for path in cards)
+    ends = ("*_heldout.md", "*_validation.md")
+    found = [str(file) for folder in folders for end in ends for file in sorted(folder.glob(end))]
+    return [path for path in found if path not in {str(Path(card)) for card in cards}]
 
 
-def _table(parts: dict[str, Data], tokenizer) -> str:
-    unit = "characters" if tokenizer is None else "tokens"
-    heads = ["card", "licence", "read", "kept", f"{unit}", "share", "median", "95%", "longest"]
-    encode, rows = tokenizer and document_encoder(tokenizer), []
-    for path, part in parts.items():
-        (about,) = part.cards.values()
-        lengths = [n for batch in part.dataset.iter(500) for n in _lengths(batch, about, encode)]
-        rows.append((path, about, np.array(lengths)))
-    total = sum(lengths.sum() for *_, lengths in rows)
-    cells = [heads]
-    for path, about, lengths in rows:
-        spread = [f"{np.percentile(lengths, q):.0f}" for q in (50, 95, 100)]
-        counts = [f"{about[key]:,}" for key in ("rows_read", "rows")]
-        share = f"{lengths.sum() / total:.1%}"
-        cells.append([path, about["license"], *counts, f"{lengths.sum():,}", share, *spread])
-    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
-    texts = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in cells)
-    return "\n".join(text.rstrip() for text in texts)
+def _as_a_stage(type, cards, against, tokenizer, max_length, mixing) -> Data:
+    """Read cards of one type with the loader of the stage that trains on them."""
+    most = max_length or sys.maxsize
+    if type == "prompt-only":
+        found = [read_card(load_card(path)).dataset.column_names for path in cards]
+        tests = any("tests" in names for names in found)
+        options = {"max_prompt_tokens": max_length, "runs_tests": tests}
+        return load_tasks(cards, tokenizer, exclude=against, **options)
+    if tokenizer is None:
+        return load_split(cards, type, exclude=against, **mixing)
+    if type == "language-modeling":
+        rows = 1000 if any(load_card(path).streaming for path in cards) else None
+        if rows:
+            mixing = {"max_rows": rows}
+        return load_packed(cards, tokenizer, max_length or 512, exclude=against, **mixing)
+    if type == "preference":
+        return load_pairs(cards, tokenizer, most, exclude=against)
+    return load_demonstrations(cards, tokenizer, most, exclude=against, **mixing)
 
 
-def _lengths(batch: dict[str, list], about: dict, encode) -> list[int]:
-    rows = zip(*(batch[name] for name in COLUMNS[about["type"]]), strict=True)
-    texts = ["\n".join(text_of(cell) or "" for cell in row) for row in rows]
-    return encode(texts)[1] if encode else [*map(len, texts)]
-
-
-def _dropped(parts: dict[str, Data]) -> list[str]:
-    counts = [(path, about["dropped"]) for path, p in parts.items() for about in p.cards.values()]
-    lines = [f"  {n:>8,}  {why}  ({path})" for path, found in counts for why, n in found.items()]
-    return ["left out:", *lines] if lines else ["left out: nothing"]
-
-
-def _overlaps(parts: dict[str, Data], types: dict[str, str], sets: dict[str, HeldOut]) -> list[str]:
-    if not sets:
-        return ["overlap: not looked for; name the evaluation sets with --against"]
-    lines = ["rows that overlap with an evaluation set:"]
-    for path, part in parts.items():
-        columns = [n for n in (*COLUMNS[types[path]], "completion") if n in part.dataset.features]
-        found = dict.fromkeys(sets, 0)
-        for row in part.dataset.select_columns(list(dict.fromkeys(columns))):
-            texts = {name: text_of(value) for name, value in row.items()}
-            for name, held in sets.items():
-                found[name] += held.overlap(types[path], texts) is not None
-        lines += [f"  {count:>8,}  {path} with {name}" for name, count in found.items()]
-    return lines
-
-
-def _rendered(rows, type: str, part: Data, tokenizer) -> list[str]:
-    """Return rows as text, what is learned in reverse where a tokenizer says what that is."""
-    if tokenizer is None or type not in ("prompt-completion", "preference"):
-        return [" | ".join(f"{text[:300]!r}" for text in _texts(row, type)) for row in rows]
-    sides = [name for name in COLUMNS[type] if name != "prompt"]
-    spoken = in_messages(Data(rows, part.cards), tokenizer, COLUMNS[type]).dataset
+def _overlaps(type: str, cards: Sequence[str], against: Sequence[str]) -> list[str]:
+    """Return how many rows of each card are in each set: what reading leaves out because of it."""
     lines = []
-    for row in answered_rows(spoken, tokenizer, sides, source=", ".join(part.cards)):
-        for name in ("input_ids", "chosen_ids", "rejected_ids"):
-            if name in row:
-                ids, labels = row[name], row.get("labels", row[name])
-                start = next((i for i, label in enumerate(labels) if label != -100), len(ids))
-                learned = LEARNED.format(tokenizer.decode(ids[start:]))
-                lines.append(f"{name}: {tokenizer.decode(ids[:start])}{learned}")
+    for held in against:
+        for path, part in zip(cards, read_cards(cards, type, exclude=[held]), strict=True):
+            (about,) = part.cards.values()
+            lines.append(f"  {_overlap(about):>8,}  {path} with {held}")
     return lines
+
+
+def _overlap(about: Mapping) -> int:
+    return sum(count for why, count in about["dropped"].items() if "held-out data" in why)
+
+
+# -- a stage's start ---------------------------------------------------------------------------
+
+
+def start_lines(data: Mapping[str, Data], tokenizer=None) -> list[str]:
+    """Return at most about LINES lines on what a stage begins to read: of each card one, and a row.
+
+    Nothing is read again: counts are of when the rows were made, lengths of when they were cut.
+    """
+    cards = sum(len(part.cards) for part in data.values())
+    rows = min(1, max(LINES - cards, 0) // max(cards, 1))  # where there is room for all
+    marks = LEARNED if sys.stdout.isatty() else "[[{}]]"
+    lines = [
+        line
+        for name, part in data.items()
+        for line in data_lines(name, part, tokenizer, rows, marks)
+    ]
+    encoding = sys.stdout.encoding or "utf-8"  # a terminal's, which may not have every letter
+    return [line.encode(encoding, "backslashreplace").decode(encoding) for line in lines]
+
+
+def data_lines(name: str, data: Data, tokenizer, rows: int, marks: str) -> Iterator[str]:
+    """Yield a line on each card and `rows` of its rows, what is learned in `marks`."""
+    later = [f"{count:,} {why}" for why, count in _later(data).items()]
+    for number, (card, about) in enumerate(data.cards.items()):
+        if "rows_read" not in about:
+            yield f"{name} {card}: read while training; what is left out is said at its end"
+            here = range(data.rows or 0)
+        else:
+            part = np.zeros(len(data.dataset)) if data.part is None else data.part
+            here = np.flatnonzero(part == number)
+            said = _counted(about, later if len(data.cards) == 1 else [], len(here))
+            if data.reused[number : number + 1] == (True,):
+                said += " (read before, reused)"
+            share = f"share {about['share_realised']:.1%}"
+            if about.get("share_requested") is not None:
+                share += f" (asked {about['share_requested']:.1%}), {about['epochs']} epochs"
+            over = f"overlap with held-out data {_overlap(about)}"
+            over = over if about["compared_with"] else "overlap: not looked for"
+            parts = [said, *_lengths(data, about, here), share, over]
+            yield f"{name} {card}: {'; '.join(parts)}"
+        for row in here[:rows]:
+            yield from _rendered(data, int(row), tokenizer, marks, 100 if rows == 1 else 300)
+    if later and len(data.cards) > 1:
+        yield f"{name}: left out of all cards together: {', '.join(later)}"
+
+
+def _later(data: Data) -> dict[str, int]:
+    """Return what was left out after the cards were read, of all cards together."""
+    found = {why.partition("dropped_as_")[2]: count for why, count in data.stats.items()}
+    return {why.replace("_", " "): count for why, count in found.items() if why and count}
+
+
+def _counted(about: Mapping, later: Sequence[str], used: int) -> str:
+    why = [f"{count:,} {reason}" for reason, count in about["dropped"].items()] + [*later]
+    used = f"{used:,} used" if "tokens_read" not in about else f"{about['tokens_read']:,} tokens"
+    read = f"{about['rows_read']:,} rows{' of a stream' if about.get('streamed') else ''} read"
+    said = f"{read}, {about['rows']:,} kept, {used}"
+    return f"{said}; left out: {', '.join(why) or 'nothing'}"
+
+
+def _lengths(data: Data, about: Mapping, here: np.ndarray) -> list[str]:
+    """Return how long a card's rows are, in tokens where they were counted."""
+    if "tokens_read" in about:
+        return [f"{len(here):,} packed rows of {len(data.dataset[0]['input_ids'])} tokens"]
+    if data.lengths is None or not len(here):
+        return []
+    own = data.lengths[here]
+    longest = max(own.max(), data.stats.get("longest_tokens", 0) if len(data.cards) == 1 else 0)
+    middle, most = np.percentile(own, (50, 99))
+    limit = f", limit {data.limit:,}" if data.limit and data.limit < sys.maxsize else ""
+    return [f"{data.unit}: median {middle:.0f}, 99% {most:.0f}, longest {longest:,.0f}{limit}"]
+
+
+def _rendered(data: Data, number: int, tokenizer, marks: str, most: int) -> Iterator[str]:
+    """Yield a row as text, what is learned in `marks` where a tokenizer says what that is."""
+
+    def cut(text: str) -> str:
+        return repr(text[:most])[1:-1] + ("..." if len(text) > most else "")
+
+    def line(what: str, ids: Sequence[int], start: int = 0) -> str:
+        before, learned = tokenizer.decode(ids[:start]), tokenizer.decode(ids[start:])
+        return f"  {what}: {cut(before)}{marks.format(cut(learned))}"
+
+    row, ids = data.dataset[number], {} if data.ids is None else data.ids[number]
+    if tokenizer is None or not {"input_ids", "prompt"} & row.keys():
+        texts = [text_of(row[n]) for n in ("text", *COLUMNS["prompt-completion"]) if n in row]
+        yield "  " + " | ".join(cut(text) for text in texts if text)
+    elif "input_ids" in row:
+        yield line("packed", row["input_ids"])
+    elif "labels" in ids:
+        labels = [*ids["labels"], None]
+        start = next(i for i, label in enumerate(labels) if label != -100)
+        yield line("input_ids", ids["input_ids"], start)
+    elif "chosen_ids" in ids:
+        start = len(prompt_ids(row["prompt"], tokenizer))
+        yield from (line(side, ids[side], start) for side in ("chosen_ids", "rejected_ids"))
+    else:
+        start = prompt_ids(row["prompt"], tokenizer)
+        yield "  prompt: " + cut(tokenizer.decode(start))

@@ -9,6 +9,7 @@ old one goes when the new one is safe.
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -143,7 +144,8 @@ def last_good(output_dir: Path) -> Path | None:
         why = fault(folder)
         if why is None:
             return folder
-        aside = output_dir / f"_broken-{step}-{os.getpid()}"
+        asides = (output_dir / f"_broken-{step}-{n}" for n in itertools.count(1))
+        aside = next(path for path in asides if not os.path.lexists(path))
         folder.rename(aside)
         print(f"checkpoint {folder} is set aside as {aside.name}: {why}", flush=True)
     return None

@@ -9,9 +9,8 @@ manifest.
 """
 
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -21,6 +20,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable
@@ -59,6 +59,9 @@ class Data:
         cards: card name -> rows read, dropped and why, licence, shares.
         stats: what is known of the rows of all cards together.
         known: the fingerprint, where it was taken when the rows were made.
+        part: number of the card that each row is from.
+        lengths: of each row, in tokens or what `unit` says; `limit` is the most that they may be.
+        reused: of each card, whether its rows were made before.
     """
 
     dataset: Dataset | PackedStream
@@ -66,6 +69,11 @@ class Data:
     stats: dict = field(default_factory=dict)
     ids: Dataset | None = None
     known: str | None = None
+    part: np.ndarray | None = None
+    lengths: np.ndarray | None = None
+    limit: int | None = None
+    unit: str = "tokens"
+    reused: tuple[bool, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -83,7 +91,9 @@ class Data:
     def select(self, keep: Sequence[int]) -> "Data":
         """Return the rows of these numbers, with the same cards and stats."""
         ids = None if self.ids is None else self.ids.select(keep)
-        return Data(self.dataset.select(keep), self.cards, self.stats, ids)
+        part, lengths = (a if a is None else a[keep] for a in (self.part, self.lengths))
+        rows = self.dataset.select(keep)
+        return replace(self, dataset=rows, ids=ids, known=None, part=part, lengths=lengths)
 
 
 def _dataset(table: pa.Table) -> Dataset:
@@ -116,12 +126,15 @@ def read_cards(
     split: str = "train",
     exclude: str | Sequence[str] = (),
     packing: Packing | None = None,
+    max_rows: int | None = None,
+    max_characters: int | None = None,
 ) -> list[Data]:
     """Read cards of one type, each on its own; a row of an earlier card is left out of a later one.
 
     Args:
         packing: for corpora that become packed ids. These stand for themselves: the cards of a mix
             are packed one by one.
+        max_rows, max_characters: read of a card that streams.
     Raises:
         CardError: a card of another type, or one of which nothing is left.
     """
@@ -130,14 +143,16 @@ def read_cards(
         card = load_card(path)
         if card.type != type:
             raise CardError(f"{card.path}: type is {card.type}, expected {type} here.")
-        made, digests = read_once(card, split, heldout, () if packing else earlier, packing)
-        earlier.append(made)
-        _say_dropped(card.name, made.stats, made.reused)
+        others, most = () if packing else earlier, (max_rows, max_characters)
+        made, digests = read_once(card, split, heldout, others, packing, *most)
+        if not card.streaming:
+            earlier.append(made)
         if not len(made.rows):
             raise CardError(f"{card.path}: {_nothing_left(made.stats, split, packing)}")
         about = {"card": card.source, "license": card.license, "type": card.type}
-        about |= {"sha256": digests, **made.stats}
-        out.append(Data(made.rows, {card.name: about}, known=made.fingerprint))
+        about |= {"sha256": digests, "compared_with": [*_listed(exclude)], **made.stats}
+        known, reused = made.fingerprint, (made.reused,)
+        out.append(Data(made.rows, {card.name: about}, known=known, reused=reused))
     return out
 
 
@@ -150,20 +165,14 @@ def _nothing_left(stats: dict, split: str, packing: Packing | None) -> str:
     )
 
 
-def _say_dropped(name: str, stats: dict, reused: bool) -> None:
-    """Say in a line what was read and left out of a card, on the first process."""
-    if (stats["dropped"] or reused) and int(os.environ.get("RANK", "0")) == 0:
-        why = ", ".join(f"{count} {reason}" for reason, count in stats["dropped"].items())
-        before = " (read before, reused)" if reused else ""
-        print(
-            f"{name}: {stats['rows']} of {stats['rows_read']} rows are read{before}; "
-            f"left out: {why or 'none'}"
-        )
-
-
 def _heldout(cards: str | Sequence[str]) -> HeldOut | None:
-    held = (read_card(load_card(path), "all").dataset for path in _listed(cards))
-    return HeldOut(held) if cards else None
+    def rows(card: Card) -> Iterable[dict]:
+        if not card.streaming:
+            return read_card(card, "all").dataset
+        tables = Reading(card, "all", None, None).tables(Passing(card))
+        return (row for table in tables for row in table.to_pylist())
+
+    return HeldOut(rows(load_card(path)) for path in _listed(cards)) if cards else None
 
 
 def _listed(cards: str | Sequence[str]) -> Sequence[str]:
@@ -182,6 +191,7 @@ def load_split(
     weights: Sequence[float] | None = None,
     count: Callable[[dict], int] | None = None,
     max_rows: int | None = None,
+    max_characters: int | None = None,
     when_exhausted: str = "stop",
     seed: int = 42,
 ) -> Data:
@@ -189,16 +199,28 @@ def load_split(
 
     With `weights`, rows are interleaved (`datasets.interleave_datasets`; `mix` says what happens
     when a card runs out) so that each card's share of `count` (rows when not given) is as wanted;
-    requested and realised shares are in the cards' stats. Without, all rows are concatenated.
+    requested and realised shares are in the cards' stats. Without, all rows are concatenated. A
+    card that streams is read up to `max_rows` or `max_characters`, into memory.
 
     Raises:
         CardError: a card of another type, or nothing left after the rows were checked.
     """
     if not cards:
         return Data(Dataset.from_dict({}))
-    parts = read_cards(cards, type, split=split, exclude=exclude)
+    most = {"max_rows": max_rows, "max_characters": max_characters}
+    parts = read_cards(cards, type, split=split, exclude=exclude, **most)
     sizes = [np.fromiter(map(count, p.dataset), np.int64) for p in parts] if count else None
+    parts = [_with_bytes(part, type) for part in parts]
     return _capped(mix(parts, weights, sizes, seed, when_exhausted), max_rows, seed)
+
+
+def _with_bytes(data: Data, type: str) -> Data:
+    """Return the rows with the bytes of each, where they are text; no text is read for it."""
+    table = table_of(data.dataset.select_columns(COLUMNS[type]))
+    if any(field.type != pa.string() for field in table.schema):
+        return data
+    bytes = sum(pc.binary_length(column).to_numpy() for column in table.columns)
+    return replace(data, lengths=bytes, unit="bytes")
 
 
 def _named(parts: Sequence[Data]) -> dict[str, dict]:
@@ -256,6 +278,10 @@ def mix(
             about["epochs"] = round(float((of_part == i).sum() / len(parts[i].dataset)), 4)
     known = parts[0].known if len(parts) == 1 else None
     whole = Data(_joined([part.dataset for part in parts]), cards, known=known)
+    if all(part.lengths is not None for part in parts):
+        whole.lengths, whole.unit = np.concatenate([p.lengths for p in parts]), parts[0].unit
+    whole.part = np.repeat(np.arange(len(parts), dtype=np.int16), np.diff(starts))
+    whole.reused = tuple(chain.from_iterable(part.reused for part in parts))
     if parts[0].ids is not None:
         whole.ids = datasets.concatenate_datasets([part.ids for part in parts])
     return whole if weights is None or len(parts) == 1 else whole.select(order)
@@ -290,16 +316,23 @@ def load_packed(
     weights: Sequence[float] | None = None,
     max_rows: int | None = None,
     when_exhausted: str = "stop",
+    num_workers: int = 0,
     seed: int = 42,
 ) -> Data:
     """Load corpora as sequences of exactly `max_length` tokens; no padding.
 
     Each card is packed on its own and the equal-sized sequences are mixed, so a share of rows is a
     share of tokens. `tokens.Packer` keeps documents apart. Where a card streams, all are read while
-    training, again and again, and the dataset is a `stream.PackedStream`.
+    training, again and again, and the dataset is a `stream.PackedStream`; `num_workers` are those
+    of the DataLoader.
     """
     packing = Packing(tokenizer, max_length)
     if any(load_card(path).streaming for path in _listed(cards)):
+        if num_workers > 1:
+            raise CardError(
+                f"dataloader_num_workers: got {num_workers}, expected at most 1 with a card that "
+                "streams, which each of them would read as a whole. num_proc makes it faster."
+            )
         if weights is not None and when_exhausted == "stop":
             raise CardError(
                 "when_exhausted: got stop, but nobody knows where a card that streams ends. Set "
@@ -333,9 +366,9 @@ def _streamed(
             count += len(table)
             yield from table.to_pylist()
         said = f"{count} packed rows of {reading.stats()}"
-        print(f"{card.name}: read to its end: {said}", flush=True)
         if not count:
             raise CardError(f"{card.path}: {said}.")
+        print(f"{card.name}: read to its end: {said}", flush=True)
 
     about = [
         {"card": c.source, "license": c.license, "type": c.type, "streaming": True} for c in loaded
@@ -349,6 +382,8 @@ def _streamed(
     known = [[repr(c), c.digests()] for c in loaded] + [packing.max_length, split, weights, seed]
     key = [known, heldout and heldout.key, tokenizer_key(packing.tokenizer)]
     digest = sha256(json.dumps(key, default=str).encode()).hexdigest()
+    for card in loaded:  # what is wrong with a card is said now, and not while training
+        next(read(card))
     parts = [partial(read, card) for card in loaded]
     return Data(PackedStream(parts, weights, seed), named, known=digest)
 
@@ -478,6 +513,7 @@ def load_tasks(
     that tests call stands for a missing entry_point, a hash of the prompt for a missing id.
 
     Args:
+        tokenizer: None for rows as they are, of any length.
         runs_tests: whether something runs the tests. Rows without tests are left out then, and
             rows whose reference fails them: no answer could be judged by such tests.
     Raises:
@@ -493,9 +529,13 @@ def load_tasks(
         if packages:
             check_isolation(packages=packages)
         data = drop_wrong(data, wrong_rows(data.dataset))
+    if tokenizer is None:
+        return _with_bytes(data, "prompt-only")
     data = in_messages(data, tokenizer, ("prompt",))
     lengths = prompt_lengths(data.dataset, tokenizer, cards_of(data))
-    return data if max_prompt_tokens is None else drop_long(data, lengths, max_prompt_tokens)
+    if max_prompt_tokens is None:
+        return replace(data, lengths=lengths)
+    return drop_long(data, lengths, max_prompt_tokens)
 
 
 def _task_rows(part: Data, runs_tests: bool) -> Data:
@@ -528,16 +568,15 @@ def _task_rows(part: Data, runs_tests: bool) -> Data:
     if not keep:
         raise CardError(f"{about['card']}: no rows left of {about}.")
     made = {name: table[name] for name in table.column_names}
-    if "id" not in made:
-        prompts = map(text_of, part.dataset["prompt"])
-        made["id"] = pa.array([f"{hash_of(prompt):016x}" for prompt in prompts])
+    ids = zip(column("id"), part.dataset["prompt"], strict=True)
+    made["id"] = pa.array([i or f"{hash_of(text_of(prompt)):016x}" for i, prompt in ids])
     if "tests" in made:
         made["entry_point"] = pa.array(names, pa.string())
     if not answered:
         made.pop("completion", None)
     order = dict.fromkeys((*COLUMNS["prompt-only"], *EXTRA, *made))
     rows = _dataset(pa.table({name: made[name] for name in order if name in made}))
-    return Data(rows.select(keep), part.cards)
+    return Data(rows.select(keep), part.cards, reused=part.reused)
 
 
 def _missing(tests: str | list | dict | None, name: str | None) -> str | None:
@@ -604,6 +643,7 @@ def drop_long(data: Data, lengths: np.ndarray, max_length: int) -> Data:
     Raises:
         CardError: more than 1% of the rows would go, which is a setting and not an outlier.
     """
+    data = replace(data, lengths=lengths, limit=max_length)
     keep = np.flatnonzero(lengths <= max_length)
     dropped = len(lengths) - len(keep)
     if dropped > TOO_LONG_SHARE * len(lengths):

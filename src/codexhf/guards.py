@@ -263,8 +263,10 @@ class SameAfterEvaluating(TrainerCallback):
 
     state = None
 
-    def on_step_end(self, args, state, control, **kwargs):
-        self.state = torch.get_rng_state()
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.state = torch.get_rng_state()  # for eval_on_start
+
+    on_step_end = on_train_begin
 
     def on_evaluate(self, args, state, control, **kwargs):
         if self.state is not None:

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import os
+import re
 import textwrap
 import typing
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,7 @@ def _entry(field: dataclasses.Field, hint: Any, values: Mapping[str, Any], brief
     flag = f"  --{field.name}"
     text = " ".join(field.metadata.get("help", "").replace("`", "").split())
     if brief and "above" not in field.metadata:  # a library's; ours are short
-        text = text.split(". ")[0].rstrip(".") + "."
+        text = re.split(r"(?<!Eq)\. ", text)[0].rstrip(".") + "."
     legal = [_written(values.get(field.name, knobs.default_of(field)))]
     if words := knobs.limits(field, hint):
         legal.append(words)

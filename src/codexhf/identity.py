@@ -16,14 +16,16 @@ import importlib
 import importlib.metadata
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
-from codexhf.arguments import PATH_CHECKS
+from codexhf.arguments import KINDS, PATH_CHECKS
 from codexhf.cards import load_card
 from codexhf.checkpoints import MANIFEST, file_stats, read_sealed, wrong_file
 from codexhf.hub import hub_name, resolve
@@ -35,32 +37,58 @@ IDENTITY = "run.json"
 
 LIBRARIES = (
     "torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "numpy",
+    "bitsandbytes", "liger-kernel", "deepspeed", "flash-attn",
 )  # fmt: skip
-"""Packages whose version can change weights."""
+"""Packages whose version can change weights, where they are installed."""
+
+VARIABLES = re.compile(
+    r"(ACCELERATE|FSDP)_\w+|NVIDIA_TF32_OVERRIDE|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
+)
+"""Variables that change how is computed, but for those of WHERE; FSDP_* where FSDP is used."""
+
+WHERE = re.compile(
+    r"\w+?_(USE_(CPU|FSDP|DEEPSPEED)|MIXED_PRECISION|STATE_DICT_TYPE|TORCH_DEVICE|IN_TPU_POD|LOG_LEVEL"
+    r"|ENABLE_RICH|DEBUG_\w+|CPU_AFFINITY|(\w+_)?(PORT|RANK|HOST|ADDR|IP|PATH|PROCESSES|MACHINES))"
+)
+"""They say where or how loudly, or are compared by another name."""
 
 NEUTRAL = {
     "dry_run", "restart", "redo_changed", "allow_changed", "output_dir", "logging_dir", "run_name",
-    "disable_tqdm", "report_to", "log_level", "logging_steps", "logging_strategy",
-    "logging_first_step", "local_rank", "dataloader_num_workers", "resume_from_checkpoint",
-    "save_total_limit", "num_proc", "hub_token", "project", "use_cpu", "deepspeed_plugin",
-    "distributed_state",
+    "disable_tqdm", "report_to", "log_level", "log_level_replica", "log_on_each_node",
+    "logging_steps", "logging_strategy", "logging_first_step", "logging_nan_inf_filter",
+    "include_num_input_tokens_seen", "skip_memory_metrics", "torch_empty_cache_steps",
+    "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+    "local_rank", "ddp_timeout", "num_proc", "dataset_num_proc", "dataloader_num_workers",
+    "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
+    "dataloader_multiprocessing_context", "resume_from_checkpoint", "save_total_limit",
+    "save_on_each_node", "enable_jit_checkpoint", "push_to_hub", "hub_token", "hub_model_id",
+    "hub_private_repo", "hub_strategy", "hub_always_push", "hub_revision", "use_cpu",
+    "deepspeed_plugin", "distributed_state",
 }  # fmt: skip
 """Fields that say where or how loudly, not what: changing them does not make another run."""
 
-NEUTRAL_WITHOUT_BEST = {"save_steps", "save_strategy", "eval_steps", "eval_strategy"}
-"""Neutral too, where the last weights are the result and not the best of those that were saved."""
+NEUTRAL_WITHOUT_BEST = {
+    "save_steps", "save_strategy", "eval_steps", "eval_strategy", "do_eval", "eval_on_start",
+    "eval_delay", "per_device_eval_batch_size", "eval_accumulation_steps", "batch_eval_metrics",
+    "eval_do_concat_batches", "eval_use_gather_object", "include_for_metrics",
+    "metric_for_best_model", "greater_is_better",
+}  # fmt: skip
+"""Neutral too, unless evaluations decide."""
 
 EFFECTIVE = {
     "learning_rate", "critic_learning_rate", "weight_decay", "adam_beta1", "adam_beta2",
     "adam_epsilon", "max_grad_norm", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
     "max_steps", "num_train_epochs", "total_episodes", "per_device_train_batch_size",
-    "gradient_accumulation_steps", "per_device_eval_batch_size", "bf16", "fp16",
-    "gradient_checkpointing", "activation_checkpointing", *NEUTRAL_WITHOUT_BEST, "eval_tasks",
-    "eval_max_new_tokens", "metric_for_best_model", "timeout_s", "unsafe_exec", "alpha_sft",
-    "beta_rlhf", "gamma_reg", "kl_coef", "entropy_coef", "vf_coef", "cliprange", "cliprange_value",
-    "temperature", "reward_weights", "reward_clip", "missing_eos_penalty",
-}  # fmt: skip
-"""Settings that a run which goes on reads anew; any other is settled at its first step."""
+    "gradient_accumulation_steps", "bf16", "fp16", "gradient_checkpointing",
+    "activation_checkpointing", *NEUTRAL_WITHOUT_BEST, "eval_tasks", "eval_max_new_tokens",
+    "timeout_s", "unsafe_exec", "alpha_sft", "beta_rlhf", "gamma_reg", "kl_coef", "entropy_coef",
+    "vf_coef", "cliprange", "cliprange_value", "temperature", "reward_weights", "reward_clip",
+    "missing_eos_penalty",
+} - {"metric_for_best_model", "greater_is_better"}  # fmt: skip
+"""Settings that a run which goes on reads anew; any other is settled at its first step.
+
+So is by what the best checkpoint is chosen: the best one so far was found by it.
+"""
 
 FILES = ("safety_rules", "chat_template_path")
 """Fields that name a file of which the content counts."""
@@ -102,8 +130,7 @@ def run_identity(
     """
     config = configuration(stage, training)
     paths = {f.name for f in dataclasses.fields(stage) if f.metadata.get("check") in PATH_CHECKS}
-    best = getattr(training, "load_best_model_at_end", False)
-    skipped = paths if best else paths | NEUTRAL_WITHOUT_BEST
+    skipped = paths if evaluation_decides(training) else paths | NEUTRAL_WITHOUT_BEST
     files = {name: config[name] for name in FILES if config.get(name)}
     named = [config[name] for name in sorted(paths) if config.get(name)]
     named = [n for value in named for n in ([value] if isinstance(value, str) else value)]
@@ -111,12 +138,21 @@ def run_identity(
         "config": {k: v for k, v in config.items() if k not in {*skipped, *files}},
         "data": {name: part.fingerprint for name, part in data.items()} | dict(compared),
         "cards": {name: sha for part in data.values() for name, sha in _card_records(part)},
-        "parents": {name: record["sha256"] for name, record in parents.items()},
+        "parents": {
+            name: record["sha256"] | ({"base": record["base"]} if "base" in record else {})
+            for name, record in parents.items()
+        },
         "files": {name: file_stats(Path(path))["sha256"] for name, path in files.items()},
         "rewards": _sources(getattr(stage, "rewards", [])),
         "hub": [name for name in named if hub_name(name)],  # with commit; see arguments.pin
         "made": _made(training),
     }
+
+
+def evaluation_decides(training: Any) -> bool:
+    """Whether evaluations change the result: the best weights are it, or the rate follows them."""
+    plateau = getattr(training, "lr_scheduler_type", None) == "reduce_lr_on_plateau"
+    return plateau or getattr(training, "load_best_model_at_end", False)
 
 
 def _card_records(part: Any) -> Iterable[tuple[str, str]]:
@@ -151,6 +187,8 @@ def _made(training: Any) -> dict:
         "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
         "processes": processes(),
         "sharding": _sharding(),
+        "matmul": _matmul(),
+        **_computing(),
     }
     if made["device"] == "cpu":
         made["threads"] = torch.get_num_threads()  # they share out sums, which rounds otherwise
@@ -180,6 +218,26 @@ def _sharding() -> str:
     return (used[0].lower() if used else "no") + (", checkpoints in pieces" if pieces else "")
 
 
+def _matmul() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set by the newer setting
+        return torch.backends.cuda.matmul.fp32_precision
+
+
+def _computing() -> dict[str, str]:
+    """Variables that change how is computed, without what `accelerate launch` sets to nothing.
+
+    So a run that began without it goes on under it.
+    """
+    said = {n: v.lower() for n, v in sorted(os.environ.items()) if VARIABLES.fullmatch(n)}
+    if said.get("ACCELERATE_USE_FSDP") != "true":
+        said = {name: value for name, value in said.items() if not name.startswith("FSDP")}
+    nothing = ("", "no", "false", "default")  # FSDP's are not off where they are not set
+    off = {n for n, v in said.items() if v in nothing and n.startswith("ACCELERATE")}
+    return {n: v for n, v in said.items() if n not in off and not WHERE.fullmatch(n)}
+
+
 @functools.cache
 def code_hash() -> str:
     """sha256 over the code and data files of codexhf that train, and over the recipe's."""
@@ -192,20 +250,67 @@ def code_hash() -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+verified: dict[str, dict] = {}
+"""Path -> record of each parent that this command names, so that large files are hashed once."""
+
+
+def verify_parents(stage: Any) -> list[str]:
+    """Verify every model and tokenizer that a stage names, before any is loaded.
+
+    Returns:
+        what is wrong, one sentence each; the records are in `verified`.
+    """
+    verified.clear()
+    errors = []
+    for field in dataclasses.fields(stage):
+        value = getattr(stage, field.name)
+        if not value or KINDS.get(field.metadata.get("check")) != "model":
+            continue
+        for path in [value] if isinstance(value, str) else value:
+            try:
+                verified[path] = verified.get(path) or parent_record(path)
+            except (ValueError, OSError) as error:
+                errors.append(f"{field.name}: {error}")
+    return errors
+
+
 def parent_record(path: str) -> dict:
     """Return what a run must know of a folder or Hub id that it was made from.
 
+    Of an adapter's folder also the files of its base.
+
     Raises:
-        ValueError: a file of a finished stage is not as that stage wrote it.
+        ValueError: a file of a finished stage is not as that stage wrote it, or one of another
+            model cannot be read.
     """
     folder, record = resolve(path), {"path": str(path)}
     if not folder.is_dir():
         return {**record, "sha256": {"id": str(path)}}
+    known = {}  # hashed already
     if manifest := _check_finished(folder):
-        record["stage"] = manifest.get("stage")
+        record["stage"], known = manifest.get("stage"), manifest.get("files", {})
     files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in NOT_READ]
     read = [p for p in files if not p.name.startswith((".", "_"))]
-    return {**record, "sha256": {p.name: file_stats(p)["sha256"] for p in read}}
+    for file in read if manifest is None else []:
+        _check_readable(file)
+    stats = {p.name: known.get(p.name) or file_stats(p) for p in read}
+    record["sha256"] = {name: stats[name]["sha256"] for name in stats}
+    if "adapter_config.json" in stats:
+        from codexhf.models import adapted  # late: it loads transformers
+
+        record["base"] = parent_record(str(adapted(folder)))["sha256"]
+    return record
+
+
+def _check_readable(file: Path) -> None:
+    """Refuse weights and settings that are cut off, of which no hash is known."""
+    try:
+        if file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+        elif file.suffix == ".safetensors":
+            safe_open(file, "pt")
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"{file}: cannot be read: {error}. Restore the file.") from None
 
 
 def _check_finished(folder: Path) -> dict | None:
@@ -288,10 +393,12 @@ def can_change(key: str) -> bool:
     return section in ("made", "data", "cards", "rewards") or key == "files.safety_rules"
 
 
-def unknown_names(allowed: Iterable[str], identity: Mapping) -> list[str]:
-    """One sentence for each name of `--allow_changed` that nothing has."""
-    empty = {k: {} for k, v in identity.items() if isinstance(v, Mapping)}
-    known = {name for key in leaves(empty, identity) for name in named(key)} | EFFECTIVE
+def unknown_names(allowed: Iterable[str], *identities: Mapping) -> list[str]:
+    """One sentence for each name of `--allow_changed` that no identity has, then or now."""
+    known = {*EFFECTIVE}
+    for identity in identities:
+        empty = {k: {} for k, v in identity.items() if isinstance(v, Mapping)}
+        known |= {name for key in leaves(empty, identity) for name in named(key)}
     return [
         f"allow_changed: got {name!r}, expected the name of a difference.{nearest(name, known)}"
         for name in allowed

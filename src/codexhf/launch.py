@@ -79,7 +79,8 @@ def launch(main: Callable[[], object]) -> None:
         told, text = isinstance(error, ValueError | OSError), str(error)  # written for the user
         if not told:
             text = f"{type(error).__name__}: {error} (CODEXHF_DEBUG=1 shows where.)"
-        refuse([text], Path(sys.argv[0]).name, everywhere=not told)
+        _, *several = text.split("\n- ")  # PPOTrainer's list
+        refuse(several or [text], Path(sys.argv[0]).name, everywhere=not told)
     except KeyboardInterrupt:
         if rank() == 0:
             print("interrupted; start the same command again, it resumes from the last checkpoint")

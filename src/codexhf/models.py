@@ -4,7 +4,7 @@ The tokenizer is in tokenizer.py, the reward model in reward_model.py.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
@@ -156,9 +156,23 @@ def nonfinite_parameter(model: nn.Module) -> str | None:
 
 def context_length(path: str) -> int | None:
     """Longest sequence that the model of a folder or Hub id was built for; None if unbounded."""
+    return context_of(config_of(path))
+
+
+def config_of(path: str) -> PreTrainedConfig:
+    """The config of a folder's or Hub id's model; that of its base where an adapter has none."""
     folder = resolve(path)
-    base = adapted(folder) or folder
-    return context_of(AutoConfig.from_pretrained(base, trust_remote_code=False))
+    base = None if (folder / "config.json").is_file() else adapted(folder)
+    return AutoConfig.from_pretrained(base or folder, trust_remote_code=False)
+
+
+def outline(path: str, dtype: str, kind: Callable = lambda config: AutoModelForCausalLM) -> Any:
+    """A model as its config describes it, on the meta device: class and shapes, no weights."""
+    config = config_of(path)
+    config.num_labels, kind = 1, kind(config)
+    make = getattr(kind, "from_config", None) or kind._from_config
+    with torch.device("meta"):
+        return make(config, dtype=getattr(torch, dtype))
 
 
 def context_of(config: PreTrainedConfig) -> int | None:

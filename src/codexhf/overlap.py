@@ -14,11 +14,14 @@ from codexhf.prompts import text_of
 
 NGRAM = 13  # words of an overlap between a corpus and a held-out set (Brown et al. 2020, app. C)
 NAMES = 4  # different words of letters among them: "[1, 2, 3, 4, 5, 6]" stands in many files
+MAX_PARSED = 2**18  # characters of code: a parse takes 250 times as much memory
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def normalised(text: str) -> str:
     """Code as its AST without docstrings and imports, prose without case and spacing."""
+    if len(text) > MAX_PARSED:
+        return _prose(text)
     try:
         return ast.dump(_bare(text))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -92,7 +95,8 @@ class HeldOut:
         self.texts.add(hash_of(normalised(text)))
         self.similar.add(hash_of(_prose(text)))
         try:
-            self.similar.add(hash_of(_names(ast.unparse(_bare(text)))))
+            if len(text) <= MAX_PARSED:
+                self.similar.add(hash_of(_names(ast.unparse(_bare(text)))))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             pass
 
@@ -106,7 +110,7 @@ class HeldOut:
             found = _is_in(self._grams(word_hashes(row["text"])), self.grams).any()
             return f"shares {NGRAM} words with held-out data" if found else None
         texts = [row[c] for c in ("prompt", "completion") if row.get(c)]
-        texts += [code_of(text) for text in texts if "```" in text]
+        texts += [code_of(text) for text in texts if "```" in text and len(text) <= MAX_PARSED]
         found = any(map(self._has, texts))
         return "prompt or completion is in held-out data" if found else None
 

@@ -95,6 +95,11 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
         errors += pin(instances[0], instances[-1].output_dir)
     if errors:
         refuse(list(dict.fromkeys(errors)), f"{Path(recipe).name} with {config}")
+    if isinstance(instances[0], StageArguments):
+        from codexhf.identity import verify_parents  # late: a misspelt setting is told at once
+
+        if errors := verify_parents(instances[0]):
+            refuse(errors, Path(recipe).name)
     _say_batch(in_yaml, instances[-1])
     load_whole()
     workers.num_proc = getattr(instances[0], "num_proc", None)

@@ -16,20 +16,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import xxhash
+from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
+from datasets.table import InMemoryTable
 
-from codexhf.cache import Cached, cached
+from codexhf.cache import Cached, cached, fingerprint
 from codexhf.cards import Card, CardError
 from codexhf.filters import left_out, near_duplicates
 from codexhf.label_words import check_labels
 from codexhf.overlap import HeldOut
 from codexhf.prompts import text_of
-from codexhf.rows import COLUMNS, Reader
+from codexhf.rows import COLUMNS, Reader, one_form
 from codexhf.sources import Batch, Passing, Row, Source, lies_here
 from codexhf.tokens import Packer, document_encoder, tokenizer_key
 from codexhf.workers import in_order, progress
 
 HASHES = "hashes"
 """File of the hashes of all rows that a card has, in 16 bytes each."""
+STREAMED_CHARACTERS = 10_000_000
+"""Read of a card that streams where nothing else is said, outside pretraining."""
 
 
 class Packing(NamedTuple):
@@ -54,15 +59,23 @@ def read_once(
     heldout: HeldOut | None,
     earlier: Sequence[Cached] = (),
     packing: Packing | None = None,
+    max_rows: int | None = None,
+    max_characters: int | None = None,
 ) -> tuple[Cached, dict[str, str]]:
     """Return a card's rows, read now or before, and the sha256 of its data files.
+
+    Of a card that streams, only the first rows are read, into memory.
 
     Args:
         split: "train", "heldout" (the share that the card holds out), or "all".
         heldout: what rows must not overlap with.
         earlier: rows of other cards, which are left out of this one's.
+        max_rows, max_characters: of a card that streams.
     """
     sha256 = card.digests()
+    if card.streaming and packing is None:
+        reading = Reading(card, split, heldout, None, _hashes(earlier))
+        return reading.first(max_rows, max_characters or STREAMED_CHARACTERS), sha256
     # Where it is not known by its files, a source is read to know what it says.
     source = None if lies_here(card) else Source(card)
     said = repr(replace(card, path=Path(), source="", name=""))
@@ -72,18 +85,18 @@ def read_once(
         key += [packing.max_length, tokenizer_key(packing.tokenizer)]
 
     def make(folder: Path) -> Iterator[pa.Table]:
-        others = (_hashes(part.folder) for part in earlier)
-        reading = Reading(card, split, heldout, packing, {key for keys in others for key in keys})
+        reading = Reading(card, split, heldout, packing, _hashes(earlier))
         yield from reading.tables(source or Source(card))
         (folder / HASHES).write_bytes(b"".join(sorted(reading.own)))
         return reading.stats()
 
-    return cached("packed" if packing else "rows", key, make), sha256
+    need = sum((card.path.parent / file).stat().st_size for file in sha256)
+    return cached("packed" if packing else "rows", key, make, need), sha256
 
 
-def _hashes(folder: Path) -> Iterator[bytes]:
-    content = (folder / HASHES).read_bytes()
-    return (content[i : i + 16] for i in range(0, len(content), 16))
+def _hashes(parts: Sequence[Cached]) -> set[bytes]:
+    contents = ((part.folder / HASHES).read_bytes() for part in parts)
+    return {content[i : i + 16] for content in contents for i in range(0, len(content), 16)}
 
 
 class Reading:
@@ -130,6 +143,18 @@ class Reading:
             raise
         except ValueError as error:
             raise CardError(f"{card.path}: {error}") from None
+
+    def first(self, max_rows: int | None, max_characters: int) -> Cached:
+        """Return the first rows of a corpus that streams: none of them is written to the disk."""
+        found, rows, size = [], 0, 0
+        for table in self.tables(Passing(self.card)):
+            found.append(table)
+            rows, size = rows + len(table), size + sum(map(len, table["text"].to_pylist()))
+            if size >= max_characters or (max_rows is not None and rows >= max_rows):
+                break
+        made = Dataset(InMemoryTable(one_form(found)), fingerprint=generate_random_fingerprint())
+        stats = self.stats() | {"streamed": True}
+        return Cached(made, stats, fingerprint(made), Path(), reused=False)
 
     def stats(self) -> dict:
         """Return how many rows were read and kept, and why others were not."""

@@ -358,7 +358,12 @@ def load_model_reward(
     Raises:
         ValueError: config.json has no score_mean and score_std, so scores have no known scale.
     """
-    model = to_device((adapted_reward_model if adapted else load_reward_model)(path, **loading))
+    model = (adapted_reward_model if adapted else load_reward_model)(path, **loading)
+    return as_reward(to_device(model), path, clip)
+
+
+def as_reward(model: nn.Module, path: str, clip: float | None) -> ModelReward:
+    """The model of a folder, loaded or outlined, as a reward."""
     for name in SCALE:
         if not hasattr(model.config, name):
             raise ValueError(

@@ -26,7 +26,7 @@ from codexhf.execution.testcode import entry_point_in
 from codexhf.label_words import read_label, read_winner
 from codexhf.prompts import ROLES, content_text, text_of
 from codexhf.refusals import nearest
-from codexhf.sources import Row, values_of
+from codexhf.sources import UNREADABLE, Row, values_of
 
 COLUMNS = {
     "language-modeling": ("text",),
@@ -100,7 +100,10 @@ class Reader:
             except RowFault as fault:
                 yield {}, str(fault)
             except RowError as error:
-                raise RowError(f"row {number}: {error}") from None
+                if self.card.streaming:  # nobody would be there to mend the card
+                    yield {}, UNREADABLE
+                else:
+                    raise RowError(f"row {number}: {error}") from None
 
     def _read(self, row: Row) -> Row:
         row = {name: row.get(name) for name in self.names}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import itertools
 import json
@@ -31,6 +32,7 @@ from accelerate.utils import broadcast_object_list
 from codexhf import checkpoints, identity, launch
 from codexhf.arguments import StageArguments
 from codexhf.cache import fingerprint
+from codexhf.check import start_lines
 from codexhf.checkpoints import (
     MANIFEST,
     file_stats,
@@ -48,6 +50,9 @@ from codexhf.refusals import refuse
 
 if TYPE_CHECKING:  # stages that train nothing do not wait for the import of Trainer
     from transformers import Trainer, TrainingArguments
+
+LOST = "lost+found"
+"""The disk's own, at its root: only root may move it."""
 
 LOCK_S = 3.0
 """How long a start waits for a folder: what a killed run had started ends a moment after it."""
@@ -82,6 +87,7 @@ def run_stage(
     with _begin(output_dir, stage, manifest, agree=_from_first_process) as begun:
         if begun.finished is not None:
             return begun.finished
+        _say("\n".join(start_lines(data, trainer.processing_class)))
         train_s = _train(trainer, training, begun)
         start = time.monotonic()
         metrics = _last_metrics(trainer.state.log_history)
@@ -119,14 +125,14 @@ def run_task(
     if rank() != 0:
         return {}
     if stage.dry_run:
-        for name, part in data.items():
-            _show_rows(name, part.dataset)
+        _show_task(stage, data, parents)
         return {}
     output_dir = Path(stage.output_dir)
     manifest = _manifest(stage, None, data, parents, {})
     with _begin(output_dir, stage, manifest) as begun:
         if begun.finished is not None:
             return begun.finished
+        _say("\n".join(start_lines(data)))
         start = time.monotonic()
         manifest["metrics"] = work(output_dir)
         manifest["wall_s"] = {"work_s": round(time.monotonic() - start, 2)}
@@ -135,7 +141,9 @@ def run_task(
 
 def _manifest(stage, training, data: Mapping[str, Data], parents, compared: Mapping) -> dict:
     """The manifest, as far as it is known before a run begins."""
-    found = {name: identity.parent_record(path) for name, path in parents.items() if path}
+    verified = identity.verified  # when the command was read
+    parents = {name: path for name, path in parents.items() if path}
+    found = {n: verified.get(p) or identity.parent_record(p) for n, p in parents.items()}
     return {
         "stage": stage_name(stage),
         "config": identity.configuration(stage, training),
@@ -146,9 +154,9 @@ def _manifest(stage, training, data: Mapping[str, Data], parents, compared: Mapp
 
 
 def _compared(trainer: Trainer) -> dict[str, str]:
-    """Fingerprints of the rows by which the best checkpoint is chosen, where one is."""
+    """Fingerprints of the rows of evaluations, where these decide."""
     parts = trainer.eval_dataset
-    if not trainer.args.load_best_model_at_end or parts is None:
+    if not identity.evaluation_decides(trainer.args) or parts is None:
         return {}
     parts = parts if isinstance(parts, dict) else {"": parts}
     return {f"eval {name}".strip(): fingerprint(part) for name, part in parts.items()}
@@ -308,7 +316,8 @@ def _lock(output_dir: Path, stage: StageArguments) -> int:
 
 def _decide(output_dir: Path, stage: StageArguments, asked: dict) -> _Begun:
     """Find out whether the folder holds this run, another one or none, and how far it is."""
-    if unknown := identity.unknown_names(stage.allow_changed, asked):
+    known = asked, _read_identity(output_dir)
+    if unknown := identity.unknown_names(stage.allow_changed, *known):
         raise ValueError("\n  - ".join(unknown))
     if stage.restart:
         _set_aside(output_dir, ["--restart was given"])
@@ -388,7 +397,7 @@ def _lines(changes: Changes) -> str:
 def _left_by_another(output_dir: Path, asked: dict) -> bool:
     """Whether files lie here that a run of another identity left when it was stopped."""
     before = _read_identity(output_dir)
-    files = {p.name for p in output_dir.iterdir() if not p.name.startswith("_")} - {IDENTITY}
+    files = {p.name for p in output_dir.iterdir() if p.name[0] != "_"} - {IDENTITY, LOST}
     return bool(before and files) and before != asked
 
 
@@ -415,14 +424,21 @@ def _set_aside(output_dir: Path, changed: list[str]) -> None:
     """Move what lies in a folder into `_previous-<n>` within it, so that no result is ever lost.
 
     Within it, because the folder itself may be a link or the root of a disk. The identity moves
-    last: after a kill in the middle the next start moves the rest to the same place.
+    last: after a kill in the middle the next start moves the rest to the same place. What is
+    mounted in the folder cannot move, and stays.
     """
     asides = (output_dir / f"_previous-{n}" for n in itertools.count(1))
     aside = next(folder for folder in asides if not (folder / IDENTITY).exists())
     aside.mkdir(exist_ok=True)
-    moving = [p for p in output_dir.iterdir() if not p.name.startswith("_previous-")]
+    moving = [p for p in output_dir.iterdir() if not p.name.startswith(("_previous-", LOST))]
     for path in sorted(moving, key=lambda p: p.name == IDENTITY):
-        path.rename(aside / path.name)
+        try:
+            path.rename(aside / path.name)
+        except OSError as error:  # is_mount() overlooks a folder that is bound from the same disk
+            if error.errno != errno.EBUSY:
+                raise
+            _say(f"{path} is mounted there and stays")
+    (aside / IDENTITY).touch()  # it is whole, also of a run that had none
     _say(f"{output_dir} held another run, now in {aside}. What changed:")
     for line in changed[:20]:
         _say(f"  {line}")
@@ -534,12 +550,30 @@ def _show(trainer: Trainer, stage: StageArguments, training: TrainingArguments) 
     _show_rows("train", trainer.train_dataset, trainer.processing_class)
 
 
+def _show_task(stage: StageArguments, data: Mapping[str, Data], parents: Mapping) -> None:
+    _say(f"stage {stage_name(stage)} -> {stage.output_dir} (dry run: nothing is written)")
+    for name, path in parents.items():
+        _say(f"{name}: {path or 'none'}")
+    for name, part in data.items():
+        for card, facts in part.cards.items():
+            read = f"{facts['rows']} of {facts['rows_read']} rows pass its checks"
+            _say(f"{name}: card {card}, {facts['type']}, {facts['license']}: {read}")
+            for why, count in facts["dropped"].items():
+                _say(f"{name}: card {card}: {count} dropped: {why}")
+        for fact, value in part.stats.items():
+            _say(f"{name}: {fact.replace('_', ' ')}: {value}")
+        _show_rows(name, part.dataset)
+
+
 def _show_rows(name, dataset, tokenizer=None) -> None:
     rows = f"{len(dataset)} rows" if isinstance(dataset, Sized) else "a stream of rows"
-    _say(f"{name}: {rows}; three of them as the model sees them:")
+    _say(f"{name}: {rows}, such as:")
     for row in itertools.islice(dataset, 3):
         if tokenizer is None or "input_ids" not in row:
-            _say("  " + json.dumps(row, ensure_ascii=False, default=str)[:600])
+            for column, value in row.items():
+                shown = repr(value)
+                more = f" ... ({len(shown)} characters)" if len(shown) > 200 else ""
+                _say(f"  {column:<10} {shown[:200]}{more}")
             continue
         labels = row.get("labels") or row["input_ids"]
         learned = [i for i, label in zip(row["input_ids"], labels, strict=False) if label != -100]

@@ -38,6 +38,10 @@ from codexhf.workers import in_order, progress
 
 FORMATS = ("json", "csv", "parquet", "arrow", "pandas")  # the suffix says it more precisely
 MAX_ROW_BYTES = 16 * 2**20
+MAX_ARRAY_BYTES = 2**28  # of a JSON array, which is in memory as a whole
+TOO_LARGE = f"more than {MAX_ROW_BYTES >> 20} MiB. Split the row, or leave it out."
+UNREADABLE = "unreadable"
+"""Why a row is left out of a stream, where reading a card at rest would stop with its number."""
 BATCH_ROWS, BATCH_BYTES = 5000, 2**20
 LINES, RANGE_BYTES = (".jsonl", ".ndjson"), 2**24  # files that several processes read
 
@@ -104,7 +108,7 @@ class Passing:
         def numbered() -> Iterator[Batch]:
             start, units = 0, source_units(card)
             rows = chain.from_iterable(_named_errors(card, unit.read) for unit in units)
-            for batch, nbytes in _batches(rows):
+            for batch, nbytes in _batches(card, rows):
                 yield Batch(start, batch, nbytes)
                 start += len(batch)
 
@@ -112,7 +116,7 @@ class Passing:
         first = next(batches, None)
         if first is None:
             raise CardError(f"{card.path}: 0 rows.")
-        self.names = list(dict.fromkeys(chain.from_iterable(first.rows)))
+        self.names = list(dict.fromkeys([*chain.from_iterable(first.rows), UNREADABLE]))
         self.batches = chain([first], batches)
 
     def rows(self, batch: Batch) -> list[Row]:
@@ -138,7 +142,7 @@ def _to_disk(units: list["Unit"], folder: Path, card: Card, number: int) -> tupl
     """Write a unit's rows; return their columns, and each batch's place, rows and bytes."""
     names, batches, file = {}, [], folder / f"{number:08}"
     with open(file, "wb") as out:
-        for rows, nbytes in _batches(_named_errors(card, units[number].read)):
+        for rows, nbytes in _batches(card, _named_errors(card, units[number].read)):
             batches.append(((file, out.tell()), len(rows), nbytes))
             names |= dict.fromkeys(chain.from_iterable(rows))
             try:
@@ -148,12 +152,17 @@ def _to_disk(units: list["Unit"], folder: Path, card: Card, number: int) -> tupl
     return names, batches
 
 
-def _batches(rows: Iterable[Row]) -> Iterator[tuple[list[Row], int]]:
+def _batches(card: Card, rows: Iterable[Row]) -> Iterator[tuple[list[Row], int]]:
     """Yield rows in batches of about BATCH_BYTES, and the bytes of each."""
     batch, size = [], 0
-    for row in rows:
+    for number, row in enumerate(rows):
+        own = _size(row)
+        if own > MAX_ROW_BYTES:
+            if not card.streaming:
+                raise CardError(f"{card.path}: row {number} of {_name(card)}: {TOO_LARGE}")
+            own, row = 0, {"unreadable": UNREADABLE}
         batch.append(row)
-        size += _size(row)
+        size += own
         if len(batch) >= BATCH_ROWS or size >= BATCH_BYTES:
             yield batch, size
             batch, size = [], 0
@@ -168,7 +177,7 @@ def _size(row: Row) -> int:
         if isinstance(value, dict | list):
             left += value.values() if isinstance(value, dict) else value
         else:
-            size += len(value) if isinstance(value, str) else 8
+            size += len(value) if isinstance(value, str | bytes) else 8
     return size
 
 
@@ -186,7 +195,7 @@ def source_units(card: Card) -> list[Unit]:
         if "builder" in load:
             return _builder(load, card.path.parent)
         if (files := _local_files(card)) is not None:
-            return [unit for file in files for unit in _file_units(file)]
+            return [unit for file in files for unit in _file_units(file, card.streaming)]
     except CardError as error:
         raise CardError(f"{card.path}: {error}") from None
     return [Unit(partial(_load_dataset, card))]
@@ -308,8 +317,10 @@ def _open(file: Path) -> IO[bytes]:
     return stream
 
 
-def _file_units(file: Path) -> list[Unit]:
+def _file_units(file: Path, streaming: bool) -> list[Unit]:
     size = file.stat().st_size
+    if streaming and _kind(file) in LINES:
+        return [Unit(partial(_read, file, partial(_read_jsonl, counts_bad=True)), size)]
     if file.suffix.lower() in LINES and size > 2 * RANGE_BYTES:
         return [
             Unit(partial(_read, file, partial(_read_jsonl, span=span), True), span[1] - span[0])
@@ -346,13 +357,20 @@ def _line_ranges(file: Path) -> list[tuple[int, int, int]]:
     return spans
 
 
-def _read_jsonl(file: Path, span: tuple[int, int | None, int] = (0, None, 0)) -> Iterator[Row]:
+def _read_jsonl(
+    file: Path, span: tuple[int, int | None, int] = (0, None, 0), counts_bad: bool = False
+) -> Iterator[Row]:
     start, end, number = span
     with _open(file) as lines:
         if start:
             lines.seek(start)
         while (end is None or lines.tell() < end) and (line := lines.readline(MAX_ROW_BYTES + 1)):
             number += 1
+            if len(line) > MAX_ROW_BYTES and counts_bad:
+                while line and not line.endswith(b"\n"):
+                    line = lines.readline(MAX_ROW_BYTES)
+                yield {"unreadable": UNREADABLE}
+                continue
             if len(line) > MAX_ROW_BYTES:
                 raise CardError(
                     f"{file}:{number}: a line of more than {MAX_ROW_BYTES >> 20} MiB. "
@@ -362,7 +380,9 @@ def _read_jsonl(file: Path, span: tuple[int, int | None, int] = (0, None, 0)) ->
                 try:
                     yield _row_of(_json(line), line)
                 except ValueError as error:
-                    raise CardError(f"{file}:{number}: {error}") from None
+                    if not counts_bad:
+                        raise CardError(f"{file}:{number}: {error}") from None
+                    yield {"unreadable": UNREADABLE}
 
 
 def _read_json(file: Path) -> Iterator[Row]:
@@ -371,7 +391,12 @@ def _read_json(file: Path) -> Iterator[Row]:
         if stream.peek(64).lstrip()[:1] != b"[":
             yield from _read_jsonl(file)
             return
-        raw = stream.read()
+        raw = stream.read(MAX_ARRAY_BYTES + 1)
+        if len(raw) > MAX_ARRAY_BYTES:
+            raise CardError(
+                f"{file}: an array of more than {MAX_ARRAY_BYTES >> 20} MiB, which is read as a "
+                "whole. Save it as JSON lines, in a .jsonl file."
+            )
         try:
             rows = _json(raw)
         except ValueError as error:

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 BUFFER = 1000  # rows among which the next one is drawn, since corpora come sorted
 
@@ -30,11 +30,6 @@ class PackedStream(IterableDataset):
         self.parts, self.weights, self.seed = parts, weights, seed
 
     def __iter__(self) -> Iterator[dict]:
-        if (info := get_worker_info()) is not None and info.num_workers > 1:
-            raise ValueError(
-                f"dataloader_num_workers: got {info.num_workers}, expected at most 1 with a card "
-                "that streams, which each of them would read as a whole. num_proc makes it faster."
-            )
         draw = np.random.default_rng(self.seed)
         buffer: list[dict] = []
         for row in self._mixed(draw):

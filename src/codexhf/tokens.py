@@ -67,7 +67,8 @@ def answered_rows(
         return pa.table(made)
 
     key = [list(columns), learn_prompts, fingerprint(rows), tokenizer_key(tokenizer)]
-    return cached("answered", key, lambda _: _by_rows(render, rows, "Tokenising")).rows
+    made = cached("answered", key, lambda _: _by_rows(render, rows, "Tokenising"), rows.data.nbytes)
+    return made.rows
 
 
 def prompt_lengths(rows: Dataset, tokenizer, source: str) -> np.ndarray:

@@ -7,6 +7,7 @@ must be looked at for (`model_errors`), and the parts. Each list is raised whole
 import copy
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -55,18 +56,18 @@ class Given:
     args: PPOConfig
     processing_class: PreTrainedTokenizerBase
     model: Any
-    ref_model: Any
-    reward_model: Any
-    value_model: Any
-    train_dataset: Any
-    eval_dataset: Any
-    sft_dataset: Any
-    optimizers: tuple
-    peft_config: Any
-    reward_funcs: Any
-    reward_weights: Any
-    reward_processing_class: Any
-    eval_reward_funcs: Any
+    ref_model: Any = None
+    reward_model: Any = None
+    value_model: Any = None
+    train_dataset: Any = None
+    eval_dataset: Any = None
+    sft_dataset: Any = None
+    optimizers: tuple = (None, None)
+    peft_config: Any = None
+    reward_funcs: Any = None
+    reward_weights: Any = None
+    reward_processing_class: Any = None
+    eval_reward_funcs: Any = None
 
     @property
     def reward_models(self) -> list[Any]:
@@ -120,12 +121,12 @@ def build(given: Given) -> Parts:
     Raises:
         ValueError: everything that is wrong, at once; what needs no model before one is loaded.
     """
-    _refuse(early_errors(given))
+    refuse(early_errors(given))
     load_whole()
     args = given.args
     schedule = Schedule.of(args, len(given.train_dataset))
     given = _load(given)
-    _refuse(model_errors(given))
+    refuse(model_errors(given))
     policy, critic, reference = given.model, given.value_model, given.ref_model
     rewards = _rewards(given)
     by_ids = [r.model for r in rewards.rewards if isinstance(r, IdReward)]
@@ -155,7 +156,7 @@ def build(given: Given) -> Parts:
         sft_limit=min(args.sft_max_length, limit or args.sft_max_length),
         dropouts=dropouts,
     )
-    _refuse(_length_errors(given, parts))
+    refuse(_length_errors(given, parts))
     whole = not args.deepspeed and os.environ.get("ACCELERATE_USE_FSDP", "false") == "false"
     if whole and not isinstance(policy, PreTrainedModel):
         share_base(policy, critic, reference, *scored)
@@ -202,13 +203,13 @@ def trainer_args(args: PPOConfig, schedule: Schedule) -> PPOConfig:
 # ------------------------------------------------------------------------------ refusals
 
 
-def _refuse(errors: Sequence[str]) -> None:
+def refuse(errors: Sequence[str]) -> None:
     if errors:
         raise ValueError("PPOTrainer:\n" + "\n".join(f"- {error}" for error in errors))
 
 
 @contextmanager
-def _collected(errors: list[str]) -> Iterator[None]:
+def collected(errors: list[str]) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
@@ -217,6 +218,11 @@ def _collected(errors: list[str]) -> Iterator[None]:
 
 def early_errors(given: Given) -> list[str]:
     """Return what is wrong with arguments, tokenizer, data and rewards; loads nothing."""
+    return [*dict.fromkeys([*setting_errors(given), *_dataset_errors(given)])]
+
+
+def setting_errors(given: Given) -> list[str]:
+    """Return what is wrong with arguments, tokenizer and rewards, data or none."""
     args, tokenizer = given.args, given.processing_class
     if not isinstance(args, PPOConfig):
         return [f"args: got {type(args).__name__}, expected codexhf.ppo.PPOConfig."]
@@ -224,9 +230,9 @@ def early_errors(given: Given) -> list[str]:
         return [f"processing_class: got {type(tokenizer).__name__}, expected a tokenizer."]
     return [
         *_launch_errors(args),
+        *_size_errors(args),
         *_tokenizer_errors(args, tokenizer),
         *_given_model_errors(given),
-        *_dataset_errors(given),
         *_reward_errors(given),
     ]
 
@@ -244,11 +250,6 @@ def _launch_errors(args: PPOConfig) -> Iterator[str]:
             yield (
                 f"critic_warmup_rollouts: got {args.critic_warmup_rollouts}, expected 0 under "
                 "DeepSpeed, whose steps move all weights, those too that are to rest. Take FSDP2."
-            )
-        if not args.ds3_gather_for_generation:
-            yield (
-                "ds3_gather_for_generation: got False, expected True. Processes sample different "
-                "numbers of tokens, which takes whole weights."
             )
 
 
@@ -281,7 +282,7 @@ def _given_model_errors(given: Given) -> list[str]:
             "path."
         )
     if is_name(model):
-        with _collected(errors):
+        with collected(errors):
             architectures = AutoConfig.from_pretrained(model).architectures or []
             if any(name.endswith("ForSequenceClassification") for name in architectures):
                 errors.append(
@@ -310,6 +311,16 @@ def _given_model_errors(given: Given) -> list[str]:
     return errors
 
 
+def _size_errors(args: PPOConfig) -> list[str]:
+    errors: list[str] = []
+    with collected(errors):
+        schedule = Schedule.of(args, sys.maxsize)  # any number of prompts
+        if args.kl_target is not None:
+            kl = AdaptiveKL(args.kl_coef, args.kl_target, args.kl_horizon)
+            kl.check(schedule.episodes_per_rollout)
+    return errors
+
+
 def _dataset_errors(given: Given) -> list[str]:
     args, errors = given.args, []
     if given.train_dataset is None or not hasattr(given.train_dataset, "__len__"):
@@ -318,12 +329,9 @@ def _dataset_errors(given: Given) -> list[str]:
             "length. Turn a stream into one with Dataset.from_list(list(stream))."
         )
     else:
-        with _collected(errors):
+        with collected(errors):
             schedule = Schedule.of(args, len(given.train_dataset))
             errors += _optimizer_errors(given, schedule)
-            if args.kl_target is not None:
-                kl = AdaptiveKL(args.kl_coef, args.kl_target, args.kl_horizon)
-                kl.check(schedule.episodes_per_rollout)
     if any(len(dataset) == 0 for dataset in given.eval_datasets.values()):
         errors.append("eval_dataset: got a data set without rows, expected some. Leave it out.")
     if args.alpha_sft > 0 and not given.sft_dataset:
@@ -382,7 +390,7 @@ def _reward_errors(given: Given) -> list[str]:
             f"reward_processing_class: got {len(given.reward_tokenizers)} for "
             f"{len(given.reward_models)} reward models, expected one each."
         )
-    with _collected(errors):
+    with collected(errors):
         of_models = [
             _stand_in(given.reward_name(n)) if is_name(m) or isinstance(m, nn.Module) else m
             for n, m in enumerate(given.reward_models)
@@ -398,7 +406,7 @@ def _reward_errors(given: Given) -> list[str]:
         read_by = [(evaluated, dataset) for dataset in given.eval_datasets.values()]
         for reward_sum, dataset in [(rewards, given.train_dataset), *read_by]:
             if hasattr(dataset, "__len__") and len(dataset):
-                with _collected(errors):
+                with collected(errors):
                     reward_sum.check_columns(set(dataset[0]) - set(NOT_REWARD_COLUMNS))
     return errors
 
@@ -431,12 +439,12 @@ def model_errors(given: Given) -> list[str]:
             "bits cannot be copied into one that is trained. Pass value_model."
         )
     if critic is not None:
-        with _collected(errors):
+        with collected(errors):
             check_scalar_head(critic, "value_model")
             errors += _vocabulary_errors("value_model", critic, given)
     for number, (model, tokenizer) in enumerate(readers):
         if isinstance(model, nn.Module):
-            with _collected(errors):
+            with collected(errors):
                 check_scalar_head(model, given.reward_name(number))
                 errors += _reader_errors(given.reward_name(number), model, tokenizer, given)
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -517,7 +525,7 @@ def _length_errors(given: Given, parts: Parts) -> list[str]:
     short: list[str] = []
     for number, (row, length) in enumerate(parts.encoder.with_lengths(given.sft_dataset or [])):
         if number == 0 or length is None or length >= parts.sft_limit:
-            with _collected(errors):
+            with collected(errors):
                 ids, start = parts.encoder.encode_demonstration(row, number)
                 if start >= min(len(ids), parts.sft_limit):
                     short.append(f"row {number}: got a prompt of {start} tokens and nothing to")

@@ -78,9 +78,9 @@ class PPOConfig(TrainingArguments):
     ref_adapter_name: str | None = knob(None, "PEFT adapter that is the reference.")
 
     # rollout
-    response_length: int = knob(53, "Most tokens per completion.", low=1)
+    response_length: int = knob(53, "Longest completion, in tokens.", low=1)
     temperature: float = knob(
-        0.7, "Of sampling, and of every log-probability; the policy must be sampled.", above=0
+        0.7, "Temperature of sampling, and of every log-probability; never greedy.", above=0
     )
     stop_token: Literal["eos"] | None = knob(
         None,
@@ -96,10 +96,10 @@ class PPOConfig(TrainingArguments):
     )
     rollout_engine: Literal["native", "hf", "continuous_batching"] = knob(
         "native",
-        "What samples, all from the same distribution: native decodes with a preallocated cache "
-        "and stops computing a row when it ends, hf is model.generate, continuous_batching is "
-        "model.generate_batch. An engine that does not know the policy gives way to one that does, "
-        "and says so.",
+        "Engine that samples, each from the same distribution: native decodes with a preallocated "
+        "cache and stops computing a row when it ends, hf is model.generate, continuous_batching "
+        "is model.generate_batch. An engine that does not know the policy gives way to one that "
+        "does, and says so.",
     )
     cuda_graphs: bool = knob(
         True,
@@ -124,11 +124,11 @@ class PPOConfig(TrainingArguments):
         "lengths knows which tokens are real from the lengths of the rows; pad_token takes every "
         "pad token for padding, as TRL, also one that the policy sampled.",
     )
-    ds3_gather_for_generation: bool = knob(True, "Under ZeRO-3 gather the weights for generation.")
+    ds3_gather_for_generation: bool = knob(True, "Gather weights under ZeRO-3; must be true.")
 
     # reward; its weights are an argument of the trainer, these shape the sum
     missing_eos_penalty: float | None = knob(
-        None, "Subtracted from the score of a completion that did not end.", low=0
+        None, "Penalty on the score of a completion that did not end.", low=0
     )
     missing_eos_check: Literal["stop_token", "eos_token"] = knob(
         "stop_token",
@@ -138,10 +138,10 @@ class PPOConfig(TrainingArguments):
     overlong_buffer: int = knob(
         0, "Tokens before response_length where overlong_penalty starts to grow.", low=0
     )
-    overlong_penalty: float = knob(0.0, "Its value at response_length; 0 is off.", low=0)
-    score_clip: float | None = knob(None, "Clamps the summed score to +-this.", above=0)
+    overlong_penalty: float = knob(0.0, "Penalty at response_length; 0 is off.", low=0)
+    score_clip: float | None = knob(None, "Bound on the absolute summed score.", above=0)
     normalize_reward_model: bool = knob(
-        True, "(score - score_mean) / score_std where a reward model's config.json has these."
+        True, "Take (score - score_mean) / score_std where a reward model's config.json has these."
     )
     reward_position: Literal["eos", "after_eos"] = knob(
         "eos",
@@ -183,7 +183,7 @@ class PPOConfig(TrainingArguments):
     )
     gamma: float = knob(1.0, "Discount per token.", low=0, high=1)
     lam: float = knob(0.95, "Trace decay of the advantages.", low=0, high=1)
-    cliprange: float = knob(0.2, "The ratio is clipped to [1 - this, 1 + this].", low=0)
+    cliprange: float = knob(0.2, "Distance from 1 at which the ratio is clipped.", low=0)
     cliprange_high: float | None = knob(
         None, 'Upper clip range where it differs ("clip-higher"). None: cliprange.', above=0
     )
@@ -255,7 +255,7 @@ class PPOConfig(TrainingArguments):
 
     # evaluation and logging
     eval_temperature: float | None = knob(
-        None, "Of the completions that evaluate() scores. None: temperature; 0: greedy.", low=0
+        None, "Temperature in evaluate(). None: that of training; 0: greedy.", low=0
     )
     num_sample_generations: int = knob(
         10, "How often a few completions are printed during training, with an eval_dataset.", low=0
@@ -311,6 +311,8 @@ class PPOConfig(TrainingArguments):
                 yield f"{name}: {got}: the trainer computes it."
         if self.auto_find_batch_size:
             yield "auto_find_batch_size: got True, expected False. Choose the batch sizes."
+        if not self.ds3_gather_for_generation:
+            yield "ds3_gather_for_generation: got False, expected True: it takes whole weights."
 
     def _cross_errors(self) -> Iterator[str]:
         estimators = ("k1", "k3") if self.kl_in == "reward" else ("k2", "k3")

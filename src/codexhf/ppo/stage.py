@@ -9,11 +9,19 @@ from torch import nn
 from codexhf.adapters import loading, lora_config, with_lora
 from codexhf.arguments import PPOArguments
 from codexhf.data import Data
-from codexhf.models import load_policy
+from codexhf.knobs import given
+from codexhf.models import load_policy, outline
+from codexhf.ppo.build import Given, collected, model_errors, refuse, setting_errors
 from codexhf.ppo.config import TRL_VALUES, UNREAD_FIELDS, PPOConfig
 from codexhf.ppo.trainer import PPOTrainer
 from codexhf.prompts import prompt_ids
-from codexhf.reward_model import adapted_reward_model, load_model_reward, load_reward_model
+from codexhf.reward_model import (
+    adapted_reward_model,
+    as_reward,
+    classifier_class,
+    load_model_reward,
+    load_reward_model,
+)
 from codexhf.rewards import REWARD_MODEL, UnitTestsReward, combine
 from codexhf.tokenizer import reads_ids_of
 
@@ -34,6 +42,46 @@ UNREAD_BY_TRL = {"max_grad_norm", "max_steps"}
 """Fields that TRL's config inherits and its training loop never reads."""
 
 
+def check_settings(stage: PPOArguments, training: PPOConfig, tokenizer) -> None:
+    """Refuse what settings, tokenizers and each config.json show, before data or weights are read.
+
+    Raises:
+        ValueError: everything that is wrong, at once.
+    """
+    errors = [
+        f"{name}: only TRL's own scripts read this, expected it to be left out. Models are named "
+        "by model and reward_model."
+        for name in UNREAD_FIELDS
+        if given(training, name)
+    ]
+    if stage.value_model is not None and not reads_ids_of(stage.value_model, tokenizer):
+        errors.append(
+            f"value_model: got {stage.value_model}, which has another tokenizer than "
+            f"{stage.model}. Leave it out: the critic then starts from the policy."
+        )
+    ours = stage.trainer == "codexhf"
+    errors += _model_errors(stage, training, tokenizer) if ours else _trl_errors(stage, training)
+    refuse(errors)
+
+
+def _model_errors(stage: PPOArguments, training: PPOConfig, tokenizer) -> list[str]:
+    """Return what PPOTrainer would find wrong with models and rewards, without their weights."""
+    alpha, errors = training.alpha_sft, []
+    if alpha and not stage.sft_cards:
+        errors.append(f"sft_cards: got none, expected demonstrations with alpha_sft={alpha}.")
+    named = {"reward_model": stage.reward_model} if REWARD_MODEL in stage.rewards else {}
+    for path in named.values():
+        with collected(errors):
+            as_reward(outline(path, stage.dtype, classifier_class), path, stage.reward_clip)
+    named["reward_funcs"] = [name for name in stage.rewards if name != REWARD_MODEL]
+    errors += setting_errors(Given(training, tokenizer, stage.model, **named))
+    with collected(errors):
+        policy = with_lora(outline(stage.model, stage.dtype), stage, training.seed)
+        critic = outline(_critic_path(stage, tokenizer), stage.dtype, classifier_class)
+        errors += model_errors(Given(training, tokenizer, policy, value_model=critic))
+    return errors
+
+
 def new_trainer(
     stage: PPOArguments, training: PPOConfig, tokenizer, prompts: Data, demonstrations, tasks
 ):
@@ -44,12 +92,6 @@ def new_trainer(
         demonstrations: Data for the alpha_sft term; may be empty when alpha_sft is 0.
         tasks: Data, held-out tasks; unit tests on them are the gold signal of evaluations.
     """
-    given = [f for f in fields(PPOConfig) if getattr(training, f.name) != f.default]
-    if unread := [f.name for f in given if f.name in UNREAD_FIELDS]:
-        raise ValueError(
-            f"{', '.join(unread)}: only TRL's own scripts read this, expected it to be left out. "
-            "Models are named by model and reward_model."
-        )
     if stage.trainer == "trl":
         return _trl_trainer(stage, training, tokenizer, prompts)
     model_reward = None
@@ -81,21 +123,10 @@ def new_trainer(
 
 
 def _critic(stage: PPOArguments, tokenizer, seed: int) -> nn.Module:
-    """Return what the critic starts from: value_model, R, or M1 where R has another tokenizer.
-
-    With LoRA it is adapters: R's own, trained further, where R was trained with LoRA.
-
-    The critic reads the policy's ids, which to a model of another tokenizer are other texts.
-    """
-    path = stage.value_model or stage.reward_model or stage.model
-    if not reads_ids_of(path, tokenizer):
-        if stage.value_model is not None:
-            raise ValueError(
-                f"value_model: got {path}, which has another tokenizer than {stage.model}. Leave "
-                "it out: the critic then starts from the policy."
-            )
-        print(f"{path} has another tokenizer: the critic starts from {stage.model}", flush=True)
-        path = stage.model
+    """Return the critic; with LoRA adapters, R's own where R was trained with LoRA."""
+    path = _critic_path(stage, tokenizer)
+    if stage.reward_model and path not in (stage.value_model, stage.reward_model):
+        print(f"{stage.reward_model} has another tokenizer: the critic starts from {path}")
     if stage.use_peft and path == stage.reward_model:
         critic = adapted_reward_model(path, trained=True, **loading(stage))
     else:
@@ -103,23 +134,19 @@ def _critic(stage: PPOArguments, tokenizer, seed: int) -> nn.Module:
     return with_lora(critic, stage, seed, task="SEQ_CLS")
 
 
+def _critic_path(stage: PPOArguments, tokenizer) -> str:
+    """Return what the critic starts from: value_model, R, or M1 where R has another tokenizer.
+
+    The critic reads the policy's ids, which to a model of another tokenizer are other texts.
+    """
+    path = stage.value_model or stage.reward_model or stage.model
+    return path if reads_ids_of(path, tokenizer) else stage.model
+
+
 def _trl_trainer(stage: PPOArguments, training: PPOConfig, tokenizer, prompts: Data):
-    """TRL 1.12's PPOTrainer at the same settings; what it cannot do is refused, not dropped."""
-    try:
-        theirs = importlib.import_module("trl.experimental.ppo")
-    except ModuleNotFoundError:
-        raise ValueError(
-            "trainer: got 'trl', but the installed TRL has no PPOTrainer (removed in 1.13). "
-            "pip install 'codexhf[trl-ppo]', or leave --trainer at codexhf."
-        ) from None
+    """TRL 1.12's PPOTrainer at the same settings."""
+    theirs = importlib.import_module("trl.experimental.ppo")
     known = {f.name for f in fields(theirs.PPOConfig)}
-    if errors := _beyond_trl(stage, training, known):
-        lines = "\n".join(f"    {error}" for error in errors)
-        raise ValueError(
-            f"trainer: got 'trl', whose class cannot do what these settings ask for:\n{lines}\n"
-            "    Set what is expected (None: leave it out), as recipes/trl-1.12/ppo.yaml does, or "
-            "use --trainer codexhf."
-        )
     values = {f.name: getattr(training, f.name) for f in fields(PPOConfig) if f.name in known}
     values |= {"save_strategy": "no", "eval_strategy": "no", "num_sample_generations": 0}
 
@@ -144,6 +171,24 @@ def _trl_trainer(stage: PPOArguments, training: PPOConfig, tokenizer, prompts: D
         train_dataset=Dataset.from_list(rows),
         peft_config=lora_config(stage),
     )
+
+
+def _trl_errors(stage: PPOArguments, training: PPOConfig) -> list[str]:
+    """Return what TRL's class cannot do: it is refused, not dropped."""
+    try:
+        theirs = importlib.import_module("trl.experimental.ppo")
+    except ModuleNotFoundError:
+        return [
+            "trainer: got 'trl', but the installed TRL has no PPOTrainer (removed in 1.13). "
+            "pip install 'codexhf[trl-ppo]', or leave --trainer at codexhf."
+        ]
+    errors = _beyond_trl(stage, training, {f.name for f in fields(theirs.PPOConfig)})
+    lines = "".join(f"    {error}\n" for error in errors)
+    return errors and [
+        f"trainer: got 'trl', whose class cannot do what these settings ask for:\n{lines}"
+        "    Set what is expected (None: leave it out), as recipes/trl-1.12/ppo.yaml does, or "
+        "use --trainer codexhf."
+    ]
 
 
 def _beyond_trl(stage: PPOArguments, training: PPOConfig, known: set[str]) -> list[str]:
