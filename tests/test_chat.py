@@ -1,6 +1,7 @@
 """A conversation in a terminal, typed through a pipe: `pytest tests/test_chat.py`."""
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ def speaker(model_folder, tokenizer, tmp_path):
     return chat.Speaker(str(model_folder), argparse.Namespace(**OPTIONS))
 
 
-def said(speaker, capsys, *lines, tasks=""):
+def said(speaker, capsys, *lines, tasks=()):
     chat.talk(speaker, iter(lines), tasks)
     return capsys.readouterr().out
 
@@ -66,10 +67,20 @@ def test_another_stage_goes_on_with_the_conversation(speaker, capsys, tmp_path):
 def test_a_task_shows_the_verdict_of_its_tests(speaker, capsys, write_card, problems, monkeypatch):
     tasks = write_card(problems, "prompt-only", "tasks")
     monkeypatch.setattr(speaker, "answer", lambda: answer(speaker, problems[0]["completion"]))
-    assert "tests: pass" in said(speaker, capsys, "/task 1", tasks=tasks)
-    assert "tests: " not in said(speaker, capsys, "now in one line", tasks=tasks)
+    assert "tests: pass" in said(speaker, capsys, "/task 1", tasks=[tasks])
+    assert "tests: " not in said(speaker, capsys, "now in one line", tasks=[tasks])
     monkeypatch.setattr(speaker, "answer", lambda: answer(speaker, "def f(a, b): return a"))
-    assert "tests: fail" in said(speaker, capsys, "/task", tasks=tasks)
+    assert "tests: fail" in said(speaker, capsys, "/task", tasks=[tasks])
+    out = said(speaker, capsys, "/task", tasks=["none.md"])
+    assert "/task: got 'none.md', which does not exist" in out
+
+
+def test_tasks_are_those_of_the_evaluation(tmp_path):
+    assert chat.heldout_cards(str(tmp_path / "m2")) == ["data_cards/python_tasks_heldout.md"]
+    (tmp_path / "evaluation").mkdir()
+    manifest = tmp_path / "evaluation/manifest.json"
+    manifest.write_text('{"config": {"heldout_cards": ["a.md", "b.md"]}}')
+    assert chat.heldout_cards(str(tmp_path / "m2")) == ["a.md", "b.md"]
 
 
 def answer(speaker, text):
@@ -86,8 +97,13 @@ def test_what_a_template_refuses_ends_no_conversation(speaker, capsys):
 def test_it_is_a_program(model_folder):
     command = [sys.executable, "-m", "codexhf.chat", str(model_folder), "--max_new_tokens", "4"]
     root = Path(__file__).parent.parent
-    done = subprocess.run(command, input="hi\n/quit\n", capture_output=True, text=True, cwd=root)
-    assert done.returncode == 0 and "model> " in done.stdout, done.stderr
+    config = json.loads((model_folder / "generation_config.json").read_text())
+    config |= {"do_sample": True, "temperature": 0.7, "top_k": 20}  # published models have such
+    (model_folder / "generation_config.json").write_text(json.dumps(config))
+    lines = "/temperature 0\nhi\n/quit\n"
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0 and "temperature: 0\n\nmodel> " in done.stdout
+    assert not done.stderr
     command[3] = "runs/none"
     done = subprocess.run(command, input="", capture_output=True, text=True, cwd=root)
     assert done.returncode == 2 and "model: got 'runs/none', which is not a folder" in done.stderr

@@ -5,6 +5,7 @@ python -m pytest tests/test_data.py
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +203,27 @@ def test_load_split_removes_tasks_that_are_held_out(write_card):
     out = load_split([train], "prompt-completion", exclude=[heldout])
     assert out.dataset["prompt"] == ["kept"]
     assert out.cards["train"]["dropped"] == {"prompt or completion is in held-out data": 2}
+
+
+def test_solutions_of_a_benchmark_are_left_out_in_whatever_form(write_card):
+    heldout = str(Path(__file__).parent.parent / "data_cards/benchmarks/humaneval.md")
+    (problem, *_) = read(heldout).dataset
+    asked, whole = problem["prompt"], problem["completion"]
+    bare = re.sub('""".*"""', "", whole.partition("\n\n\n")[2], flags=re.S)  # no import, docstring
+    rows = [
+        {"prompt": "Write it.", "completion": text}
+        for text in (whole, f"Sure:\n```python\n{whole}```\n", f"```python\n{bare}```", bare)
+    ]
+    rows += [{"prompt": asked, "completion": "pass"}, {"prompt": "kept", "completion": "return 1"}]
+    train = write_card(rows, "prompt-completion", "train")
+    out = load_split([train], "prompt-completion", exclude=[heldout])
+    assert out.dataset["prompt"] == ["kept"]
+    assert out.cards["train"]["dropped"] == {"prompt or completion is in held-out data": 5}
+    texts = [{"text": f"# mine\n{whole}"}, {"text": ">>> f([1, 2, 3, 4, 5, 6, 7, 8, 9])"}]
+    out = load_split(
+        [write_card(texts, "language-modeling", "corpus")], "language-modeling", exclude=[heldout]
+    )
+    assert out.dataset["text"] == [texts[1]["text"]]  # numbers that HumanEval also counts through
 
 
 def test_load_split_removes_documents_that_share_13_words(write_card):

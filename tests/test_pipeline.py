@@ -216,6 +216,41 @@ def test_the_run_is_repeated_from_the_hub_alone(killed_twice, tmp_path):
     assert same_report(report) == same_report(again)
 
 
+def planned(*argv, path=os.environ["PATH"]):
+    """What `make` would run."""
+    argv = ["make", "-n", *argv, f"ENV={os.devnull}"]
+    env = {k: v for k, v in ENV.items() if k not in ("MAKEFLAGS", "MODEL", "RUNS", "CONFIGS")}
+    return subprocess.run(argv, cwd=ROOT, env=env | {"PATH": path}, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "argv, model",
+    [
+        ((), "runs/m2"),
+        (("CONFIGS=recipes/pretrained/cpu", "RUNS=runs/smollm2"), "runs/smollm2/m2"),
+        (("MODEL=org/name", "RUNS=runs/name"), "runs/name/m2"),
+        (("MODEL=runs/m1",), "runs/m1"),
+        (("MODEL=runs/m1", "CHAT=--temperature 0"), "runs/m1 --temperature 0"),
+    ],
+)
+def test_chat_talks_to_what_the_pipeline_made(argv, model):
+    assert planned("chat", *argv).stdout.strip().endswith(f"codexhf.chat {model}")
+
+
+def test_a_model_that_exists_gets_the_recipes_made_for_one(tmp_path):
+    driver = tmp_path / "nvidia-smi"
+    given = "pipeline", "MODEL=models/x", f"RUNS={tmp_path}"
+    for exit_code, configs in ((0, "recipes/pretrained/lora"), (9, "recipes/pretrained/cpu")):
+        driver.write_text(f"#!/bin/sh\n[ {exit_code} = 0 ] && echo GPU 0; exit {exit_code}\n")
+        driver.chmod(0o755)
+        plan = planned(*given, path=f"{tmp_path}:{os.environ['PATH']}").stdout
+        assert set(re.findall(r"--config (.*)/\w+\.yaml", plan)) == {configs}
+        assert "--model models/x" in plan and "recipes/pretrain.py" not in plan
+    assert "--config recipes/smoke/sft.yaml" in planned(*given, "CONFIGS=recipes/smoke").stdout
+    plan = planned("pipeline", f"RUNS={tmp_path}").stdout  # the laptop's lineage begins with M0
+    assert "recipes/pretrain.py --config recipes/pretrain.yaml" in plan
+
+
 @pytest.mark.slow
 def test_a_lineage_may_begin_with_a_model_that_exists(killed_twice, tmp_path):
     runs, base = tmp_path / "runs", tmp_path / "base"
@@ -227,7 +262,8 @@ def test_a_lineage_may_begin_with_a_model_that_exists(killed_twice, tmp_path):
     assert weights_hash(runs / "m1") == weights_hash(killed_twice / "m1")
     metrics = load_manifest(runs / "evaluation")["metrics"]
     assert "m2/pass@1" in metrics and "m0/pass@1" not in metrics
-    assert "Not part of this lineage: tokenizer, m0" in (runs / "report.md").read_text()
+    report = (runs / "report.md").read_text()
+    assert report.startswith("# M1, R, M2, from") and "Not part of this lineage" not in report
 
 
 @pytest.mark.slow

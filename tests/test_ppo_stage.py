@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
+from safetensors.torch import save_file
 from transformers import LlamaForSequenceClassification, TrainingArguments
 
 from codexhf.arguments import PPOArguments
@@ -114,7 +115,7 @@ def unread(model_folder, tokenizer, policy, tmp_path, write_card, problems, monk
     tokenizer.save_pretrained(tmp_path / "rm")
     new_tokenizer(["another text"] * 3, vocab_size=300).save_pretrained(tmp_path / "other")
     for name in ("model", "rm", "other"):
-        (tmp_path / name / "model.safetensors").write_text("no weights")
+        save_file({}, tmp_path / name / "model.safetensors")  # no weights
     card = write_card(problems, "prompt-only")
     (tmp_path / "card.jsonl").write_text("no rows")
     monkeypatch.chdir(tmp_path)

@@ -585,7 +585,7 @@ def test_a_lineage_that_begins_with_an_outside_model(runs, tmp_path):
         k: p for k, p in runs["evaluation"]["parents"].items() if not p["path"].endswith("m0")
     }
     text = report(tmp_path, runs)[1]
-    assert "Not part of this lineage: tokenizer, m0; m1 was made from org/name-1.5B." in text
+    assert "Not part of this lineage" not in text  # what such a lineage does without
     assert "Missing" not in text and "not finished" not in text
     assert text.startswith("# M1, R, M2, from org/name-1.5B")
     assert row_of(text, "M1", "## Lineage")[1] == "org/name-1.5B"

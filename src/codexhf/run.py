@@ -51,9 +51,6 @@ from codexhf.refusals import refuse
 if TYPE_CHECKING:  # stages that train nothing do not wait for the import of Trainer
     from transformers import Trainer, TrainingArguments
 
-LOST = "lost+found"
-"""The disk's own, at its root: only root may move it."""
-
 LOCK_S = 3.0
 """How long a start waits for a folder: what a killed run had started ends a moment after it."""
 
@@ -143,9 +140,7 @@ def run_task(
 
 def _manifest(stage, training, data: Mapping[str, Data], parents, compared: Mapping) -> dict:
     """The manifest, as far as it is known before a run begins."""
-    verified = identity.verified  # when the command was read
-    parents = {name: path for name, path in parents.items() if path}
-    found = {n: verified.get(p) or identity.parent_record(p) for n, p in parents.items()}
+    found = {name: identity.parent_record(path) for name, path in parents.items() if path}
     return {
         "stage": stage_name(stage),
         "config": identity.configuration(stage, training),
@@ -399,7 +394,7 @@ def _lines(changes: Changes) -> str:
 def _left_by_another(output_dir: Path, asked: dict) -> bool:
     """Whether files lie here that a run of another identity left when it was stopped."""
     before = _read_identity(output_dir)
-    files = {p.name for p in output_dir.iterdir() if p.name[0] != "_"} - {IDENTITY, LOST}
+    files = {p.name for p in output_dir.iterdir() if p.name[0] != "_"} - {IDENTITY, "lost+found"}
     return bool(before and files) and before != asked
 
 
@@ -426,13 +421,14 @@ def _set_aside(output_dir: Path, changed: list[str]) -> None:
     """Move what lies in a folder into `_previous-<n>` within it, so that no result is ever lost.
 
     Within it, because the folder itself may be a link or the root of a disk. The identity moves
-    last: after a kill in the middle the next start moves the rest to the same place. What is
-    mounted in the folder cannot move, and stays.
+    last: after a kill in the middle the next start moves the rest to the same place.
     """
     asides = (output_dir / f"_previous-{n}" for n in itertools.count(1))
     aside = next(folder for folder in asides if not (folder / IDENTITY).exists())
     aside.mkdir(exist_ok=True)
-    moving = [p for p in output_dir.iterdir() if not p.name.startswith(("_previous-", LOST))]
+    moving = [
+        p for p in output_dir.iterdir() if not p.name.startswith(("_previous-", "lost+found"))
+    ]
     for path in sorted(moving, key=lambda p: p.name == IDENTITY):
         try:
             path.rename(aside / path.name)

