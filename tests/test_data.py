@@ -207,7 +207,7 @@ def test_load_split_removes_tasks_that_are_held_out(write_card):
 
 def test_solutions_of_a_benchmark_are_left_out_in_whatever_form(write_card):
     heldout = str(Path(__file__).parent.parent / "data_cards/benchmarks/humaneval.md")
-    (problem, *_) = rows_of(heldout).dataset
+    (problem, *_) = read(heldout).dataset
     asked, whole = problem["prompt"], problem["completion"]
     bare = re.sub('""".*"""', "", whole.partition("\n\n\n")[2], flags=re.S)  # no import, docstring
     rows = [
