@@ -166,6 +166,8 @@ class World:
         self.count += 1
         folder = Path(folder or self.folder / f"run-{self.count}" / "out")
         settings = {**self.settings[stage], "output_dir": str(folder), **changes}
+        if stage == "pretrain" and "model" in changes:
+            settings["tokenizer"] = changes.get("tokenizer", changes["model"])
         config = self.folder / f"{stage}-{self.count}.yaml"
         config.write_text(yaml.safe_dump(settings))
         main_of(stage)(["--config", str(config)])

@@ -42,6 +42,7 @@ from codexhf.arguments import (
     TokenizerArguments,
 )
 from codexhf.cards import load_card
+from codexhf.checkpoints import sealed
 from codexhf.data import load_split
 from codexhf.identity import load_manifest
 from codexhf.label.export import export
@@ -771,7 +772,8 @@ def test_a_revision_is_resolved_once(here, server, tokenizer):
     newer = repo.commit({**repo.commits[-1][1], "README.md": b"newer"})
     manifest = json.loads(repo.commits[-1][1]["manifest.json"])
     manifest["files"].pop("README.md")
-    newest = repo.commit({**repo.commits[-1][1], "manifest.json": json.dumps(manifest).encode()})
+    manifest = json.dumps(sealed(manifest)).encode()
+    newest = repo.commit({**repo.commits[-1][1], "manifest.json": manifest})
     assert newer != newest
     assert model(*argv).model == names["runs/m0"]  # the run that was begun goes on
     assert model(*argv, "--restart", "true").model == f"org/x-m0@{newest}"

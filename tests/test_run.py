@@ -226,7 +226,6 @@ def test_the_base_of_an_adapter_belongs_to_the_identity_of_what_reads_it(model_f
     get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
 
     def parents():
-        identity.parent_record.cache_clear()
         found = {"m0": identity.parent_record(str(tmp_path / "lora"))}
         return identity.run_identity(PretrainArguments(), None, {}, found, {})["parents"]
 

@@ -231,22 +231,32 @@ def code_hash() -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+_verified: dict[Path, dict] = {}
+"""Folder -> record of what the command line names, until its run asks: files are hashed once."""
+
+
 def verify_parents(stage: Any) -> list[str]:
     """Return what is wrong with the models and tokenizers that a stage names, none yet loaded."""
-    parent_record.cache_clear()  # of an earlier command in this process
+    _verified.clear()
     errors = []
     for field in dataclasses.fields(stage):
         value = getattr(stage, field.name)
         if value and KINDS.get(field.metadata["check"]) == "model":
             for path in [value] if isinstance(value, str) else value:
                 try:
-                    parent_record(path)
+                    folder = resolve(path).resolve()
+                    _verified[folder] = _verified.get(folder) or parent_record(path)
                 except (ValueError, OSError) as error:
                     errors.append(f"{field.name}: {error}")
     return errors
 
 
-@functools.cache  # large files are hashed once
+def verified_record(path: str) -> dict:
+    """Return the `parent_record` of a path; that of `verify_parents` once, where it made one."""
+    record = _verified.pop(resolve(path).resolve(), None)
+    return parent_record(path) if record is None else {**record, "path": str(path)}
+
+
 def parent_record(path: str) -> dict:
     """Return what a run must know of a folder or Hub id that it was made from.
 

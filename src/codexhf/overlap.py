@@ -13,7 +13,7 @@ from codexhf.completions import code_of
 from codexhf.prompts import text_of
 
 NGRAM = 13  # words of an overlap between a corpus and a held-out set (Brown et al. 2020, app. C)
-NAMES = 4  # different words of letters among them: "[1, 2, 3, 4, 5, 6]" stands in many files
+NAMES = 3  # different words of letters among them: "[1, 2, 3, 4, 5, 6]" stands in many files
 MAX_PARSED = 2**18  # characters of code: a parse takes 250 times as much memory
 WORD = re.compile(r"\w+|[^\w\s]")
 

@@ -140,7 +140,7 @@ def run_task(
 
 def _manifest(stage, training, data: Mapping[str, Data], parents, compared: Mapping) -> dict:
     """The manifest, as far as it is known before a run begins."""
-    found = {name: identity.parent_record(path) for name, path in parents.items() if path}
+    found = {name: identity.verified_record(path) for name, path in parents.items() if path}
     return {
         "stage": stage_name(stage),
         "config": identity.configuration(stage, training),
