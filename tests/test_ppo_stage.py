@@ -154,6 +154,7 @@ def test_nothing_wrong_in_settings_goes_on_to_the_data(unread):
 
 def test_several_refusals_are_counted_and_end_with_2(unread, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ppo.py"])
+    monkeypatch.setattr("codexhf.launch.begun", False)  # as other tests of this process leave it
     with pytest.raises(SystemExit) as stop:
         launch(lambda: unread(sft_model_path="org/model", num_mini_batches=3))
     assert stop.value.code == 2
