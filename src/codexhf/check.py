@@ -90,7 +90,7 @@ def check(
             dropped += [f"  {count:>8,}  {why}  ({path})" for why, count in found]
         later = _later(data).items()
         dropped += [f"  {count:>8,}  {why}  ({', '.join(named)})" for why, count in later]
-        overlaps += _overlaps(type, named, against)
+        overlaps += _overlaps(type, named, against, data)
     dropped = ["left out:", *dropped] if dropped else ["left out: nothing"]
     if against:
         overlaps = ["rows that overlap with an evaluation set:", *overlaps]
@@ -125,14 +125,17 @@ def _as_a_stage(type, cards, against, tokenizer, max_length, mixing) -> Data:
     return load_demonstrations(cards, tokenizer, most, exclude=against, **mixing)
 
 
-def _overlaps(type: str, cards: Sequence[str], against: Sequence[str]) -> list[str]:
-    """Return how many rows of each card are in each set: what reading leaves out because of it."""
-    lines = []
+def _overlaps(type: str, cards: Sequence[str], against: Sequence[str], data: Data) -> Iterator[str]:
+    """Yield how many rows of each card are in each set: what reading leaves out because of it.
+
+    Where no card overlaps with all sets together, none is read again for each.
+    """
+    none = ["dropped" in about and not _overlap(about) for about in data.cards.values()]
     for held in against:
-        for path, part in zip(cards, read_cards(cards, type, exclude=[held]), strict=True):
-            (about,) = part.cards.values()
-            lines.append(f"  {_overlap(about):>8,}  {path} with {held}")
-    return lines
+        parts = () if all(none) else read_cards(cards, type, exclude=[held])
+        counts = [_overlap(about) for part in parts for about in part.cards.values()]
+        for path, count in zip(cards, counts or [0] * len(cards), strict=True):
+            yield f"  {count:>8,}  {path} with {held}"
 
 
 def _overlap(about: Mapping) -> int:
