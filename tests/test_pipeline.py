@@ -218,7 +218,7 @@ def test_the_run_is_repeated_from_the_hub_alone(killed_twice, tmp_path):
 
 def planned(*argv, path=os.environ["PATH"]):
     """What `make` would run."""
-    argv = ["make", "-n", *argv, f"ENV={os.devnull}"]
+    argv = ["make", "-n", "--no-print-directory", *argv, f"ENV={os.devnull}"]
     env = {k: v for k, v in ENV.items() if k not in ("MAKEFLAGS", "MODEL", "RUNS", "CONFIGS")}
     return subprocess.run(argv, cwd=ROOT, env=env | {"PATH": path}, capture_output=True, text=True)
 
