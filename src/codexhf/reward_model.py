@@ -49,6 +49,7 @@ from codexhf.prompts import Prompt, answered_ids, end_ids, prompt_ids, right_pad
 from codexhf.sharding import gathered
 from codexhf.tokenizer import load_tokenizer, spare_token
 from codexhf.trackers import log_samples
+from codexhf.unpadded import states_at
 
 
 def load_reward_model(
@@ -343,9 +344,10 @@ class IdReward:
         """
         scores = torch.zeros(count, device=self.model.device)
         for index, layout in batches:
-            hidden = backbone_states(self.model, layout.input_ids, layout.attention_mask)
-            rows = torch.arange(hidden.size(0), device=hidden.device)
-            scores[index] = self.model.score(hidden[rows, layout.last]).squeeze(-1).float()
+            columns = torch.arange(layout.input_ids.size(1), device=layout.last.device)
+            at = columns == layout.last[:, None]
+            hidden = states_at(self.model, layout.input_ids, layout.attention_mask, at)
+            scores[index] = self.model.score(hidden).squeeze(-1).float()
         self.scores = ((scores - self.mean) / self.std).tolist()
 
     def __call__(

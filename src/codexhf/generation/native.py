@@ -6,11 +6,15 @@ and replayed for every further token: https://docs.pytorch.org/docs/stable/notes
 """
 
 import warnings
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from codexhf.generation.engines import Generation, Sampling, check_finite, join, row_chunks
 from codexhf.models import base_model, position_ids
@@ -25,6 +29,12 @@ SAME_LOGITS = 0.05
 """Largest relative difference of the logits of a step of fixed shape: bfloat16 rounds, no more."""
 
 
+ATTENTION = "sdpa_of_codexhf"
+"""transformers' attention, called from compiled layers without being compiled."""
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, torch.compiler.disable(sdpa_attention_forward))
+ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
 class NativeEngine:
     """A decoding loop of our own, for models whose cache has plain or sliding attention layers.
 
@@ -32,7 +42,8 @@ class NativeEngine:
     `drop_ended=False` it draws the same random numbers as `model.generate` does.
 
     `fixed_shapes` None means on a GPU, unless the policy has an `obstacle`. The first step is then
-    computed both ways; if they disagree the engine warns and stays with the plain loop.
+    computed both ways; if they disagree the engine warns and stays with the plain loop. A step of
+    fixed shape runs the layers that `models.compile_layers` compiled as compiled; nothing else does.
     """
 
     def __init__(
@@ -69,10 +80,14 @@ class NativeEngine:
         ended = torch.zeros(count, dtype=torch.bool, device=device)  # of the rows in the batch
         reader = _Reader(policy, prompt_mask, width)
         fixed = self._fixes(reader)
+        compiled = bool(compiled_layers(policy)) and temperature > 0 and not invert
         logits = reader.read(prompt_ids)
         for step in range(width):
             logits = logits[:, : self.sampling.vocabulary]
-            tokens, picked = sample(logits, temperature, generator, invert)
+            if compiled:
+                tokens, picked = sample_compiled(logits, temperature, generator)
+            else:
+                tokens, picked = sample(logits, temperature, generator, invert)
             responses[rows, step] = tokens.masked_fill(ended, 0)
             logprobs[rows, step] = picked.masked_fill(ended, 0.0)
             if step + 1 == width:
@@ -196,11 +211,17 @@ class _FixedStep:
     def __init__(self, reader: _Reader, seen: int, positions: Tensor):
         """Start after `seen` tokens, with the token at `positions` (B, 1) as the next."""
         self.policy, self.cache = reader.policy, reader.cache
+        self.compiled = compiled_layers(reader.policy)
         self.end = min(reader.mask.size(1), (seen // FIXED_TOKENS + 1) * FIXED_TOKENS)
         self.tokens, self.positions = torch.zeros_like(positions), positions.clone()
         self.column = torch.tensor([seen], device=positions.device)
         self.mask = reader.mask[:, None, None, : self.end].clone()  # (B, 1, 1, end)
         self.mask[..., seen:] = False
+        if self.compiled:  # what attention makes of a bool mask anew in every layer
+            dtype = reader.cache.layers[0].dtype
+            self.mask = self.mask.new_zeros(self.mask.shape, dtype=dtype).masked_fill(
+                ~self.mask, torch.finfo(dtype).min
+            )
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -227,18 +248,51 @@ class _FixedStep:
 
     def _advance(self) -> Tensor:
         """Read the tokens and move on by one column."""
-        self.mask.index_fill_(3, self.column, True)
+        self.mask.index_fill_(3, self.column, 0.0 if self.compiled else True)
         for layer in self.cache.layers:
             layer.fixed_at = (self.column, self.end)
         try:
-            # a mask of four dimensions is taken as it is
-            logits = forward(self.policy, self.tokens, self.mask, self.positions, self.cache)
+            with _decoding(self.policy, self.compiled):
+                # a mask of four dimensions is taken as it is
+                logits = forward(self.policy, self.tokens, self.mask, self.positions, self.cache)
         finally:
             for layer in self.cache.layers:
                 layer.fixed_at = None
         self.column += 1
         self.positions += 1
         return logits
+
+
+def compiled_layers(policy: nn.Module) -> list[nn.Module]:
+    """Return the layers that `models.compile_layers` compiled."""
+    return [module for module in policy.modules() if module._compiled_call_impl is not None]
+
+
+@contextmanager
+def _decoding(policy: nn.Module, layers: list[nn.Module]):
+    """Run `layers` compiled for a step of one token.
+
+    Cache and attention stay as they are: compiled, attention would repeat keys and values for every
+    head. Going back to Python for them costs a recorded step nothing.
+    """
+    if not layers:
+        yield
+        return
+    config, kept = base_model(policy).config, [layer._compiled_call_impl for layer in layers]
+    for layer in layers:
+        # sizes are held fixed until they change, and so is the number of a layer
+        layer._compiled_call_impl = torch.compile(layer._call_impl, dynamic=None)
+    config._attn_implementation = ATTENTION
+    try:
+        with (
+            torch.compiler.set_stance("default"),
+            torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True),
+        ):
+            yield
+    finally:
+        config._attn_implementation = "sdpa"
+        for layer, call in zip(layers, kept, strict=True):
+            layer._compiled_call_impl = call
 
 
 def forward(
@@ -294,10 +348,26 @@ def sample(
         tokens = torch.searchsorted(below, drawn * below[:, -1:], right=True).squeeze(1)
         tokens = tokens.clamp(max=logits.size(-1) - 1)
     else:
-        probabilities = torch.softmax(scores, -1)
         # what torch.multinomial draws, without its checks, for which Python waits for the GPU
-        race = torch.empty_like(probabilities).exponential_(generator=generator)
-        tokens = (probabilities / race).argmax(-1)
+        race = torch.empty_like(scores).exponential_(generator=generator)
+        tokens = (torch.softmax(scores, -1) / race).argmax(-1)
+    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(1)
+
+
+def sample_compiled(
+    logits: Tensor, temperature: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """`sample` without `invert`, from the same random numbers, in fewer kernels."""
+    race = torch.empty_like(logits, dtype=torch.float32).exponential_(generator=generator)
+    with torch.compiler.set_stance("default"):
+        return _winners(logits, race, temperature)
+
+
+@torch.compile(dynamic=True)
+def _winners(logits: Tensor, race: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the tokens (B,) that win a race (B, V), and their log-probabilities (B,)."""
+    logprobs = torch.log_softmax(logits.float() / temperature, -1)
+    tokens = (logprobs - race.log()).argmax(-1)
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(1)
 
 
@@ -353,9 +423,16 @@ class _PreallocatedLayer(DynamicLayer):
             self.buffers = kept
 
 
+class _UncompiledCache(DynamicCache):
+    """Runs as Python within compiled layers."""
+
+    update = torch.compiler.disable(DynamicCache.update)
+
+
 def preallocated_cache(model: nn.Module, max_tokens: int) -> DynamicCache:
     """Return a cache for `model` whose full-attention layers never copy themselves."""
-    cache = DynamicCache(config=model.config)
+    kind = _UncompiledCache if compiled_layers(model) else DynamicCache
+    cache = kind(config=model.config)
     cache.layers = [
         _PreallocatedLayer(max_tokens) if type(layer) is DynamicLayer else layer
         for layer in cache.layers

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from codexhf.models import backbone_of, backbone_states, base_model, evaluating, mask_arguments
 from codexhf.ppo.objective import linear_logprobs, logits_logprobs
 from codexhf.reward_model import classifier_class, draw_head
+from codexhf.unpadded import states_at
 
 BLOCK_ROWS, BLOCK_BYTES = 256, 32 * 2**20
 """Logits are made this many rows at a time, or as many as fit into this memory if that is more."""
@@ -147,8 +148,8 @@ class PolicyAndCritic(nn.Module):
 
     def values(self, input_ids: Tensor, attention_mask: Tensor | None, at: Tensor) -> Tensor:
         """Return the critic's values (M,) float32 where `at` (b, l) is True."""
-        hidden = backbone_states(self.value_model, input_ids, attention_mask)
-        return self.value_model.score(hidden[at]).squeeze(-1).float()
+        hidden = states_at(self.value_model, input_ids, attention_mask, at)
+        return self.value_model.score(hidden).squeeze(-1).float()
 
     def score(
         self,
@@ -173,7 +174,7 @@ class PolicyAndCritic(nn.Module):
             return logits_logprobs(logits[:, : self._vocabulary], targets, temperature)
         model = base_model(policy)
         head = model.get_output_embeddings()
-        hidden = backbone_states(model, input_ids, attention_mask)[at]  # (N, H)
+        hidden = states_at(model, input_ids, attention_mask, at)  # (N, H)
         weight, bias = head.weight, head.bias
         if self._vocabulary is not None and self._vocabulary < weight.size(0):
             weight = weight[: self._vocabulary]

@@ -32,6 +32,7 @@ from codexhf.ppo.schedule import Position
 from codexhf.prompts import vocabulary_size
 from codexhf.rewards import RewardSum
 from codexhf.sharding import keep_float32, shard
+from codexhf.unpadded import skip_padding
 
 
 class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
@@ -138,9 +139,11 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         args = self.args
         self.ref_model = self._place(parts.reference)
         self._reward_models = [self._place(model) for model in parts.reward_models]
+        models = {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}
+        if args.trim_padding and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            skip_padding(*models)
         if self.user_args.torch_compile:
             self.model.compiled = True
-            models = {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}
             for model in models:
                 compile_layers(model)
         self._dropouts, self._sft_limit = parts.dropouts, parts.sft_limit
