@@ -4,10 +4,13 @@
     python benchmarks/ppo.py --device cpu           # 50k vocabulary, float32, a minute or two
     python benchmarks/ppo.py --device cpu --tiny    # seconds: does it run?
     python benchmarks/ppo.py --set rollout_engine=hf gradient_checkpointing=true
+    python benchmarks/ppo.py --uneven               # answers of up to 1,024 tokens, 300 on average
 
 Each trainer runs in a process of its own, on randomly initialised models that never end an answer
-early, so both compute the same number of tokens. The first update warms up and is not counted.
-TRL's class is left out where trl 1.12 cannot be imported. Results belong in benchmarks/README.md.
+early, so both compute the same number of tokens. With --uneven the policy's head has a bias that
+makes the end token as likely at every step: lengths are geometric. The first update warms up and is
+not counted. TRL's class is left out where trl 1.12 cannot be imported. Results belong in
+benchmarks/README.md.
 """
 
 import argparse
@@ -52,7 +55,8 @@ CPU = {
 }
 TINY = {**CPU, "vocab_size": 500, "hidden_size": 32, "intermediate_size": 64, "response": 8}
 TINY |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "rows": 2}
-WORK = ("prompt", "response", "rows", "accumulation", "epochs")
+UNEVEN = {"response": 1024, "mean": 300}
+WORK = ("mean", "prompt", "response", "rows", "accumulation", "epochs")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,6 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a smoke test")
+    parser.add_argument("--uneven", action="store_true", help="answers end at geometric lengths")
     parser.add_argument("--updates", type=int, default=3, help="rollouts that are counted")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     parser.add_argument("--set", nargs="*", default=[], help="NAME=VALUE for our PPOConfig")
@@ -100,6 +105,8 @@ def measure(options: argparse.Namespace) -> dict:
     if options.threads:
         torch.set_num_threads(options.threads)
     shape = TINY if options.tiny else GPU if options.device == "cuda" else CPU
+    if options.uneven:
+        shape = {**shape, **({"mean": 3} if options.tiny else UNEVEN)}
     run = run_ours if options.worker == "ours" else run_trl
     laps = run(options, shape, *parts(options, shape))[1:]  # the first update warms up
     phases = {name: sum(lap[name] for lap in laps) / len(laps) for name in laps[0]}
@@ -115,7 +122,7 @@ def measure(options: argparse.Namespace) -> dict:
         "phases": phases,
         "peak": peak,
         "episodes": episodes,
-        "tokens": episodes * shape["response"],
+        "tokens": episodes * shape.get("mean", shape["response"]),
         "where": where,
         "versions": versions,
     }
@@ -152,10 +159,24 @@ def parts(options: argparse.Namespace, shape: dict) -> tuple:
             "reward_model": Qwen2ForSequenceClassification(scorer).to(dtype),
             "value_model": Qwen2ForSequenceClassification(scorer).to(dtype),
         }
+    if options.uneven:
+        end_once_in(shape["mean"], made["model"], made["ref_model"])
     rows = shape["rows"] * shape["accumulation"] * (options.updates + 3)
     size = shape["vocab_size"]
     ids = [[3 + (7 * i + j) % (size - 3) for j in range(shape["prompt"])] for i in range(rows)]
     return tokenizer, made, Dataset.from_list([{"input_ids": row} for row in ids])
+
+
+def end_once_in(mean: int, *models) -> None:
+    """Give the heads a bias under which the end token comes once in `mean` tokens."""
+    import math
+
+    import torch
+
+    for model in models:
+        head, vocabulary = model.lm_head, model.config.vocab_size
+        head.bias = torch.nn.Parameter(torch.zeros_like(head.weight[:, 0]))
+        head.bias.data[1] = math.log(vocabulary / (mean - 1))
 
 
 def settings(options: argparse.Namespace, shape: dict, folder: str) -> dict:
@@ -178,6 +199,7 @@ def settings(options: argparse.Namespace, shape: dict, folder: str) -> dict:
         "gradient_checkpointing": False,  # TRL's class ignores it
         "use_cpu": options.device == "cpu",
         "logging_steps": 1,
+        "stop_token": "eos" if options.uneven else None,
     }
 
 

@@ -221,6 +221,17 @@ class LoraArguments(ModelArguments):
 
 
 @dataclass
+class TrainedArguments(LoraArguments):
+    """Fields of stages whose trainer is a library's."""
+
+    compile_layers: bool | None = knob(
+        None,
+        "Compile the model's layers, one by one. None: on a GPU, in runs of at least 1,000 forward "
+        "passes. torch_compile compiles the model as a whole, which takes longer.",
+    )
+
+
+@dataclass
 class TokenizerArguments(StageArguments):
     output_dir: str = knob(
         "runs/tokenizer", "Folder that receives the tokenizer.", check=output_folder
@@ -258,7 +269,7 @@ class TokenizerArguments(StageArguments):
 
 
 @dataclass
-class PretrainArguments(LoraArguments):
+class PretrainArguments(TrainedArguments):
     model: str | None = knob(
         None,
         "Continue from this folder or Hub id; default: new weights from `architecture`.",
@@ -311,7 +322,7 @@ class PretrainArguments(LoraArguments):
 
 
 @dataclass
-class SFTArguments(LoraArguments, CodeRunningArguments):
+class SFTArguments(TrainedArguments, CodeRunningArguments):
     model: str = knob(
         "runs/m0", "M0: folder or Hub id of the model to fine-tune.", check=model_folder
     )
@@ -407,7 +418,7 @@ class PreferencesArguments(ModelArguments, CodeRunningArguments):
 
 
 @dataclass
-class RewardModelArguments(LoraArguments):
+class RewardModelArguments(TrainedArguments):
     model: str = knob(
         "runs/m1", "M1: the model that the reward model starts from.", check=model_folder
     )

@@ -32,6 +32,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from codexhf.adapters import adapts_classifier, read_adapter
 from codexhf.arguments import RewardModelArguments, model_folder
+from codexhf.faster import states_at
 from codexhf.generation import sample
 from codexhf.hub import ADAPTER, resolve
 from codexhf.models import (
@@ -49,7 +50,6 @@ from codexhf.prompts import Prompt, answered_ids, end_ids, prompt_ids, right_pad
 from codexhf.sharding import gathered
 from codexhf.tokenizer import load_tokenizer, spare_token
 from codexhf.trackers import log_samples
-from codexhf.unpadded import states_at
 
 
 def load_reward_model(

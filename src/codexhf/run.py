@@ -30,7 +30,7 @@ from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 
 from codexhf import launch
-from codexhf.arguments import StageArguments
+from codexhf.arguments import StageArguments, TrainedArguments
 from codexhf.checkpoints import (
     MANIFEST,
     check_room,
@@ -102,7 +102,7 @@ def run_stage(
     with _begin(output_dir, stage, record, agree=_from_first_process) as begun:
         if begun.finished is not None:
             return begun.finished
-        train_s = _train(trainer, training, begun)
+        train_s = _train(trainer, stage, training, begun)
         start = time.monotonic()
         record.metrics = _last_metrics(trainer.state.log_history)
         if trainer.eval_dataset is not None:
@@ -176,15 +176,23 @@ def _compared(trainer: Trainer) -> dict[str, str]:
     return {f"eval {name}".strip(): fingerprint(part) for name, part in parts.items()}
 
 
-def _train(trainer: Trainer, training: TrainingArguments, begun: _Begun) -> float:
+def _train(
+    trainer: Trainer, stage: StageArguments, training: TrainingArguments, begun: _Begun
+) -> float:
     """Train to the end and return the seconds of training, earlier starts included."""
+    from transformers import Trainer as PlainTrainer
+
     from codexhf import guards
+    from codexhf.faster import Faster
     from codexhf.sharding import keep_float32
 
     keep_float32(trainer.accelerator)
     stop, checkpoint = guards.StopOnSignal(), begun.checkpoint
     whole = guards.WholeCheckpoints(trainer, training.save_total_limit, checkpoint, begun.record)
     callbacks = [guards.SameAfterEvaluating(), whole, guards.ExactWeights(checkpoint)]
+    if isinstance(stage, TrainedArguments):
+        loss_alone = type(trainer).compute_loss is PlainTrainer.compute_loss
+        callbacks.append(Faster(stage.compile_layers, loss_alone))
     for callback in (*callbacks, guards.StopOnNaN(), stop):
         trainer.add_callback(callback)
     if begun.changed:

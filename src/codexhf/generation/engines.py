@@ -9,8 +9,10 @@ stream, and leave the global random state, the policy and its generation config 
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import wraps
 from typing import Protocol
 
 import torch
@@ -22,7 +24,7 @@ from transformers import (
     __version__,
 )
 
-from codexhf.models import base_model, evaluating, nonfinite_parameter
+from codexhf.models import base_model, compiled_layers, evaluating, nonfinite_parameter
 
 
 @dataclass
@@ -60,6 +62,18 @@ class Engine(Protocol):
         """Answer left-padded prompts (B, P); temperature 0 is greedy."""
 
 
+def uncompiled(generate: Callable) -> Callable:
+    """Let an engine's `generate` run compiled layers as they were: a cache is not for compiling."""
+
+    @wraps(generate)
+    def wrapped(self, policy, *args, **kwargs):
+        stance = torch.compiler.set_stance if compiled_layers(policy) else nullcontext
+        with stance("force_eager"):
+            return generate(self, policy, *args, **kwargs)
+
+    return wrapped
+
+
 class HFEngine:
     """`model.generate`, for architectures whose cache the native loop does not know.
 
@@ -70,6 +84,7 @@ class HFEngine:
         self.sampling = sampling
         self._pads: bool | None = None  # None: not tried out yet
 
+    @uncompiled
     @torch.no_grad()
     def generate(self, policy, prompt_ids, prompt_mask, *, seed, temperature) -> Generation:
         """See `Engine.generate`."""
@@ -155,6 +170,7 @@ class ContinuousBatchingEngine:
             return_logprobs=True,
         )
 
+    @uncompiled
     @torch.no_grad()
     def generate(self, policy, prompt_ids, prompt_mask, *, seed, temperature) -> Generation:
         """See `Engine.generate`."""

@@ -16,8 +16,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from codexhf.generation.engines import Generation, Sampling, check_finite, join, row_chunks
-from codexhf.models import base_model, position_ids
+from codexhf.generation.engines import (
+    Generation,
+    Sampling,
+    check_finite,
+    join,
+    row_chunks,
+    uncompiled,
+)
+from codexhf.models import base_model, compiled_layers, position_ids
 
 FIXED_TOKENS = 256
 """A step of fixed shape attends to this many tokens, or a multiple; then a wider one takes over."""
@@ -42,8 +49,8 @@ class NativeEngine:
     `drop_ended=False` it draws the same random numbers as `model.generate` does.
 
     `fixed_shapes` None means on a GPU, unless the policy has an `obstacle`. The first step is then
-    computed both ways; if they disagree the engine warns and stays with the plain loop. A step of
-    fixed shape runs the layers that `models.compile_layers` compiled as compiled; nothing else does.
+    computed both ways; if they disagree the engine warns and stays with the plain loop. Only a step
+    of fixed shape runs as compiled what `models.compile_layers` compiled.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class NativeEngine:
         self.sampling, self.drop_ended, self.fixed_shapes = sampling, drop_ended, fixed_shapes
         self._checked = False
 
+    @uncompiled
     @torch.no_grad()
     def generate(self, policy, prompt_ids, prompt_mask, *, seed, temperature) -> Generation:
         """See `codexhf.generation.engines.Engine.generate`."""
@@ -261,11 +269,6 @@ class _FixedStep:
         self.column += 1
         self.positions += 1
         return logits
-
-
-def compiled_layers(policy: nn.Module) -> list[nn.Module]:
-    """Return the layers that `models.compile_layers` compiled."""
-    return [module for module in policy.modules() if module._compiled_call_impl is not None]
 
 
 @contextmanager

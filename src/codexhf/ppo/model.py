@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from codexhf.faster import states_at
 from codexhf.models import backbone_of, backbone_states, base_model, evaluating, mask_arguments
 from codexhf.ppo.objective import linear_logprobs, logits_logprobs
 from codexhf.reward_model import classifier_class, draw_head
-from codexhf.unpadded import states_at
 
 BLOCK_ROWS, BLOCK_BYTES = 256, 32 * 2**20
 """Logits are made this many rows at a time, or as many as fit into this memory if that is more."""
+COMPILED_BLOCK_BYTES = 2**30
+"""The memory where kernels are compiled, counted in float32: they hold two blocks in 16 bits."""
 
 
 class PolicyOutput(NamedTuple):
@@ -180,13 +182,14 @@ class PolicyAndCritic(nn.Module):
             weight = weight[: self._vocabulary]
             bias = None if bias is None else bias[: self._vocabulary]
         row = 4 * weight.size(0)  # bytes of one row of float32 logits
+        size = COMPILED_BLOCK_BYTES if self.compiled else BLOCK_BYTES
         return linear_logprobs(
             hidden,
             weight,
             bias,
             targets,
             temperature,
-            block=max(BLOCK_ROWS, BLOCK_BYTES // row),
+            block=max(BLOCK_ROWS, size // row),
             keep=torch.is_grad_enabled() and hidden.size(0) * row <= self._kept_bytes,
             dtype=matmul_dtype(hidden),
             compiled=self.compiled,

@@ -346,7 +346,8 @@ class _CompiledLogprobs(torch.autograd.Function):
 
 @cache
 def _compiled(function: Callable) -> Callable:
-    return torch.compile(function, dynamic=True)
+    # the number of rows varies; a vocabulary that might would cost a division for every logit
+    return torch.compile(function, dynamic=None)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:

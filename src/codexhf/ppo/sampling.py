@@ -131,11 +131,8 @@ class RolloutMixin:
             prompt_ids, prompt_mask = left_pad(ids, self.args.device)
         else:
             prompt_ids, prompt_mask = self._collated(ids)
-        policy, eager = self.policy_model, bool(self.user_args.torch_compile)
-        with (
-            torch.compiler.set_stance("force_eager" if eager else "default"),
-            self._gathered(policy),
-        ):
+        policy = self.policy_model
+        with self._gathered(policy):
             generation = self.engine.generate(
                 policy, prompt_ids, prompt_mask, seed=seed, temperature=temperature
             )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
+from codexhf.faster import skip_padding
 from codexhf.generation import Sampling, engine_for
 from codexhf.guards import StopOnNaN
 from codexhf.models import base_model, compile_layers
@@ -32,7 +33,6 @@ from codexhf.ppo.schedule import Position
 from codexhf.prompts import vocabulary_size
 from codexhf.rewards import RewardSum
 from codexhf.sharding import keep_float32, shard
-from codexhf.unpadded import skip_padding
 
 
 class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):

@@ -1,8 +1,8 @@
-"""Models that compute nothing for padding and hold no mask: attention by the bounds of documents.
+"""What makes training faster on a GPU: compiled layers, and nothing computed for padding.
 
 A batch (B, L) says by its mask, or by positions that start again, which of its tokens belong
 together. Within a model that `skip_padding` changed the layers read the real tokens as one row,
-and flash attention is told where each document begins.
+and flash attention is told where each document begins: there is no mask in memory.
 """
 
 from functools import wraps
@@ -11,10 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import TrainerCallback
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from codexhf.models import backbone_of, backbone_states, base_model, evaluating, position_ids
+from codexhf.models import (
+    backbone_of,
+    backbone_states,
+    base_model,
+    compile_layers,
+    evaluating,
+    position_ids,
+)
+from codexhf.sharding import is_sharded
 
 DOCUMENTS = "documents"
 """The name under which transformers knows `attend_documents`."""
@@ -55,12 +64,57 @@ def attend_documents(
             *rows, *bounds, 0.0, True, False, scale=scaling
         )[0]
         return found[None], None
-    parts = zip(*(x.split(cu_seq_lens_q.diff().tolist(), 2) for x in (query, key, value)))
+    lengths = cu_seq_lens_q.diff().tolist()
+    parts = [x.split(lengths, 2) for x in (query, key, value)]
     found = [
         scaled_dot_product_attention(*part, is_causal=True, scale=scaling, enable_gqa=True)
-        for part in parts
+        for part in zip(*parts, strict=True)
     ]
     return torch.cat(found, 2).transpose(1, 2), None
+
+
+WORTH_COMPILING = 1000
+"""Forward passes of a run from which on compiling earns its half minute back."""
+
+
+class Faster(TrainerCallback):
+    """Lets a trainer's model skip padding on a GPU and, if `compiled`, compiles its layers.
+
+    Args:
+        compiled: None: on a GPU, in a run of at least WORTH_COMPILING forward passes.
+        loss_alone: the trainer takes nothing but the loss from a model with labels.
+    """
+
+    def __init__(self, compiled: bool | None, loss_alone: bool):
+        self.compiled, self.loss_alone = compiled, loss_alone
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """Change the model where it stands; it computes what it did."""
+        on_gpu = next(model.parameters()).is_cuda
+        if is_sharded(model) or getattr(args, "deepspeed", None):
+            return
+        skip_padding(model)
+        passes = state.max_steps * args.gradient_accumulation_steps
+        if self.compiled or (self.compiled is None and on_gpu and passes >= WORTH_COMPILING):
+            compile_layers(model, dynamic=None)
+            if self.loss_alone:
+                _return_loss_alone(base_model(model))
+
+
+def _return_loss_alone(model: nn.Module) -> None:
+    """Compile a model's loss, and let it keep its logits for itself while it trains.
+
+    accelerate would make a float32 copy of them.
+    """
+    model.loss_function = torch.compile(model.loss_function)
+    read = model.forward
+
+    @wraps(read)
+    def forward(*args, **kwargs):
+        out = read(*args, **kwargs)
+        return type(out)(loss=out.loss) if model.training and out.loss is not None else out
+
+    model.forward = forward
 
 
 ALL_ATTENTION_FUNCTIONS.register(DOCUMENTS, attend_documents)
@@ -100,6 +154,7 @@ def _may_skip(model: nn.Module) -> bool:
         base_model(model)._supports_attention_backend
         and config._attn_implementation == "sdpa"
         and set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
+        and not getattr(config, "sliding_window", None)
         and not getattr(config, "attn_logit_softcapping", None)
         and not getattr(config, "num_experts", None)  # routers' losses read the mask
         and not getattr(config, "num_local_experts", None)
