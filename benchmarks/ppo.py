@@ -70,7 +70,10 @@ def main(argv: list[str] | None = None) -> int:
         trainers.append("trl")
     else:
         print("trl 1.12 is not installed: only ours is measured")
-    results = {name: in_process(name, argv or sys.argv[1:]) for name in trainers}
+    results = {}
+    for name in options.only or trainers:
+        results[name] = in_process(name, argv or sys.argv[1:])
+        print(name, json.dumps(results[name]), flush=True)
     print(table(results))
     return 0
 
@@ -84,6 +87,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=3, help="rollouts that are counted")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     parser.add_argument("--set", nargs="*", default=[], help="NAME=VALUE for our PPOConfig")
+    parser.add_argument("--only", nargs="+", choices=("ours", "trl"))
     parser.add_argument("--worker", choices=("ours", "trl"), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -308,7 +312,7 @@ def table(results: dict[str, dict]) -> str:
         cells.append(f"{found['tokens'] / phases['generate']:.0f}")
         cells.append(f"{found['peak']:.2f}")
         lines.append(f"| {trainer} | {' | '.join(cells)} |")
-    if "trl" in results:
+    if len(results) == 2:
         ours, trl = results["ours"], results["trl"]
         speed = trl["phases"]["total"] / ours["phases"]["total"]
         lines += ["", f"ours: {speed:.2f}x the speed, {ours['peak'] / trl['peak']:.2f}x the memory"]
