@@ -1,6 +1,6 @@
 """Speed and losses of a stage: a library's trainer at its defaults, and ours, on the same rows.
 
-    python benchmarks/stages.py pretrain            # 124M Llama, 32 x 1024 packed; against a plain loop
+    python benchmarks/stages.py pretrain            # 124M Llama, 32 x 1024; against a plain loop
     python benchmarks/stages.py sft                 # 0.5B, lengths 50 to 2,000; against SFTTrainer
     python benchmarks/stages.py reward_model        # the same, against RewardTrainer
     python benchmarks/stages.py sft --lengths tasks # rows as long as those of the task set

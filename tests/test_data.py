@@ -3,6 +3,7 @@
 python -m pytest tests/test_data.py
 """
 
+import itertools
 import json
 from pathlib import Path
 
@@ -329,3 +330,8 @@ def test_stdlib_rows_are_python_files_of_this_interpreter():
     assert {"json/decoder.py", "textwrap.py"} <= names
     assert not any("site-packages" in name or name.startswith("test/") for name in names)
     assert json.__file__.endswith("json/__init__.py") and "json/__init__.py" in names
+
+
+def test_package_rows_are_python_files_beside_this_interpreter():
+    rows = itertools.islice(python_packages(), 50)
+    assert all(row["id"].endswith(".py") and "/tests/" not in row["id"] for row in rows)

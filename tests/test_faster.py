@@ -11,10 +11,12 @@ from transformers import (
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    TrainerState,
+    TrainingArguments,
 )
 
 from codexhf import faster
-from codexhf.models import position_ids
+from codexhf.models import compiled_layers, position_ids
 from ppo_setup import new_trainer
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -136,3 +138,27 @@ def test_ppo_trains_to_the_same_weights(tmp_path):
         trained.append(trainer.model.state_dict())
     for name, weight in trained[0].items():
         torch.testing.assert_close(trained[1][name], weight, rtol=0, atol=2e-5)
+
+
+def test_long_runs_on_a_gpu_compile_unless_told_otherwise():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert faster.worth_compiling(None, 1000, gpu)
+    assert not faster.worth_compiling(None, 999, gpu)
+    assert not faster.worth_compiling(None, 10**6, cpu)
+    assert faster.worth_compiling(True, 1, cpu) and not faster.worth_compiling(False, 10**6, gpu)
+
+
+@pytest.mark.parametrize("asked", [None, True])
+def test_a_trainer_gets_compiled_layers_and_its_loss_alone(asked, tmp_path):
+    model = qwen2()
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    faster.Faster(asked, loss_alone=True).on_train_begin(
+        args, TrainerState(max_steps=5000), None, model=model
+    )
+    assert len(compiled_layers(model)) == (2 if asked else 0)
+    assert not faster.skips_padding(model)  # on a CPU nothing is faster for it
+    ids = torch.randint(0, 50, (2, 6))
+    with torch.compiler.set_stance("force_eager"):
+        found = model.train()(input_ids=ids, labels=ids)
+        assert (found.logits is None) == bool(asked) and found.loss > 0
+        assert model.eval()(input_ids=ids, labels=ids).logits is not None

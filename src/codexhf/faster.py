@@ -77,6 +77,11 @@ WORTH_COMPILING = 1000
 """Forward passes of a run from which on compiling earns its half minute back."""
 
 
+def worth_compiling(asked: bool | None, passes: int, device: torch.device) -> bool:
+    """Return whether to compile, as `asked`; None: on a GPU if a run is long enough."""
+    return device.type == "cuda" and passes >= WORTH_COMPILING if asked is None else asked
+
+
 class Faster(TrainerCallback):
     """Lets a trainer's model skip padding on a GPU and, if `compiled`, compiles its layers.
 
@@ -90,12 +95,11 @@ class Faster(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         """Change the model where it stands; it computes what it did."""
-        on_gpu = next(model.parameters()).is_cuda
         if is_sharded(model) or getattr(args, "deepspeed", None):
             return
         skip_padding(model)
         passes = state.max_steps * args.gradient_accumulation_steps
-        if self.compiled or (self.compiled is None and on_gpu and passes >= WORTH_COMPILING):
+        if worth_compiling(self.compiled, passes, next(model.parameters()).device):
             compile_layers(model, dynamic=None)
             if self.loss_alone:
                 _return_loss_alone(base_model(model))

@@ -412,8 +412,16 @@ def spool(
 
 def python_stdlib() -> Iterable[dict]:
     """The running interpreter's standard library, a row per source file, tests left out."""
-    root = Path(sysconfig.get_path("stdlib"))
     skip = {"site-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data", "__pycache__"}
+    yield from _python_files(Path(sysconfig.get_path("stdlib")), skip)
+
+
+def python_packages() -> Iterable[dict]:
+    """The packages installed beside the running interpreter, a row per source file, tests out."""
+    yield from _python_files(Path(sysconfig.get_path("purelib")), {"test", "tests", "__pycache__"})
+
+
+def _python_files(root: Path, skip: set[str]) -> Iterable[dict]:
     for file in _files(root, ".py", skip):
         name = file.relative_to(root).as_posix()
         try:
@@ -513,4 +521,5 @@ def _source_row(name: Any, stream: IO[bytes]) -> dict:
     return {"text": text, "id": str(name), "unreadable": why}
 
 
-BUILDERS = {f.__name__: f for f in (python_stdlib, python_topics, humaneval, source_files)}
+BUILT = (python_stdlib, python_packages, python_topics, humaneval, source_files)
+BUILDERS = {f.__name__: f for f in BUILT}

@@ -68,10 +68,10 @@ class PPOConfig(TrainingArguments):
     dataset_num_proc: int | None = knob(None, "Accepted for TRL's scripts, which read it.")
     sft_model_path: str = knob("EleutherAI/pythia-160m", "Accepted for TRL's scripts.")
     reward_model_path: str = knob("EleutherAI/pythia-160m", "Accepted for TRL's scripts.")
-    torch_compile: bool = knob(
-        False,
-        "Compile the layers of every model and the log-probabilities: faster on a GPU from some "
-        "100M parameters on, after half a minute. Sampling stays as it is.",
+    torch_compile: bool | None = knob(
+        None,
+        "Compile the layers of every model, the log-probabilities and the decoding step, which "
+        "takes a minute. None: on a GPU, in runs of at least 1,000 forward passes.",
     )
     model_adapter_name: str | None = knob(None, "PEFT adapter that is trained.")
     ref_adapter_name: str | None = knob(None, "PEFT adapter that is the reference.")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from codexhf.faster import skip_padding
+from codexhf.faster import skip_padding, worth_compiling
 from codexhf.generation import Sampling, engine_for
 from codexhf.guards import StopOnNaN
 from codexhf.models import base_model, compile_layers
@@ -140,9 +140,11 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         self.ref_model = self._place(parts.reference)
         self._reward_models = [self._place(model) for model in parts.reward_models]
         models = {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}
-        if args.trim_padding and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+        whole = not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+        if args.trim_padding and whole:
             skip_padding(*models)
-        if self.user_args.torch_compile:
+        passes = self.schedule.rollouts * self.schedule.micro_batches_per_rollout * whole
+        if worth_compiling(self.user_args.torch_compile, passes, self.args.device):
             self.model.compiled = True
             for model in models:
                 compile_layers(model)
