@@ -14,7 +14,7 @@ from codexhf import data
 from codexhf.cards import CardError, load_card
 from codexhf.data import load_pairs, load_split, load_tasks, pack, read_card
 from codexhf.prompts import text_of
-from codexhf.sources import python_stdlib
+from codexhf.sources import python_packages, python_stdlib
 
 ROOT = Path(__file__).parent.parent
 CARDS = sorted((ROOT / "data_cards").glob("*.md"))
@@ -334,4 +334,4 @@ def test_stdlib_rows_are_python_files_of_this_interpreter():
 
 def test_package_rows_are_python_files_beside_this_interpreter():
     rows = itertools.islice(python_packages(), 50)
-    assert all(row["id"].endswith(".py") and "/tests/" not in row["id"] for row in rows)
+    assert [row["id"].endswith(".py") and "/tests/" not in row["id"] for row in rows] == [True] * 50

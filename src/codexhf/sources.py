@@ -417,8 +417,9 @@ def python_stdlib() -> Iterable[dict]:
 
 
 def python_packages() -> Iterable[dict]:
-    """The packages installed beside the running interpreter, a row per source file, tests out."""
-    yield from _python_files(Path(sysconfig.get_path("purelib")), {"test", "tests", "__pycache__"})
+    """The packages installed where this project's own are, a row per source file, tests out."""
+    root = Path(datasets.__file__).parent.parent
+    yield from _python_files(root, {"test", "tests", "__pycache__"})
 
 
 def _python_files(root: Path, skip: set[str]) -> Iterable[dict]:
