@@ -104,6 +104,8 @@ def run_benchmarks(
     Metrics are `benchmark_<card>, <form>, greedy` and `..., pass@k`, with `_low` and `_high`.
     """
     metrics, record = {}, {}
+    # as many tokens at a time as the held-out tasks' answers have: memory holds those
+    rows = max(1, stage.batch_size * stage.max_new_tokens // stage.benchmark_max_new_tokens)
     for card, data in benchmarks.items():
         for form in stage.benchmark_forms:
             for way, n, temperature in (
@@ -120,7 +122,7 @@ def run_benchmarks(
                     n=n,
                     temperature=temperature,
                     max_new_tokens=stage.benchmark_max_new_tokens,
-                    batch_size=stage.batch_size,
+                    batch_size=rows,
                     seed=stage.seed,
                     progress=f"{name}: {label}",
                 )
