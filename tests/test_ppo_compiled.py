@@ -67,7 +67,7 @@ def test_a_compiled_decoding_step_draws_the_same_tokens():
     for compiled in (False, True):
         if compiled:
             compile_layers(model)
-        engine = NativeEngine(sampling, fixed_shapes=True)
+        engine = NativeEngine(sampling, fixed_shapes=True, compiled=compiled)
         found.append(engine.generate(model, ids, mask, seed=1, temperature=1.0))
     assert engine.fixed_shapes  # the step was not given up
     assert torch.equal(found[0].responses, found[1].responses)

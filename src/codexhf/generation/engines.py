@@ -247,12 +247,16 @@ def from_lists(tokens: list[list[int]], logprobs: list[list[float]], device) -> 
     return Generation(responses, lengths, picked)
 
 
-def make_engine(name: str, sampling: Sampling, cuda_graphs: bool = True) -> Engine:
+def make_engine(
+    name: str, sampling: Sampling, cuda_graphs: bool = True, compiled: bool = False
+) -> Engine:
     """Return the engine of that name, or say what is missing for it."""
     if name == "native":
         from codexhf.generation.native import NativeEngine
 
-        return NativeEngine(sampling, fixed_shapes=None if cuda_graphs else False)
+        return NativeEngine(
+            sampling, fixed_shapes=None if cuda_graphs else False, compiled=compiled
+        )
     if name == "hf":
         return HFEngine(sampling)
     return ContinuousBatchingEngine(sampling)

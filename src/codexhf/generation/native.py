@@ -49,14 +49,19 @@ class NativeEngine:
     `drop_ended=False` it draws the same random numbers as `model.generate` does.
 
     `fixed_shapes` None means on a GPU, unless the policy has an `obstacle`. The first step is then
-    computed both ways; if they disagree the engine warns and stays with the plain loop. Only a step
-    of fixed shape runs as compiled what `models.compile_layers` compiled.
+    computed both ways; if they disagree the engine warns and stays with the plain loop. If
+    `compiled`, that step runs what `models.compile_layers` compiled; all else runs as it was.
     """
 
     def __init__(
-        self, sampling: Sampling, drop_ended: bool = True, fixed_shapes: bool | None = None
+        self,
+        sampling: Sampling,
+        drop_ended: bool = True,
+        fixed_shapes: bool | None = None,
+        compiled: bool = False,
     ):
         self.sampling, self.drop_ended, self.fixed_shapes = sampling, drop_ended, fixed_shapes
+        self.compiled = compiled
         self._checked = False
 
     @uncompiled
@@ -86,9 +91,9 @@ class NativeEngine:
         stops = torch.tensor(self.sampling.stop_ids, dtype=torch.long, device=device)
         rows = torch.arange(count, device=device)  # rows still in the batch
         ended = torch.zeros(count, dtype=torch.bool, device=device)  # of the rows in the batch
-        reader = _Reader(policy, prompt_mask, width)
+        reader = _Reader(policy, prompt_mask, width, self.compiled)
         fixed = self._fixes(reader)
-        compiled = bool(compiled_layers(policy)) and temperature > 0 and not invert
+        compiled = self.compiled and temperature > 0 and not invert
         logits = reader.read(prompt_ids)
         for step in range(width):
             logits = logits[:, : self.sampling.vocabulary]
@@ -160,11 +165,12 @@ class NativeEngine:
 class _Reader:
     """A policy, its cache, and how far it has read."""
 
-    def __init__(self, policy: nn.Module, prompt_mask: Tensor, width: int):
+    def __init__(self, policy: nn.Module, prompt_mask: Tensor, width: int, compiled: bool):
         """Make room for left-padded prompts, whose mask is (B, P), and `width` answer tokens."""
-        self.policy = policy
+        self.policy, self.compiled = policy, compiled_layers(policy) if compiled else []
         self.mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(prompt_mask), width)], 1)
-        self.cache = preallocated_cache(base_model(policy), self.mask.size(1))
+        kind = _UncompiledCache if self.compiled else DynamicCache
+        self.cache = preallocated_cache(base_model(policy), self.mask.size(1), kind)
         self.positions = position_ids(prompt_mask)  # (B, n) of the n tokens to read next
         self.seen = 0
         self.fixed: _FixedStep | None = None
@@ -219,7 +225,7 @@ class _FixedStep:
     def __init__(self, reader: _Reader, seen: int, positions: Tensor):
         """Start after `seen` tokens, with the token at `positions` (B, 1) as the next."""
         self.policy, self.cache = reader.policy, reader.cache
-        self.compiled = compiled_layers(reader.policy)
+        self.compiled = reader.compiled
         self.end = min(reader.mask.size(1), (seen // FIXED_TOKENS + 1) * FIXED_TOKENS)
         self.tokens, self.positions = torch.zeros_like(positions), positions.clone()
         self.column = torch.tensor([seen], device=positions.device)
@@ -432,9 +438,10 @@ class _UncompiledCache(DynamicCache):
     update = torch.compiler.disable(DynamicCache.update)
 
 
-def preallocated_cache(model: nn.Module, max_tokens: int) -> DynamicCache:
+def preallocated_cache(
+    model: nn.Module, max_tokens: int, kind: type[DynamicCache] = DynamicCache
+) -> DynamicCache:
     """Return a cache for `model` whose full-attention layers never copy themselves."""
-    kind = _UncompiledCache if compiled_layers(model) else DynamicCache
     cache = kind(config=model.config)
     cache.layers = [
         _PreallocatedLayer(max_tokens) if type(layer) is DynamicLayer else layer

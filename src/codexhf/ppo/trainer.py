@@ -156,6 +156,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
             Sampling(args.response_length, parts.stop_ids, chunk, self._vocabulary),
             args.rollout_engine,
             args.cuda_graphs,
+            self.model.compiled,
         )
         self.encoder = parts.encoder
         self.scorer = Scorer(parts.rewards, self.encoder, chunk, args.trim_padding)
