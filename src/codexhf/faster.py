@@ -95,8 +95,8 @@ class Faster(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         """Change the model where it stands; it computes what it did."""
-        if is_sharded(model) or getattr(args, "deepspeed", None):
-            return
+        if is_sharded(model) or args.deepspeed or args.torch_compile:
+            return  # Trainer compiles the model as a whole then
         skip_padding(model)
         passes = state.max_steps * args.gradient_accumulation_steps
         if worth_compiling(self.compiled, passes, next(model.parameters()).device):
