@@ -6,6 +6,7 @@ and replayed for every further token: https://docs.pytorch.org/docs/stable/notes
 """
 
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
@@ -26,7 +27,7 @@ from codexhf.generation.engines import (
 )
 from codexhf.models import base_model, compiled_layers, position_ids
 
-FIXED_TOKENS = 256
+FIXED_TOKENS = 512
 """A step of fixed shape attends to this many tokens, or a multiple; then a wider one takes over."""
 WORTH_RECORDING = 128
 """With fewer steps to go, recording a step for the rows that are left costs more than it saves."""
@@ -61,7 +62,7 @@ class NativeEngine:
         compiled: bool = False,
     ):
         self.sampling, self.drop_ended, self.fixed_shapes = sampling, drop_ended, fixed_shapes
-        self.compiled = compiled
+        self.compiled, self._layers = compiled, None
         self._checked = False
 
     @uncompiled
@@ -91,7 +92,7 @@ class NativeEngine:
         stops = torch.tensor(self.sampling.stop_ids, dtype=torch.long, device=device)
         rows = torch.arange(count, device=device)  # rows still in the batch
         ended = torch.zeros(count, dtype=torch.bool, device=device)  # of the rows in the batch
-        reader = _Reader(policy, prompt_mask, width, self.compiled)
+        reader = _Reader(policy, prompt_mask, width, self._compiled_calls(policy))
         fixed = self._fixes(reader)
         compiled = self.compiled and temperature > 0 and not invert
         logits = reader.read(prompt_ids)
@@ -123,6 +124,16 @@ class NativeEngine:
                 logits = reader.read_fixed(tokens) if fixed else reader.read(tokens[:, None])
         used = int(lengths.max())
         return Generation(responses[:, :used], lengths, logprobs[:, :used])
+
+    def _compiled_calls(self, policy: nn.Module) -> "list[Call]":
+        """Return the compiled layers of the policy, which is the same at every call, if wanted."""
+        if self.compiled and self._layers is None:
+            # sizes are held fixed until they change, and so is the number of a layer
+            self._layers = [
+                (layer, torch.compile(layer._call_impl, dynamic=None))
+                for layer in compiled_layers(policy)
+            ]
+        return self._layers or []
 
     def _fixes(self, reader: "_Reader") -> bool:
         """Return whether to hold the shapes of a step fixed."""
@@ -165,9 +176,9 @@ class NativeEngine:
 class _Reader:
     """A policy, its cache, and how far it has read."""
 
-    def __init__(self, policy: nn.Module, prompt_mask: Tensor, width: int, compiled: bool):
+    def __init__(self, policy: nn.Module, prompt_mask: Tensor, width: int, compiled: "list[Call]"):
         """Make room for left-padded prompts, whose mask is (B, P), and `width` answer tokens."""
-        self.policy, self.compiled = policy, compiled_layers(policy) if compiled else []
+        self.policy, self.compiled = policy, compiled
         self.mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(prompt_mask), width)], 1)
         kind = _UncompiledCache if self.compiled else DynamicCache
         self.cache = preallocated_cache(base_model(policy), self.mask.size(1), kind)
@@ -277,8 +288,12 @@ class _FixedStep:
         return logits
 
 
+Call = tuple[nn.Module, Callable]
+"""A layer, and what is called in its place."""
+
+
 @contextmanager
-def _decoding(policy: nn.Module, layers: list[nn.Module]):
+def _decoding(policy: nn.Module, layers: list[Call]):
     """Run `layers` compiled for a step of one token.
 
     Cache and attention stay as they are: compiled, attention would repeat keys and values for every
@@ -287,10 +302,9 @@ def _decoding(policy: nn.Module, layers: list[nn.Module]):
     if not layers:
         yield
         return
-    config, kept = base_model(policy).config, [layer._compiled_call_impl for layer in layers]
-    for layer in layers:
-        # sizes are held fixed until they change, and so is the number of a layer
-        layer._compiled_call_impl = torch.compile(layer._call_impl, dynamic=None)
+    config, kept = base_model(policy).config, [layer._compiled_call_impl for layer, _ in layers]
+    for layer, call in layers:
+        layer._compiled_call_impl = call
     config._attn_implementation = ATTENTION
     try:
         with (
@@ -300,7 +314,7 @@ def _decoding(policy: nn.Module, layers: list[nn.Module]):
             yield
     finally:
         config._attn_implementation = "sdpa"
-        for layer, call in zip(layers, kept, strict=True):
+        for (layer, _), call in zip(layers, kept, strict=True):
             layer._compiled_call_impl = call
 
 
