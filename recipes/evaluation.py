@@ -8,21 +8,20 @@ Writes  runs/evaluation: answers.json, README.md, manifest.json (last) with ever
 """
 
 from codexhf.arguments import EvaluationArguments
-from codexhf.launch import launch
+from codexhf.launch import importing, launch
 from codexhf.parsing import parse
 
 
 def main(argv=None):
     (stage,) = parse((EvaluationArguments,), __file__, argv)
-    # Late, so that what parse() refuses is refused at once.
-    from codexhf.benchmarks import load_benchmarks
-    from codexhf.data import load_heldout_texts, load_tasks
-    from codexhf.evaluation import evaluate_models, parents_of
-    from codexhf.execution import check_isolation
-    from codexhf.models import room_for
-    from codexhf.run import run_task
-    from codexhf.tokenizer import load_tokenizer
-
+    with importing():  # late: what parse() refuses is refused at once
+        from codexhf.benchmarks import load_benchmarks
+        from codexhf.data import load_heldout_texts, load_tasks
+        from codexhf.evaluation import evaluate_models, parents_of
+        from codexhf.execution import check_isolation
+        from codexhf.models import room_for
+        from codexhf.run import run_task
+        from codexhf.tokenizer import load_tokenizer
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.reference)
     tasks = load_tasks(

@@ -8,22 +8,22 @@ Writes  runs/m2: policy, value_model/, tokenizer, README.md, manifest.json (last
 """
 
 from codexhf.arguments import PPOArguments
-from codexhf.launch import launch
+from codexhf.launch import importing, launch
 from codexhf.parsing import parse
-from codexhf.ppo import PPOConfig
 
 
 def main(argv=None):
+    with importing():
+        from codexhf.ppo import PPOConfig
     stage, training = parse((PPOArguments, PPOConfig), __file__, argv)
-    # Late, so that what parse() refuses is refused at once.
-    from codexhf.adapters import merge_adapters
-    from codexhf.data import load_demonstrations, load_tasks
-    from codexhf.execution import check_isolation
-    from codexhf.models import room_for, within_context
-    from codexhf.ppo.stage import new_trainer
-    from codexhf.run import run_stage
-    from codexhf.tokenizer import load_tokenizer
-
+    with importing():  # late: what parse() refuses is refused at once
+        from codexhf.adapters import merge_adapters
+        from codexhf.data import load_demonstrations, load_tasks
+        from codexhf.execution import check_isolation
+        from codexhf.models import room_for, within_context
+        from codexhf.ppo.stage import new_trainer
+        from codexhf.run import run_stage
+        from codexhf.tokenizer import load_tokenizer
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.model, padding_side="left")
     room, seed = room_for(stage.model, training.response_length), training.seed

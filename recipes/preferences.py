@@ -9,21 +9,20 @@ Writes  runs/prefs: train.jsonl, test.jsonl, README.md and test.md (their cards)
 """
 
 from codexhf.arguments import PreferencesArguments
-from codexhf.launch import launch
+from codexhf.launch import importing, launch
 from codexhf.parsing import parse
 
 
 def main(argv=None):
     (stage,) = parse((PreferencesArguments,), __file__, argv)
-    # Late, so that what parse() refuses is refused at once.
-    from codexhf.adapters import loading
-    from codexhf.data import load_tasks
-    from codexhf.execution import check_isolation
-    from codexhf.models import load_policy, room_for, to_device
-    from codexhf.preferences import make_pairs
-    from codexhf.run import run_task
-    from codexhf.tokenizer import load_tokenizer
-
+    with importing():  # late: what parse() refuses is refused at once
+        from codexhf.adapters import loading
+        from codexhf.data import load_tasks
+        from codexhf.execution import check_isolation
+        from codexhf.models import load_policy, room_for, to_device
+        from codexhf.preferences import make_pairs
+        from codexhf.run import run_task
+        from codexhf.tokenizer import load_tokenizer
     check_isolation(stage.unsafe_exec)
     tokenizer = load_tokenizer(stage.model)
     tasks = load_tasks(

@@ -7,25 +7,24 @@ Reads   runs/tokenizer; data_cards/*.md of type language-modeling.
 Writes  runs/m0: weights, tokenizer, README.md, manifest.json (last).
 """
 
-from transformers import TrainingArguments
-
 from codexhf.arguments import PretrainArguments
-from codexhf.launch import launch
+from codexhf.launch import importing, launch
 from codexhf.parsing import parse
 
 
 def main(argv=None):
+    with importing():
+        from transformers import TrainingArguments
     stage, training = parse((PretrainArguments, TrainingArguments), __file__, argv)
-    # Late, so that what parse() refuses is refused at once.
-    from transformers import Trainer
+    with importing():  # late: what parse() refuses is refused at once
+        from transformers import Trainer
 
-    from codexhf.adapters import merge_adapters, new_or_loaded_policy
-    from codexhf.data import load_packed, load_packed_each
-    from codexhf.evaluation import BitsPerByte
-    from codexhf.run import run_stage
-    from codexhf.tokenizer import load_tokenizer
-    from codexhf.tokens import packed_collator
-
+        from codexhf.adapters import merge_adapters, new_or_loaded_policy
+        from codexhf.data import load_packed, load_packed_each
+        from codexhf.evaluation import BitsPerByte
+        from codexhf.run import run_stage
+        from codexhf.tokenizer import load_tokenizer
+        from codexhf.tokens import packed_collator
     tokenizer = load_tokenizer(stage.tokenizer)
     train = load_packed(
         stage.train_cards,

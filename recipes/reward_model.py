@@ -9,25 +9,24 @@ Writes  runs/rm: weights, tokenizer, README.md, manifest.json (last); config.jso
         and standard deviation of the score on M1's answers.
 """
 
-from trl import RewardConfig
-
 from codexhf.arguments import RewardModelArguments
-from codexhf.launch import launch
+from codexhf.launch import importing, launch
 from codexhf.parsing import parse
 
 
 def main(argv=None):
+    with importing():
+        from trl import RewardConfig
     stage, training = parse((RewardModelArguments, RewardConfig), __file__, argv)
-    # Late, so that what parse() refuses is refused at once.
-    from trl import RewardTrainer
+    with importing():  # late: what parse() refuses is refused at once
+        from trl import RewardTrainer
 
-    from codexhf.adapters import loading, merge_adapters, with_lora
-    from codexhf.data import load_pairs
-    from codexhf.models import within_context
-    from codexhf.reward_model import load_reward_model, prompts_to_score, record_scores
-    from codexhf.run import run_stage
-    from codexhf.tokenizer import load_tokenizer
-
+        from codexhf.adapters import loading, merge_adapters, with_lora
+        from codexhf.data import load_pairs
+        from codexhf.models import within_context
+        from codexhf.reward_model import load_reward_model, prompts_to_score, record_scores
+        from codexhf.run import run_stage
+        from codexhf.tokenizer import load_tokenizer
     tokenizer = load_tokenizer(stage.model)
     max_length = within_context(stage.model, training.max_length)
     train = load_pairs(stage.train_cards, tokenizer, max_length, exclude=stage.eval_cards)

@@ -7,25 +7,25 @@ Reads   runs/m0; data_cards/*.md with columns prompt, completion (text or messag
 Writes  runs/m1: weights, tokenizer, README.md, manifest.json (last).
 """
 
-from trl import SFTConfig
-
 from codexhf.arguments import SFTArguments
-from codexhf.launch import launch
+from codexhf.launch import importing, launch
 from codexhf.parsing import parse
 
 
 def main(argv=None):
+    with importing():
+        from trl import SFTConfig
     stage, training = parse((SFTArguments, SFTConfig), __file__, argv)
-    from trl import SFTTrainer  # late: what parse() refuses is refused at once
+    with importing():  # late: what parse() refuses is refused at once
+        from trl import SFTTrainer
 
-    from codexhf import models
-    from codexhf.adapters import loading, lora_config, merge_adapters
-    from codexhf.data import load_demonstrations, load_tasks
-    from codexhf.evaluation import PassAt1, demonstrations_of
-    from codexhf.execution import check_isolation
-    from codexhf.run import run_stage
-    from codexhf.tokenizer import load_tokenizer
-
+        from codexhf import models
+        from codexhf.adapters import loading, lora_config, merge_adapters
+        from codexhf.data import load_demonstrations, load_tasks
+        from codexhf.evaluation import PassAt1, demonstrations_of
+        from codexhf.execution import check_isolation
+        from codexhf.run import run_stage
+        from codexhf.tokenizer import load_tokenizer
     check_isolation(stage.unsafe_exec)
     named, file, seed = stage.chat_template, training.chat_template_path, training.seed
     tokenizer = load_tokenizer(stage.model, chat_template=file, named_template=named)

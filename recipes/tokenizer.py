@@ -8,17 +8,16 @@ Writes  runs/tokenizer: tokenizer, README.md, manifest.json (last).
 """
 
 from codexhf.arguments import TokenizerArguments
-from codexhf.launch import launch
+from codexhf.launch import importing, launch
 from codexhf.parsing import parse
 
 
 def main(argv=None):
     (stage,) = parse((TokenizerArguments,), __file__, argv)
-    # Late, so that what parse() refuses is refused at once.
-    from codexhf.data import holding_out, load_heldout_texts, load_split
-    from codexhf.run import run_task
-    from codexhf.tokenizer import train_tokenizer
-
+    with importing():  # late: what parse() refuses is refused at once
+        from codexhf.data import holding_out, load_heldout_texts, load_split
+        from codexhf.run import run_task
+        from codexhf.tokenizer import train_tokenizer
     corpora = load_split(
         stage.train_cards,
         "language-modeling",

@@ -1,22 +1,31 @@
 """Small things that many tests need: a tokenizer, models and cards, made in seconds, offline."""
 
+import atexit
 import hashlib
 import json
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 os.environ.update(
-    HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_DATASETS_DISABLE_PROGRESS_BARS="1"
+    HF_DATASETS_CACHE=tempfile.mkdtemp(prefix="codexhf-tests-"),  # not the user's
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
 )
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from codexhf.execution import Executor, SandboxUnavailable, launchers
 from codexhf.tokenizer import new_tokenizer
 
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 # A runner in the background ignores these; processes that tests start would inherit that.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -32,6 +41,19 @@ def weights_hash(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
     assert files, folder
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def packed(texts, tokenizer, max_length):
+    """Documents as the rows that pretraining takes."""
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    from codexhf.data import Data
+    from codexhf.tokens import Packer, document_encoder
+
+    packer, (ids, lengths) = Packer(max_length), document_encoder(tokenizer)(texts)
+    table = packer.rows(ids, np.array(lengths), sum(len(text.encode()) for text in texts))
+    return Data(Dataset(InMemoryTable(table)), stats=packer.stats())
 
 
 def tiny_config(tokenizer, **fields):
@@ -104,3 +126,13 @@ def problems():
         }
         for i in range(6)
     ]
+
+
+@pytest.fixture(scope="module", params=[name for name in launchers.LAUNCHERS if name != "docker"])
+def executor(request):
+    """A pool of two behind each launcher that this machine has."""
+    try:
+        with Executor(2, launcher=launchers.LAUNCHERS[request.param]()) as made:
+            yield made
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))

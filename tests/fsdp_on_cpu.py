@@ -25,6 +25,18 @@ SHARDED = {
 }
 """What accelerate launch makes of recipes/accelerate/fsdp2.yaml."""
 
+ZERO3 = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto",
+    "DS_ACCELERATOR": "cpu",
+}
+"""And of recipes/accelerate/zero3.yaml."""
+
 _init = AcceleratorState.__init__
 
 
@@ -45,10 +57,12 @@ def each(work: Callable[[str, Path], None], folder: str, way: str, *names: str) 
     """Do the named pieces of work in folders of their own, and end.
 
     Args:
-        way: ddp; fsdp2; or pieces, fsdp2 with checkpoints that each process writes a part of.
+        way: ddp; zero3; fsdp2; or pieces, fsdp2 with checkpoints that each process writes part of.
     """
     torch.set_num_threads(1)
-    if way != "ddp":
+    if way == "zero3":
+        os.environ.update(ZERO3)
+    elif way != "ddp":
         os.environ.update(SHARDED)
         if way == "pieces":
             os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT"

@@ -1,6 +1,6 @@
 """One process of tests/test_ppo_ddp.py: `torchrun ... ppo_ddp_worker.py FOLDER HOW CASE...`.
 
-HOW is ddp, fsdp2, or pieces: fsdp2 with checkpoints in pieces.
+HOW is ddp, zero3, fsdp2, or pieces: fsdp2 with checkpoints in pieces.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import fsdp_on_cpu  # noqa: E402
 import ppo_setup as setup  # noqa: E402
 from codexhf.generation.engines import Generation  # noqa: E402
+from codexhf.launch import load_whole  # noqa: E402
 
 KL_TARGET = 0.06
 """What the KL of the adaptive case passes: below it in the third rollout, above in the fourth."""
@@ -46,6 +47,7 @@ def digest(trainer) -> str:
 
 def build(case: str, folder: Path, **config):
     """Return the trainer of a case; a rollout is 8 rows over all processes."""
+    load_whole()  # the case before may have trained
     world = int(os.environ.get("WORLD_SIZE", "1"))
     settings = {
         "gradient_accumulation_steps": 4 // world,
@@ -88,7 +90,8 @@ def gradients(case: str, folder: Path) -> None:
     caught.pop("done")
     logs = {k: v for k, v in setup.logs(trainer)[0].items() if "time" not in k and k != "eps"}
     if trainer.is_world_process_zero():
-        torch.save({"gradients": caught, "logs": logs}, folder / "result.pt")
+        result = {"gradients": caught, "logs": logs, "zero3": trainer.is_deepspeed_enabled}
+        torch.save(result, folder / "result.pt")
 
 
 def adaptive(case: str, folder: Path) -> None:
@@ -128,6 +131,8 @@ def resume(case: str, folder: Path) -> None:
         "early_stop_kl": 1e-8,  # passed at the second update that the policy gets
         "kl_target": 1.0,
     }
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED"):  # where no weight can rest
+        config["critic_warmup_rollouts"] = 0
     trainer = build(case, folder / "out", **config)
     trainer.train()
     found = {"whole": digest(trainer)}
@@ -135,17 +140,23 @@ def resume(case: str, folder: Path) -> None:
         again = build(case, folder / "out", **{**config, "save_strategy": "no"})
         again.train(resume_from_checkpoint=str(folder / "out" / f"checkpoint-{step}"))
         found[f"resumed at {step}"] = digest(again)
-    frozen = {"total_episodes": 8, "critic_warmup_rollouts": 1, "weight_decay": 0.5}
-    warm = build(case, folder / "warm", **frozen)
-    before = setup.state(warm)
-    warm.train()
-    kept = {n: t for n, t in setup.state(warm).items() if n.startswith("policy.")}
-    found["frozen"] = str(setup.same({n: before[n] for n in kept}, kept))
+    if not trainer.is_deepspeed_enabled:
+        found["frozen"] = str(frozen(case, folder))
     if trainer.is_fsdp_enabled:  # as a stage ends: checkpoints may lie in pieces, the result not
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(folder / "saved"))
     rank = trainer.args.process_index
     (folder / f"digests_{rank}.json").write_text(json.dumps(found))
+
+
+def frozen(case: str, folder: Path) -> bool:
+    """Return whether the policy rests while the critic warms up, in spite of weight decay."""
+    config = {"total_episodes": 8, "critic_warmup_rollouts": 1, "weight_decay": 0.5}
+    warm = build(case, folder / "warm", **config)
+    before = setup.state(warm)
+    warm.train()
+    kept = {n: t for n, t in setup.state(warm).items() if n.startswith("policy.")}
+    return setup.same({n: before[n] for n in kept}, kept)
 
 
 def work(name: str, folder: Path) -> None:

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent / "traces"))
 
 import record  # noqa: E402
 
+from codexhf import sharding  # noqa: E402
 from codexhf.ppo import PPOConfig, PPOTrainer  # noqa: E402
 
 HAS_CONTINUOUS_BATCHING = Version(transformers.__version__) >= Version("5.23")
@@ -86,6 +87,8 @@ def new_trainer(folder, *, models=None, config=None, **kwargs) -> PPOTrainer:
 
 def state(trainer) -> dict[str, torch.Tensor]:
     """Return copies of all weights, policy and critic."""
+    if any(hasattr(p, "ds_id") for p in trainer.model.parameters()):
+        return sharding.whole_state(trainer.model, True)
     return {name: whole(tensor) for name, tensor in trainer.model.state_dict().items()}
 
 

@@ -1,7 +1,7 @@
 """One process of tests/test_sharding.py: `torchrun ... sharded_worker.py FOLDER HOW CASE...`.
 
-HOW is ddp, fsdp2 or pieces, which is fsdp2 with checkpoints in pieces. Or fail, with the case
-raises or dies: what the second process does after a checkpoint.
+HOW is ddp, zero3, fsdp2 or pieces, which is fsdp2 with checkpoints in pieces. Or fail, with the
+case raises or dies: what the second process does after a checkpoint.
 """
 
 import os
@@ -22,7 +22,7 @@ from codexhf.adapters import merge_adapters  # noqa: E402
 from codexhf.arguments import PretrainArguments, SFTArguments  # noqa: E402
 from codexhf.data import Data  # noqa: E402
 from codexhf.evaluation import PassAt1  # noqa: E402
-from codexhf.launch import launch  # noqa: E402
+from codexhf.launch import launch, load_whole  # noqa: E402
 from codexhf.run import run_stage  # noqa: E402
 from conftest import CORPUS, tiny_config  # noqa: E402
 from ppo_setup import whole  # noqa: E402
@@ -56,6 +56,7 @@ def tokenizer():
 def build(case: str, folder: Path, watch: Watch):
     """Return the trainer of a case, of which ROWS rows over all processes make a batch."""
     stage, _, kind = case.partition("-")
+    load_whole()  # the case before may have trained
     known, world = tokenizer(), int(os.environ.get("WORLD_SIZE", "1"))
     shared = {
         "output_dir": str(folder), "max_steps": STEPS, "save_steps": 2, "logging_steps": 1,
@@ -120,6 +121,7 @@ def stage(case: str, folder: Path, crash_at: int | None = None) -> None:
     )
     if manifest and crash_at is None:
         result = {"gradients": watch.gradients, "history": manifest["history"]}
+        result["zero3"] = trainer.is_deepspeed_enabled
         torch.save(result, folder / "result.pt")
 
 

@@ -234,4 +234,4 @@ def test_four_bits_without_the_package_are_refused_with_a_sentence():
     if importlib.util.find_spec("bitsandbytes"):
         pytest.skip("bitsandbytes is installed")
     errors = PPOArguments(use_peft=True, load_in_4bit=True).errors()
-    assert any(error.startswith("load_in_4bit: got true, but the package bits") for error in errors)
+    assert any(error.startswith("load_in_4bit: got True, but the package bits") for error in errors)

@@ -18,11 +18,10 @@ from codexhf.cards import load_card
 from codexhf.data import read_card
 from codexhf.evaluation import names_of
 from codexhf.run import load_manifest
-from codexhf.tokenizer import load_tokenizer, new_tokenizer
+from codexhf.tokenizer import TEMPLATES, load_tokenizer, new_tokenizer
 from conftest import CORPUS, tiny_config
 from test_every_setting import TRAINING, main_of
 
-ROOT = Path(__file__).parent.parent
 ANSWER = "def f(a):\n    return a + 1"
 TESTS = "assert f(1) == 2\nassert f(5) == 6"
 MODEL = {
@@ -172,7 +171,8 @@ def test_t8_a_base_model_without_a_template_where_prompts_end_in_a_line_break(
 def test_t9_m1_is_trained_with_the_template_with_which_it_is_prompted(
     run, plain, write_card, tmp_path, capsys
 ):
-    template = str(ROOT / "recipes/chat_template.jinja")
+    template = str(tmp_path / "plain.jinja")
+    Path(template).write_text(TEMPLATES["plain"])
     settings = {"model": plain, "train_cards": [write_card(demonstrations(), "prompt-completion")]}
     settings |= {**SFT, "eval_strategy": "no"}
     folder = run("sft", chat_template_path=template, **settings)
@@ -268,9 +268,8 @@ def test_m6_every_model_type_goes_on_through_sft(run, m0, write_card, model_type
 
 def test_t13_a_generation_prompt_that_begins_to_think(run, m0, write_card, tmp_path):
     template = tmp_path / "think.jinja"
-    text = (ROOT / "recipes/chat_template.jinja").read_text()
-    start = "### assistant\\n"
-    template.write_text(text.replace(start, f"{start}<think>"))
+    start = "### assistant\n"
+    template.write_text(TEMPLATES["plain"].replace(start, f"{start}<think>"))
     assert "<think>" in template.read_text()
     card = write_card(demonstrations(), "prompt-completion")
     settings = {**SFT, "eval_strategy": "no", "chat_template_path": str(template)}

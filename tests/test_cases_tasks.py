@@ -9,7 +9,7 @@ import pytest
 from codexhf import references
 from codexhf.cards import CardError, load_card
 from codexhf.data import load_tasks
-from codexhf.execution import run_tests
+from codexhf.execution import executor, run_tests
 
 TASK = {"entry_point": "f", "completion": "def f(a):\n    return a + 1"}
 
@@ -83,7 +83,8 @@ def test_a_function_may_be_called_check(write_card, tokenizer, cache):
         assert len(load_tasks([card], tokenizer).dataset) == 1
 
 
-def test_a_card_names_the_packages_of_its_programs(write_card, tokenizer, cache):
+def test_a_card_names_the_packages_of_its_programs(write_card, tokenizer, cache, monkeypatch):
+    monkeypatch.setattr(executor, "_default", None)  # other tests may have asked for numpy
     rows = [
         {
             "prompt": "Sum an array.",

@@ -15,7 +15,7 @@ import torch
 import zstandard
 from transformers import Trainer, TrainingArguments
 
-from codexhf import tokens, workers
+from codexhf import sources, tokens, workers
 from codexhf.cards import CardError, load_card
 from codexhf.data import load_demonstrations, load_packed, load_packed_each, load_split, read_card
 from codexhf.filters import is_generated
@@ -41,9 +41,8 @@ def small_batches(monkeypatch, tmp_path):
     """So that there is something to share out, and nothing is read from a cache."""
     import datasets
 
-    from codexhf import data
-
-    monkeypatch.setattr(data, "BATCH_ROWS", 20)
+    monkeypatch.setattr(sources, "BATCH_ROWS", 20)
+    monkeypatch.setattr(sources, "BATCH_BYTES", 1000)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
@@ -69,8 +68,6 @@ def test_rows_and_ids_do_not_depend_on_the_number_of_processes(
         answers = load_demonstrations([chat], tokenizer, 400, exclude=[held])
         return packed.fingerprint, packed.cards, answers.fingerprint, answers.ids[:], answers.cards
 
-    original = tokens._spans
-    monkeypatch.setattr(tokens, "_spans", lambda texts: original(texts, size=500))
     one = made(1)
     assert one == made(count)
     assert one[1]["card"]["dropped"]["exact duplicate"] >= 20
@@ -95,7 +92,7 @@ def test_a_process_that_dies_is_an_error_and_no_hang(processes):
 # -- files -----------------------------------------------------------------------------------------
 
 
-def sources(folder):
+def source_tree(folder):
     (folder / "src" / "deep").mkdir(parents=True)
     files = {"src/a.py": b"a = 1\n", "src/deep/b.py": "ü = 2\n".encode(), "src/c.txt": b"c\n"}
     files |= {"src/latin.py": "ü = 3".encode("latin-1"), "src/nul.py": b"a\0b", "src/.h.py": b"h"}
@@ -117,7 +114,7 @@ def tar_of(files, mode):
 
 @pytest.mark.parametrize("files", ["src", "src/**/*.py", "all.tar", "all.tar.gz", "all.tar.zst"])
 def test_source_files_are_rows_and_what_is_no_text_is_counted(files, write_card, tmp_path):
-    made = {name: raw for name, raw in sources(tmp_path).items() if ".h" not in name}
+    made = {name: raw for name, raw in source_tree(tmp_path).items() if ".h" not in name}
     (tmp_path / "all.tar").write_bytes(tar_of(made, "w"))
     (tmp_path / "all.tar.gz").write_bytes(tar_of(made, "w:gz"))
     compressed = zstandard.ZstdCompressor().compress(tar_of(made, "w"))
@@ -359,3 +356,166 @@ def test_the_check_says_what_is_read_what_not_and_what_is_learned(
     with pytest.raises(SystemExit) as exit:
         main(["check", str(tmp_path / "none.md")])
     assert exit.value.code == 2 and "does not exist" in capsys.readouterr().err
+
+
+# -- read before ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How often a source was read."""
+    counted = []
+    init = sources.Source.__init__
+    monkeypatch.setattr(
+        sources.Source, "__init__", lambda self, card: counted.append(card.name) or init(self, card)
+    )
+    return counted
+
+
+def loaded(kind, cards, tokenizer, exclude):
+    """Rows of each kind, as a stage reads them, and what is known of them."""
+    made = {
+        "packed": lambda: load_packed(cards, tokenizer, 16, exclude=exclude),
+        "text": lambda: load_split(cards, TEXT, exclude=exclude),
+        "answers": lambda: load_demonstrations(cards, tokenizer, 400, exclude=exclude),
+    }[kind]()
+    ids = None if made.ids is None else made.ids[:]
+    return made.fingerprint, made.dataset[:], ids, made.cards, made.stats
+
+
+@pytest.mark.parametrize("kind", ["packed", "text", "answers"])
+def test_equal_rows_are_read_once_and_what_changes_them_is_read_again(
+    kind, write_card, tokenizer, reads, capsys, tmp_path
+):
+    held = [write_card([{"prompt": "p", "completion": "never seen"}], "prompt-only", "held")]
+    names = "ab"
+    rows = {n: documents(60, seed=i) + documents(9, seed=i) for i, n in enumerate(names)}
+
+    def write(name, texts, **own):
+        type = TEXT if kind != "answers" else "prompt-completion"
+        made = [
+            {"text": text} if type == TEXT else {"prompt": f"p {len(text)}", "completion": text}
+            for text in texts
+        ]
+        return write_card(made, type, name, codexhf=own)
+
+    cards = [write(name, rows[name]) for name in names]
+    first = loaded(kind, cards, tokenizer, held)
+    assert sorted(reads) == ["a", "b", "held"]
+    assert "duplicate" in str(first[3]["a"]["dropped"])
+    capsys.readouterr()
+    assert loaded(kind, cards, tokenizer, held) == first and len(reads) == 3
+    assert capsys.readouterr().out.count("(read before, reused)") == 2
+
+    def changed(wanted):
+        del reads[:]
+        assert loaded(kind, cards, tokenizer, held) != first
+        assert sorted(reads) == wanted
+
+    alone = ["b"] if kind == "packed" else ["b"]  # what comes behind a changed card is compared
+    write("b", [*rows["b"][:-1], "x = 1"])
+    changed(alone)
+    write(
+        "b", rows["b"], where="text != ''" if kind != "answers" else "prompt != 'p 1'", heldout=0.1
+    )
+    changed(alone)
+    write("b", rows["b"])
+    write("a", rows["a"][1:])
+    changed(["a"] if kind == "packed" else ["a", "b"])  # b's rows are compared with a's
+    write("a", rows["a"])
+    del reads[:]
+    assert loaded(kind, cards, tokenizer, held) == first and not reads
+    write_card([{"prompt": "p", "completion": rows["a"][0]}], "prompt-only", "held")
+    del reads[:]
+    loaded(kind, cards, tokenizer, held)
+    assert sorted(reads) == ["a", "b", "held"]
+
+
+@pytest.mark.parametrize("file", ["rows.arrow", "hashes", "record.json"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+def test_rows_on_the_disk_that_are_damaged_are_made_again(
+    file, how, write_card, tokenizer, tmp_path, capsys
+):
+    cards = [
+        write_card([{"text": t} for t in documents(60, i)], TEXT, n) for i, n in enumerate("ab")
+    ]
+    first = loaded("text", cards, tokenizer, [])
+    entries = sorted(tmp_path.glob("cache/codexhf/*/" + file))
+    assert len(entries) == 2
+    for entry in entries:
+        content = bytearray(entry.read_bytes())
+        if how == "flipped":
+            content[len(content) // 2] ^= 1
+        if how == "gone":
+            entry.unlink()
+        else:
+            entry.write_bytes(content[: len(content) // 2] if how == "cut" else content)
+    assert loaded("text", cards, tokenizer, []) == first
+    said = capsys.readouterr().out
+    assert said.count("is not as it was written") == (
+        0 if (file, how) == ("record.json", "gone") else 2
+    )
+    assert loaded("text", cards, tokenizer, []) == first
+    assert "(read before, reused)" in capsys.readouterr().out
+
+
+def test_the_fingerprint_is_taken_while_rows_are_written(write_card, tokenizer):
+    from codexhf.cache import fingerprint
+
+    texts = write_card([{"text": text} for text in documents(2300)], TEXT, "texts")
+    turns = [{"role": "assistant", "content": "x = 1"}]  # another form than the rows before it
+    rows = [{"prompt": f"p {i}", "completion": "é" * i if i < 50 else turns} for i in range(1, 99)]
+    mixed = write_card(rows, "prompt-completion", "mixed")
+    for made in (load_packed([texts], tokenizer, 16), read_card(load_card(mixed))):
+        assert made.known == fingerprint(made.dataset)
+    assert made.dataset[0]["completion"] == [{"role": "assistant", "content": "é"}]
+
+
+def test_a_file_with_size_and_time_kept_is_read_again(write_card, tokenizer, tmp_path):
+    import os
+
+    card = write_card([{"text": "x = 1"}, {"text": "y = 2"}], TEXT)
+    first = loaded("text", [card], tokenizer, [])
+    file = tmp_path / "card.jsonl"
+    time_ns = file.stat().st_mtime_ns
+    file.write_text(file.read_text().replace("1", "3"))
+    os.utime(file, ns=(time_ns, time_ns))
+    assert loaded("text", [card], tokenizer, [])[1] != first[1]
+
+
+def test_lines_of_a_large_file_are_read_by_several_processes(
+    write_card, processes, monkeypatch, tmp_path
+):
+    texts = documents(300)
+    card = write_card([{"text": text} for text in texts], TEXT)
+    monkeypatch.setattr(sources, "BATCH_ROWS", 1)  # a batch a row, whoever read it
+    whole = read_card(load_card(card))
+    processes(3)
+    monkeypatch.setattr(sources, "RANGE_BYTES", 700)
+    monkeypatch.setattr("codexhf.cache.CODE", ())  # not read from the disk
+    units = sources.source_units(load_card(card))
+    again = read_card(load_card(card))
+    assert len(units) > 20 and again.fingerprint == whole.fingerprint and again.stats == whole.stats
+    file = tmp_path / "card.jsonl"
+    lines = file.read_text().splitlines()
+    lines[222] = lines[222][:-1]
+    file.write_text("\n".join(lines))
+    with pytest.raises(CardError, match="card.jsonl:223: "):
+        read_card(load_card(card))
+
+
+@pytest.mark.slow
+def test_memory_is_flat_from_100_mb_to_a_gigabyte(tmp_path):
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    script = Path(__file__).parent.parent / "benchmarks/data.py"
+    command = [sys.executable, script, "--gb", "0.1", "1", "--num_proc", "2", "--folder", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    print(done.stdout, done.stderr[-2000:])
+    assert done.returncode == 0
+    rows = [line.split("|") for line in done.stdout.splitlines() if "corpus-" in line]
+    small, large = (float(row[9]) for row in rows)
+    assert large < 1.25 * small and large < 4
+    assert all(float(row[8]) >= 5 for row in rows)  # MB/s of two cores, by their CPU seconds

@@ -12,9 +12,10 @@ import torch
 
 from codexhf import data
 from codexhf.cards import CardError, load_card
-from codexhf.data import load_pairs, load_split, load_tasks, pack, read_card
+from codexhf.data import load_pairs, load_split, load_tasks, read_card
 from codexhf.prompts import text_of
 from codexhf.sources import python_packages, python_stdlib
+from conftest import packed
 
 ROOT = Path(__file__).parent.parent
 CARDS = sorted((ROOT / "data_cards").glob("*.md"))
@@ -227,12 +228,6 @@ def test_fingerprint_is_of_the_rows_and_not_of_how_they_were_cut(write_card):
     part = data.Data(rows_of(write_card(rows[3:6], "language-modeling", "part")).dataset)
     other = data.Data(rows_of(write_card(rows[3:7], "language-modeling", "other")).dataset)
     assert whole.fingerprint == part.fingerprint != other.fingerprint
-
-
-def packed(texts, tokenizer, max_length):
-    from datasets import Dataset
-
-    return pack(Dataset.from_dict({"text": texts}), tokenizer, max_length)
 
 
 def test_pack_fills_every_row_and_counts_the_tail(tokenizer):

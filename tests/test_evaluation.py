@@ -16,7 +16,8 @@ from codexhf import completions, evaluation
 from codexhf.data import Data, load_tasks
 from codexhf.evaluation import answer_logprobs, bits_per_byte, win_rate
 from codexhf.generation import sample, sample_ids
-from codexhf.passes import PassAtK, pass_at_k, pass_interval
+from codexhf.pass_metric import PassAtK
+from codexhf.passes import pass_at_k, pass_interval
 from conftest import ADD
 
 WRONG = "def f(a, b):\n    return a - b"

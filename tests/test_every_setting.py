@@ -361,10 +361,10 @@ CHANGES = {
 }
 ELSEWHERE = {
     "dry_run", "restart", "num_proc", "redo_changed", "allow_changed", "output_dir", "unsafe_exec",
-    "samples_in_report", "compile_layers",
+    "samples_in_report",
 }  # fmt: skip
-"""Fields whose effect is not on what a run makes; each has a test below, in test_resume,
-test_report or test_faster."""
+"""Fields whose effect is not on what a run makes; each has a test below, in test_resume or
+test_report."""
 
 REFUSED = {("ppo", "trainer"), ("preferences", "attn_implementation")} | {
     (stage, "load_in_4bit") for stage in ("pretrain", "sft", "reward_model", "ppo")
@@ -395,8 +395,7 @@ def test_every_field_has_an_effect_or_a_refusal(stage, field, world, capsys):
     if (stage, field) in REFUSED:
         with pytest.raises((SystemExit, ValueError)) as stop:
             world.run(stage, {**context, field: change})
-        got = "true" if change is True else repr(change)
-        assert f"{field}: got {got}" in str(stop.value) + capsys.readouterr().err
+        assert f"{field}: got {change!r}" in str(stop.value) + capsys.readouterr().err
         return
     assert outcome(world.run(stage, {**context, field: change})) != before
 

@@ -9,6 +9,7 @@ processes, a writable root, /dev/shm. No docker daemon is needed.
 
 # ruff: noqa: E501  (commands and programs in one line are easier to read)
 
+import json
 import os
 import platform
 import shutil
@@ -107,6 +108,7 @@ def box(tmp_path_factory):
         )
         return done
 
+    run.folder = folder
     yield run
     shutil.rmtree(folder)
 
@@ -154,6 +156,75 @@ def test_containers_where_it_refuses_and_says_what_fixes_it(box, taken, cures):
     assert "Traceback" not in done.stderr
     for cure in cures:
         assert cure in done.stderr
+
+
+# apt install runc golang-github-docker-docker-dev
+PROFILE = Path("/usr/share/gocode/src/github.com/docker/docker/profiles/seccomp/default.json")
+DOCKER_CAPABILITIES = [f"CAP_{name}" for name in "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE".split()]  # fmt: skip
+
+
+def docker_profile(path, capabilities):
+    """Return docker's default seccomp profile as docker hands it to runc on this machine."""
+    calls, given = [], set(capabilities)
+    for rule in json.loads(path.read_text())["syscalls"]:
+        with_, without = rule.get("includes") or {}, rule.get("excludes") or {}
+        here = not with_.get("arches") or "amd64" in with_["arches"]
+        if here and (not with_.get("caps") or given & set(with_["caps"])) and not given & set(without.get("caps") or ()):  # fmt: skip
+            calls.append({k: rule[k] for k in ("names", "action", "args", "errnoRet") if rule.get(k)})  # fmt: skip
+    machines = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]
+    return {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1, "architectures": machines, "syscalls": calls}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "uid, files, confined, isolation",
+    [
+        (0, 1024, True, "landlock"),
+        (0, 64, True, "landlock"),
+        (65534, 64, True, "landlock"),  # no capabilities, no new privileges, as Kubernetes has it
+        (0, 1024, False, "bubblewrap+landlock"),
+        (0, 40, True, None),
+    ],
+)
+def test_containers_of_runc_with_dockers_own_profile(
+    box, tmp_path, uid, files, confined, isolation
+):
+    profile = Path(os.environ.get("DOCKER_SECCOMP", PROFILE))
+    if shutil.which("runc") is None or not profile.exists():
+        pytest.skip("needs runc and docker's seccomp profile")
+    root = tmp_path / "rootfs"
+    for name in ("usr", "proc", "dev", "etc", "tmp", "opt/app"):
+        (root / name).mkdir(parents=True)
+    for name in ("bin", "lib", "lib64"):
+        (root / name).symlink_to(os.readlink(f"/{name}"))
+    capabilities = [] if uid else DOCKER_CAPABILITIES
+    binds = [("/usr", "/usr"), ("/etc", "/etc"), (str(box.folder), "/opt/app")]
+    mounts = [{"destination": "/proc", "type": "proc", "source": "proc"}]
+    mounts += [{"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}]
+    mounts += [{"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=64m"]}]  # fmt: skip
+    mounts += [{"destination": there, "type": "bind", "source": here, "options": ["rbind", "ro"]} for here, there in binds]  # fmt: skip
+    process = {
+        "user": {"uid": uid, "gid": uid},
+        "args": ["/usr/bin/python3", "-m", "codexhf.execution", "run", "/opt/app/program.py"],
+        "cwd": "/",
+        "env": ["PATH=/usr/bin:/bin", "PYTHONPATH=/opt/app"],
+        "noNewPrivileges": bool(uid),
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
+        "rlimits": [{"type": "RLIMIT_NOFILE", "hard": files, "soft": files}],
+    }
+    linux = {"namespaces": [{"type": t} for t in ("pid", "network", "ipc", "uts", "mount")]}
+    linux["readonlyPaths"] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"]
+    if confined:
+        linux["seccomp"] = docker_profile(profile, capabilities)
+    config = {"ociVersion": "1.0.2", "root": {"path": "rootfs", "readonly": True}, "mounts": mounts, "process": process, "linux": linux}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = subprocess.run(["runc", "--root", tmp_path / "state", "run", "-b", tmp_path, f"codexhf-{os.getpid()}"], capture_output=True, text=True)  # fmt: skip
+    if "runc run failed" in done.stderr:
+        pytest.skip(done.stderr)
+    if isolation is None:
+        assert done.returncode == 2 and "--ulimit nofile=1024" in done.stderr
+    else:
+        assert done.stdout == "ran\n", done.stderr
+        assert f"isolation {isolation}]" in done.stderr
 
 
 def test_more_workers_than_files_are_refused_with_the_cure():

@@ -347,15 +347,6 @@ def entry(program, tests):
     return program.split("class ")[1].split(":")[0].split("(")[0]
 
 
-@pytest.fixture(params=[name for name in launchers.LAUNCHERS if name != "docker"])
-def executor(request):
-    try:
-        with Executor(2, launcher=launchers.LAUNCHERS[request.param]()) as made:
-            yield made
-    except SandboxUnavailable as error:
-        pytest.skip(str(error))
-
-
 def judged(executor, items, packages=(), **limits):
     """Return what was not judged a pass: (item, verdict, detail)."""
     programs, tests, names = zip(*items, strict=True)

@@ -145,6 +145,113 @@ ESCAPES = {
     "hunt_descriptors": "assert [fd for fd in range(4, 1024) if fd_is_open(fd)]",
 }  # fmt: skip
 
+# Of a later day, tried in every way of judging.
+MORE_ESCAPES = {
+    "io_uring_register": "call({'x86_64': 427, 'aarch64': 427}, 0, 0, 0, 0)",
+    "io_uring_enter": "call({'x86_64': 426, 'aarch64': 426}, 0, 1, 0, 0, 0, 0)",
+    "open_tree": "call({'x86_64': 428, 'aarch64': 428}, -100, os.path.dirname(canary).encode(), 1)",
+    "move_mount": "call({'x86_64': 429, 'aarch64': 429}, 0, b'', -100, b'/tmp', 4)",
+    "mount_setattr": "call({'x86_64': 442, 'aarch64': 442}, -100, b'/', 0, bytes(32), 32)",
+    "memfd_secret": "call({'x86_64': 447, 'aarch64': 447}, 0)",
+    "pidfd_open_self_signal": "call({'x86_64': 424, 'aarch64': 424}, call({'x86_64': 434, 'aarch64': 434}, os.getpid(), 0), 0, 0, 0)",
+    "process_madvise": "call({'x86_64': 440, 'aarch64': 440}, 0, bytes(16), 1, 4, 0)",
+    "process_vm_write": "call({'x86_64': 311, 'aarch64': 271}, os.getppid() or 1, bytes(16), 1, bytes(16), 1, 0)",
+    "kcmp": "call({'x86_64': 312, 'aarch64': 272}, os.getpid(), os.getppid() or 1, 0, 0, 0)",
+    "name_to_handle": "call({'x86_64': 303, 'aarch64': 264}, -100, canary.encode(), b'\\x80\\0\\0\\0' + bytes(140), bytes(8), 0)",
+    "open_by_handle": "call({'x86_64': 304, 'aarch64': 265}, -100, b'\\x80\\0\\0\\0' + bytes(140), 0)",
+    "fanotify": "call({'x86_64': 300, 'aarch64': 262}, 0, 0)",
+    "seccomp_user_notify": "call({'x86_64': 317, 'aarch64': 277}, 1, 8, bytes(16))",
+    "landlock_again": "call({'x86_64': 444, 'aarch64': 444}, b'\\xff' * 8, 8, 0)",
+    "prctl_dumpable": "assert libc.prctl(4, 1, 0, 0, 0) == 0",
+    "prctl_ptracer": "assert libc.prctl(0x59616d61, -1, 0, 0, 0) == 0",
+    "prctl_pdeathsig_off": "assert libc.prctl(1, 0, 0, 0, 0) == 0",
+    "prctl_subreaper": "assert libc.prctl(36, 1, 0, 0, 0) == 0",
+    "x32_open": "call({'x86_64': 0x40000000 + 2, 'aarch64': 9999}, canary.encode(), 0)",
+    "i386_open": "import mmap; m = mmap.mmap(-1, 4096, prot=7); m.write(bytes.fromhex('b805000000cd80c3')); ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))(); raise SystemError if platform.machine() != 'x86_64' else OSError",
+    "inline_syscall_fork": "import mmap; m = mmap.mmap(-1, 4096, prot=7); m.write(bytes.fromhex('b8390000000f05c3')); r = ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(m)))(); assert r >= 0; r or os._exit(0)",
+    "vfork": "r = call({'x86_64': 58, 'aarch64': 9999}); r or os._exit(0)",
+    "socketpair_inet": "socket.socketpair(socket.AF_INET)",
+    "socketpair_sends_descriptor": "a, b = socket.socketpair(); a.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b'\\0\\0\\0\\0')])",
+    "accept_on_pair": "a, b = socket.socketpair(); a.listen(1); a.accept()",
+    "bind_pair": "a, b = socket.socketpair(); a.bind('/tmp/s')",
+    "connect_pair": "a, b = socket.socketpair(); a.connect('/run/x')",
+    "vsock": "socket.socket(40, socket.SOCK_STREAM)",
+    "packet_socket": "socket.socket(17, socket.SOCK_RAW)",
+    "alg_socket": "socket.socket(38, socket.SOCK_SEQPACKET)",
+    "bluetooth": "socket.socket(31, socket.SOCK_RAW)",
+    "asyncio_connect": "import asyncio; asyncio.run(asyncio.open_connection('127.0.0.1', port))",
+    "http_client": "import http.client; c = http.client.HTTPConnection('127.0.0.1', port, timeout=1); c.connect()",
+    "dns": "socket.getaddrinfo('localhost.', 80); socket.gethostbyname('example.com')",
+    "read_by_mmap_of_opath": "import mmap; mmap.mmap(os.open(canary, os.O_PATH), 9, prot=1)",
+    "opath_then_proc_fd": "f = os.open(canary, os.O_PATH); os.open(f'/proc/self/fd/{f}', os.O_RDONLY)",
+    "opath_fchmod": "f = os.open(canary, os.O_PATH); os.fchmod(f, 0o777)",
+    "fexecve": "f = os.open(sys.executable, os.O_RDONLY); os.execve(f, ['x'], {})",
+    "ld_preload": "os.environ['LD_PRELOAD'] = '/tmp/x.so'; os.execv(sys.executable, [sys.executable])",
+    "relative_dots": "open('../' * 20 + canary.lstrip('/')).read()",
+    "chdir_dots": "os.chdir('..'); os.chdir('..'); open('.' + canary).read()",
+    "fchdir_root": "os.fchdir(os.open('/', os.O_PATH)); open('.' + canary).read()",
+    "symlink_dance": "os.symlink('/', '/tmp/r'); open('/tmp/r' + canary).read()",
+    "hardlink_of_library": "os.link(os.__file__, '/tmp/os.py'); open('/tmp/os.py', 'a').write('#')",
+    "rename_over_library": "open('/tmp/o', 'w').write(''); os.rename('/tmp/o', os.__file__)",
+    "rename_exchange": "call({'x86_64': 316, 'aarch64': 276}, -100, b'/tmp/a', -100, canary.encode(), 2)",
+    "create_pyc_beside_library": "open(os.path.dirname(os.__file__) + '/__pycache__/zz.pyc', 'w').write('x')",
+    "write_site_packages": "open(os.path.dirname(os.__file__) + '/site-packages/zz.py', 'w').write('x')",
+    "write_dev_null_mode": "os.chmod('/dev/null', 0o600)",
+    "full_device": "open('/dev/kmsg', 'w').write('x')",
+    "tty": "open('/dev/tty', 'w').write('x')",
+    "pts": "os.openpty()",
+    "loop_device": "open('/dev/loop0', 'rb').read(1)",
+    "fuse": "os.open('/dev/fuse', os.O_RDWR)",
+    "kvm": "os.open('/dev/kvm', os.O_RDWR)",
+    "proc_self_mem": "f = open('/proc/self/mem', 'r+b', 0); f.seek(id(1)); f.read(1)",
+    "proc_oom": "open('/proc/self/oom_score_adj', 'w').write('-1')",
+    "proc_sysrq": "open('/proc/sysrq-trigger', 'w').write('h')",
+    "sys_fs": "os.listdir('/sys/kernel')",
+    "cgroup_escape": "open('/sys/fs/cgroup/cgroup.procs', 'w').write('0')",
+    "run_user": "os.listdir('/run')",
+    "hosts": "open('/etc/hosts').read()",
+    "resolv": "open('/etc/resolv.conf').read()",
+    "machine_id": "open('/etc/machine-id').read()",
+    "home": "os.listdir(USERS_HOME)",
+    "alarm_self_stop": "import signal; os.kill(os.getpid(), signal.SIGSTOP)",
+    "tgkill_self": "call({'x86_64': 234, 'aarch64': 131}, os.getpid(), os.getpid(), 0)",
+    "sched_fifo": "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))",
+    "mlock": "call({'x86_64': 151, 'aarch64': 230}, 3)",
+    "swap": "call({'x86_64': 168, 'aarch64': 225}, b'/tmp/x')",
+    "reboot": "call({'x86_64': 169, 'aarch64': 142}, 0xfee1dead, 672274793, 0, 0)",
+    "module": "call({'x86_64': 313, 'aarch64': 273}, 0, b'', 0)",
+    "kexec": "call({'x86_64': 246, 'aarch64': 104}, 0, 0, 0, 0)",
+    "acct": "call({'x86_64': 163, 'aarch64': 89}, 0)",
+    "quotactl": "call({'x86_64': 179, 'aarch64': 60}, 0x800001 << 8, 0, 0, 0)",
+    "syslog": "call({'x86_64': 103, 'aarch64': 116}, 3, bytes(99), 99)",
+    "iopl": "call({'x86_64': 172, 'aarch64': 9999}, 3)",
+    "ioperm": "call({'x86_64': 173, 'aarch64': 9999}, 0x70, 2, 1)",
+    "modify_ldt": "call({'x86_64': 154, 'aarch64': 9999}, 1, bytes(16), 16)",
+    "pivot_root": "call({'x86_64': 155, 'aarch64': 41}, b'.', b'.')",
+    "set_host_name": "call({'x86_64': 170, 'aarch64': 161}, b'x', 1)",
+    "timer_signal_other": "call({'x86_64': 222, 'aarch64': 107}, 0, 0, bytes(8))",
+    "shm_posix": "import multiprocessing.shared_memory as s; s.SharedMemory(create=True, size=9)",
+    "sem_posix": "import multiprocessing; multiprocessing.Semaphore()",
+    "process_pool": "import concurrent.futures as c; list(c.ProcessPoolExecutor(1).map(abs, [1]))",
+    "thread_then_fork": "import threading; r = []; t = threading.Thread(target=lambda: r.append(os.fork() or os._exit(0))); t.start(); t.join(); assert r",
+    "tmp_nodev": "os.mkfifo('/tmp/f')",
+    "setuid_bit": "open('/tmp/s', 'w').close(); os.chmod('/tmp/s', 0o4755)",
+    "exec_from_tmp": "open('/tmp/x', 'w').write('#!/bin/sh'); os.execv('/tmp/x', ['x'])",
+    "dlopen_from_tmp": "open('/tmp/x.so', 'wb').write(open(sys.modules['_ctypes'].__file__, 'rb').read()); ctypes.CDLL('/tmp/x.so'); raise OSError('harmless')",
+    "stale_stdin_of_next": "import select; assert select.select([0], [], [], 0.2)[0] and os.read(0, 1)",
+    "reply_pipe": "[os.write(fd, b'x' * 99) for fd in range(4, 64)]",
+    "raise_nofile": "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))",
+    "raise_fsize": "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))",
+    "raise_cpu": "import resource; resource.setrlimit(resource.RLIMIT_CPU, (999, 999))",
+    "big_thread_stack": "import threading; threading.stack_size(1 << 30); ts = [threading.Thread(target=print) for _ in range(9)]; [t.start() for t in ts]",
+    "address_by_mremap": "libc.mmap.restype = ctypes.c_void_p; p = libc.mmap(0, ctypes.c_size_t(1 << 33), 0, 0x4022, -1, 0); assert p != 2 ** 64 - 1",
+    "pipe_memory": "ps = [os.pipe() for _ in range(40)]",
+    "fill_eventfds": "es = [os.eventfd(0) for _ in range(90)]",
+    "deep_directories": "p = '/tmp'\n    for i in range(9999):\n        p += '/d'; os.mkdir(p)",
+    "endless_names": "for i in range(10 ** 6): os.symlink('x' * 200, f'/tmp/{i}')",
+    "access_time_of_library": "a = os.stat(os.__file__).st_atime_ns; open(os.__file__).read(); os.utime(os.__file__, ns=(0, 0))",
+}  # fmt: skip
+
 # Whole programs with the function `attack`, whose tests expect a number that it cannot know. They hang,
 # crash, flood or lie; `A` is the call test, `B` the assert-style test, `C` the whole program.
 FAKES = {
@@ -282,7 +389,7 @@ STDIO_TESTS = [
 
 def attack_program(body):
     """Return the program round one escape."""
-    return PRELUDE.replace("BODY", body)
+    return PRELUDE.replace("BODY", body).replace("USERS_HOME", repr(str(Path.home())))
 
 
 def fake_tests(name):
@@ -429,3 +536,35 @@ def test_hostile_programs_are_real_without_the_walls(canary, tmp_path_factory):
     )
     assert len(escaped) >= 60
     assert {"tcp", "udp"} <= set(canary.reached)
+
+
+@pytest.mark.parametrize("name", [name for name in launchers.LAUNCHERS if name != "docker"])
+def test_no_way_of_judging_lets_a_program_out(name, canary):
+    try:
+        launcher, mark = guarded(launchers.LAUNCHERS[name]())
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    args = repr((str(canary.file), canary.port))
+    programs = [attack_program(body) for body in MORE_ESCAPES.values()]
+    printing = [f"{program}\nprint(attack(*{args}))\n" for program in programs]
+    test = f"assert attack(*{args}) == 'ESCAPED'"
+    checker = "def check(stdin, stdout, expected): return stdout == 'ESCAPED\\n'"
+    ways = [
+        (programs, [{"args": args, "expected": "'ESCAPED'"}]),
+        (programs, test),
+        (programs, {"code": test, "process": "together"}),
+        (printing, [{"stdin": "", "stdout": "ESCAPED\n"}]),
+        (printing, {"cases": [{"stdin": "", "stdout": ""}], "checker": checker}),
+    ]
+    with Executor(2, launcher=launcher) as executor:
+        executor.run([CONTROL] * 2, [CONTROL_TESTS] * 2, ["attack"] * 2)
+        zygotes, before = executor.pids, _marked(mark)
+        for given, tests in ways:
+            count = len(given)
+            results = executor.run(given, [tests] * count, ["attack"] * count, timeout_s=1.0)
+            judged = zip(MORE_ESCAPES, results, strict=True)
+            assert [
+                (n, r.detail) for n, r in judged if r.verdict in ("pass", "sandbox_error")
+            ] == []
+        assert executor.pids == zygotes and _marked(mark) - before == set()
+    assert canary.harm() == []

@@ -91,15 +91,6 @@ TESTS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=LAUNCHERS)
-def executor(request):
-    try:
-        with Executor(2, launcher=launchers.LAUNCHERS[request.param]()) as made:
-            yield made
-    except SandboxUnavailable as error:
-        pytest.skip(str(error))
-
-
 def entry(tests):
     return "Circle" if tests.startswith("assert abs(Circle") or "Circle(2)" in tests else "f"
 

@@ -7,7 +7,9 @@ pytest tests/test_execution_limits.py -m slow -s      # load 10, what floods cos
 
 # ruff: noqa: E501  (one program a line is easier to read than a wrapped one)
 
+import math
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -16,7 +18,14 @@ import time
 import pytest
 
 from codexhf.evaluation import summarise
-from codexhf.execution import Executor, check_isolation, check_references, check_tests, run_tests
+from codexhf.execution import (
+    Executor,
+    check_isolation,
+    check_references,
+    check_tests,
+    outputs,
+    run_tests,
+)
 
 CASE = [{"args": "()", "expected": "1"}]
 PRINTED = [{"stdin": "", "stdout": "1\n"}]
@@ -66,13 +75,13 @@ def test_a_row_sets_its_own_limits(setting, program, without):
     """In the place of the caller's, for each kind of tests."""
     if "output_mb" in setting and check_isolation() == "landlock":
         pytest.skip("Landlock alone has no room for files")
-    for tests, limits in (
-        (CASE, {"cases": CASE}),
-        ("assert f() == 1", {"code": "assert f() == 1"}),
-    ):
-        plain, own = run_tests([program] * 2, [tests, limits | setting], ["f"] * 2, timeout_s=0.8)
-        assert plain.verdict == without, plain
-        assert own.verdict == ("timeout" if without == "pass" else "pass"), own
+    cases, code = (CASE, {"cases": CASE}), ("assert f() == 1", {"code": "assert f() == 1"})
+    with Executor(2) as executor:  # of its own: packages of other tests would add to the memory
+        for tests, limits in (cases, code):
+            both = [tests, limits | setting]
+            plain, own = executor.run([program] * 2, both, ["f"] * 2, timeout_s=0.8)
+            assert plain.verdict == without, plain
+            assert own.verdict == ("timeout" if without == "pass" else "pass"), own
 
 
 def test_a_program_that_prints_too_much_met_its_limit_and_was_right_so_far():
@@ -155,23 +164,104 @@ def test_load_ten_judges_as_an_idle_machine():
     assert loaded == expected
 
 
+def written(text):
+    return f"import os\nfor _ in range(256): os.write(1, {text!r} * {65536 // len(text)})\n"
+
+
+FLOODED = {  # what is printed, what is expected, whether that is right by lines
+    "none of it expected": (written(b"\n"), "1\n", False),
+    "newlines": (written(b"\n"), "\n" * (16 << 20), True),
+    "lines": (written(b"a b\n"), "a b\n" * (4 << 20), True),
+    "one long line": (written(b"x"), "x" * (16 << 20), True),
+    "wrong at the beginning": (written(b"z b\n"), "a b\n" * (4 << 20), False),
+    "wrong at the end": (written(b"a b\n") + "print('z')", "a b\n" * (4 << 20), False),
+    "ends early": (written(b"a b\n"), "a b\n" * (5 << 20), False),
+    "blanks in each line": ("for _ in range(1 << 20): print('0.12345678901 \t')\n", "0.12345678901\n" * (1 << 20), True),
+    "other lines first": ("print('b\\na')\nfor _ in range(1 << 20): print('0.123456789012')\n", "a\nb\n" + "0.123456789012\n" * (1 << 20), False),
+}  # fmt: skip
+
+
 @pytest.mark.slow
-def test_comparing_costs_no_more_than_printing(tmp_path):
-    """16 MB of newlines: processor time of the host next to that of the program."""
-    program = "import os\nfor _ in range(256): os.write(1, b'\\n' * 65536)\n"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with open(tmp_path / "output", "wb") as output:
-        subprocess.run([sys.executable, "-I", "-S", "-c", program], stdout=output, check=True)
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    alone = ended.ru_utime + ended.ru_stime - before.ru_utime - before.ru_stime
+@pytest.mark.parametrize("compare", outputs.OUTPUTS)
+def test_comparing_costs_no_more_than_printing(tmp_path, compare):
+    """16 MB: processor time of the host next to that of the program, side by side, best of three."""
     with Executor(1) as executor:
-        for tests in (PRINTED, [{"stdin": "", "stdout": "\n" * (16 << 20)}]):
-            executor.run([program], [PRINTED], [""])
-            before, peak = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            (result,) = executor.run([program], [tests], [""])
-            spent = time.process_time() - before
-            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
+        for name, (program, expected, right) in FLOODED.items():
+            tests = [{"stdin": "", "stdout": expected, "compare": compare}]
+            alone, spent, grown = [], [], []
+            for _ in range(3):
+                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                with open(tmp_path / "output", "wb") as output:
+                    subprocess.run(
+                        [sys.executable, "-I", "-S", "-c", program], stdout=output, check=True
+                    )
+                ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+                alone.append(ended.ru_utime + ended.ru_stime - before.ru_utime - before.ru_stime)
+                began, peak = (
+                    time.process_time(),
+                    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+                )
+                (result,) = executor.run([program], [tests], [""])
+                spent.append(time.process_time() - began)
+                grown.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak)
             print(
-                f"\n16 MB of newlines, {len(tests[0]['stdout'])} expected: {result.verdict}, host {spent * 1000:.0f} ms and {grown >> 10} MB more, the program {alone * 1000:.0f} ms"
+                f"\n{compare}, {name}: {result.verdict}, host {min(spent) * 1000:.0f} ms and {max(grown) >> 10} MB more, the program {min(alone) * 1000:.0f} ms",
+                end="",
             )
-            assert spent <= 2 * max(alone, 0.05) and grown < 80 << 10
+            if compare == "lines":
+                assert (result.verdict == "pass") is right, (name, result)
+            assert min(spent) <= 2 * min(alone) and max(grown) < 20 << 10, name
+
+
+def test_outputs_compared_as_they_come_are_compared_as_a_whole():
+    """Against the plain way to say it, for texts of the characters that matter, cut anywhere."""
+
+    def lines(text):
+        return [line.rstrip() for line in text.rstrip().split("\n")] if text.strip() else []
+
+    def near(a, b):
+        try:
+            return a == b or math.isclose(float(a), float(b), rel_tol=1e-6, abs_tol=1e-6)
+        except ValueError:
+            return False
+
+    def some(text):
+        return sorted(filter(None, lines(text)))
+
+    plainly = {"lines": lines, "exact": list, "tokens": str.split, "floats": str.split, "any order": some}  # fmt: skip
+    parts = [
+        "a",
+        "b",
+        " ",
+        "\n",
+        "1.0",
+        "1.0000000001",
+        "2",
+        "\t",
+        "é",
+        "\x85",
+        "\r\n",
+        "€",
+        "  \n",
+    ]
+    draw, same = random.Random(0), 0
+    for _ in range(4000):
+        expected = printed = "".join(draw.choices(parts, k=draw.randrange(14)))
+        for _ in range(draw.choice((0, 0, 1, 1, 2, 5))):
+            at = draw.randrange(len(printed) + 1)
+            changed = [printed[:at] + draw.choice(parts) + printed[at:], printed[:at] + printed[at + 1 :], printed + "\n"]  # fmt: skip
+            changed.append("\n".join(draw.sample(printed.split("\n"), printed.count("\n") + 1)))
+            printed = draw.choice(changed)
+        data = printed.encode() + draw.choice((b"", b"", b"", b"\xe2", b"\xff"))
+        for way, split in plainly.items():
+            one, other = split(data.decode("utf-8", "replace")), split(expected)
+            equal = map(near if way == "floats" else str.__eq__, one, other)
+            right = len(one) == len(other) and all(equal)
+            comparison, at = outputs.Comparison(expected, way), 0
+            while at < len(data):
+                size = draw.choice((1, 2, 3, 100))
+                comparison.feed(data[at : at + size])
+                at += size
+            assert (comparison.end()[0] == "") is right, (expected, printed, way)
+            same += right
+    assert 5000 < same < 15000

@@ -30,7 +30,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from codexhf import hub, launch, run
+from codexhf import checkpoints, hub, launch, run
 from codexhf.adapters import lora_config, merge_adapters
 from codexhf.arguments import (
     PPOArguments,
@@ -298,7 +298,7 @@ def test_a_commit_of_somebody_else_is_not_overwritten(here, server):
     card = Path("runs/tokenizer/README.md")
     card.write_text(card.read_text().replace("license: mit", "license: apache-2.0"))
     manifest = json.loads(Path("runs/tokenizer/manifest.json").read_text())
-    manifest["files"]["README.md"]["sha256"] = hub.sha256(card)
+    manifest["files"]["README.md"]["sha256"] = checkpoints.sha256(card)
     Path("runs/tokenizer/manifest.json").write_text(json.dumps(manifest))
 
     def race(number, request):
@@ -339,24 +339,24 @@ def unknown_license():
     card = Path("runs/m1/README.md")
     card.write_text(card.read_text().replace("license: mit", "license: other"))
     manifest = json.loads(Path("runs/m1/manifest.json").read_text())
-    manifest["files"]["README.md"]["sha256"] = hub.sha256(card)
+    manifest["files"]["README.md"]["sha256"] = checkpoints.sha256(card)
     Path("runs/m1/manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
     ("spoil", "fields", "said"),
     [
-        (spoil_weights, {}, r"runs/m1 \(asked for\): model.safetensors is not the one"),
+        (spoil_weights, {}, r"runs/m1 \(asked for\): model.safetensors has changed"),
         (
             other_parent,
             {},
-            r"runs/m0 \(m0 of runs/m1\): model.safetensors is not the one",
+            r"runs/m0 \(m0 of runs/m1\): model.safetensors has changed",
         ),
         (write_secret, {}, r"cards/chats.md: README.md:\d+ holds what looks like a key or token"),
         (
             change_data,
             {},
-            r"cards/chats.md \(train data of runs/m1\): chats.jsonl is not the one",
+            r"cards/chats.md \(train data of runs/m1\): chats.jsonl has changed",
         ),
         (unknown_license, {}, "runs/m1: no licence is known to fit all sources"),
         (lambda: None, {"hub": "m1"}, "hub: got 'm1', expected org/prefix"),
@@ -610,7 +610,7 @@ def test_a_byte_flipped_in_an_adapter_is_seen(adapters, server, file):
     data = bytearray(repo.commits[-1][1][file])
     data[len(data) // 2] ^= 1
     repo.commits[-1][1][file] = bytes(data)
-    with pytest.raises(ValueError, match=f"{file} is not the one that was recorded"):
+    with pytest.raises(ValueError, match=f"{file} has changed"):
         hub.verify("org/x-rm")
 
 
@@ -701,7 +701,7 @@ def test_a_whole_run_is_pulled_and_verified(here, server):
     hub.pull("org/x", Path("again"))
     for stage in ("m0", "m1", "rm", "m2"):
         assert weights_hash(here / "again" / stage) == weights_hash(here / "runs" / stage)
-        assert hub.faults(Path("again", stage)) == []
+        assert hub.fault(Path("again", stage)) is None
     assert not [p for p in Path("again").rglob("*") if p.is_symlink()]
     times = [Path("again", s, "manifest.json").stat().st_mtime_ns for s in ("m0", "m1", "rm", "m2")]
     assert times == sorted(times)  # so that make finds nothing to do
@@ -724,10 +724,10 @@ def test_a_byte_flipped_on_the_way_is_seen(here, server, tmp_path):
         return None
 
     server.fault = lambda number, request: flip(number, request, 1)
-    assert hub.faults(hub.resolve(name)) == [] and len(seen) == 2  # fetched anew
+    assert hub.fault(hub.resolve(name)) is None and len(seen) == 2  # fetched anew
     shutil.rmtree(tmp_path / "cache"), hub._fetch.cache_clear(), seen.clear()
     server.fault = lambda number, request: flip(number, request, 9)
-    with pytest.raises(ValueError, match="model.safetensors is not the one .* second download"):
+    with pytest.raises(ValueError, match="model.safetensors has changed, .* second download"):
         load_policy(name)
 
 
@@ -797,11 +797,17 @@ def test_what_is_a_hub_name(here, name, is_hub):
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("runs/m0/model.safetensors", r"^runs/m0 \(m0 of runs/m1\): model.safetensors is not"),
-        ("runs/m2/tokenizer.json", r"^runs/m2 \(asked for\): tokenizer.json is not the one"),
+        ("runs/m0/model.safetensors", r"^runs/m0 \(m0 of runs/m1\): model.safetensors has changed"),
+        ("runs/m2/tokenizer.json", r"^runs/m2 \(asked for\): tokenizer.json has changed"),
         ("runs/tokenizer/tokenizer.json", r"^runs/tokenizer \(tokenizer of runs/m0\): tokenizer"),
-        ("cards/chats.jsonl", r"^cards/chats.md \(train data of runs/m1\): chats.jsonl is not"),
-        ("runs/prefs/test.jsonl", r"^runs/prefs/test.md \(test data of runs/rm\): test.jsonl is"),
+        (
+            "cards/chats.jsonl",
+            r"^cards/chats.md \(train data of runs/m1\): chats.jsonl has",
+        ),
+        (
+            "runs/prefs/test.jsonl",
+            r"^runs/prefs/test.md \(test data of runs/rm\): test.jsonl has",
+        ),
     ],
 )
 def test_verify_names_the_first_link_that_does_not_hold(here, file, said, capsys):
@@ -899,7 +905,7 @@ def test_results_of_the_evaluation_become_the_model_index(here, server, tokenize
 def test_the_card_says_how_generated_code_was_isolated(here, isolation, said):
     from codexhf.model_card import card_text
 
-    text = card_text({**load_manifest("runs/m2"), "isolation": isolation}, ".", "mit")
+    text = card_text({**load_manifest("runs/m2"), "isolation": isolation}, ".", "mit", {}, {})
     assert said in text if said else "Generated code ran" not in text
 
 

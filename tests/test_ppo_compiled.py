@@ -2,10 +2,7 @@
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from codexhf.generation.native import NativeEngine, Sampling, sample, sample_compiled
-from codexhf.models import compile_layers
 from codexhf.ppo.objective import linear_logprobs
 from ppo_setup import new_trainer
 
@@ -50,37 +47,3 @@ def test_compiled_logprobs_have_the_same_values_and_gradients(has_bias):
         found.append([logprobs, entropy, *torch.autograd.grad(loss, given)])
     for plain, compiled in zip(*found, strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow  # a minute of compiling
-def test_a_compiled_decoding_step_draws_the_same_tokens():
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=500, hidden_size=64, intermediate_size=128, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2,
-    )  # fmt: skip
-    model, sampling = Qwen2ForCausalLM(config).eval(), Sampling(40, (2, 3, 4), 64)
-    ids = torch.randint(5, 500, (8, 16))
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[2, :5] = False
-    found = []
-    for compiled in (False, True):
-        if compiled:
-            compile_layers(model)
-        engine = NativeEngine(sampling, fixed_shapes=True, compiled=compiled)
-        found.append(engine.generate(model, ids, mask, seed=1, temperature=1.0))
-    assert engine.fixed_shapes  # the step was not given up
-    assert torch.equal(found[0].responses, found[1].responses)
-    torch.testing.assert_close(found[1].logprobs, found[0].logprobs, rtol=0, atol=1e-4)
-    assert model.config._attn_implementation == "sdpa"
-
-
-def test_compiled_sampling_draws_what_plain_sampling_draws():
-    torch.manual_seed(0)
-    logits = torch.randn(64, 300) * 2
-    for temperature in (1.0, 0.7):
-        seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
-        plain = sample(logits, temperature, seeds[0], invert=False)
-        compiled = sample_compiled(logits, temperature, seeds[1])
-        assert torch.equal(plain[0], compiled[0])
-        torch.testing.assert_close(plain[1], compiled[1])

@@ -406,7 +406,7 @@ def test_all_that_is_wrong_is_said_before_a_model_is_loaded(tmp_path, monkeypatc
             reward_weights=[1.0, 2.0],
             config={"alpha_sft": 1.0},
         )
-    for said in ("7 rows", "nearest is 'unit_tests'", "sft_dataset: got none"):
+    for said in ("7 rows", "Did you mean 'unit_tests'", "sft_dataset: got none"):
         assert said in str(refused.value)
 
 

@@ -819,7 +819,7 @@ REFUSED = {
     "reference is policy": (
         lambda m: {"ref_model": m["model"]}, {}, "ref_model: got the same object"),
     "no reward": ({"reward_funcs": None}, {}, "got neither"),
-    "unknown reward": ({"reward_funcs": ["unit_test"]}, {}, "nearest is 'unit_tests'"),
+    "unknown reward": ({"reward_funcs": ["unit_test"]}, {}, "Did you mean 'unit_tests'"),
     "missing column": ({"reward_funcs": [wants_tests]}, {}, "tests"),
     "weights": ({"reward_weights": [1.0, 2.0]}, {}, "reward_weights: got 2"),
     "headless reward model": (

@@ -103,15 +103,15 @@ def test_a_last_word_without_any_label_is_reported_too(labelled, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change",
     [
-        (lambda f: f["people"].update(alpha=[0.5]), "alpha: got"),
-        (lambda f: f["against"]["R"].update(kappa=0.5), "kappa: got"),
-        (lambda f: f.pop("labellers"), "labellers: got NoneType"),
-        (lambda f: f["labellers"]["ann"].update(seconds="2"), "labellers.ann.seconds"),
+        lambda f: f["people"].update(alpha=[0.5]),
+        lambda f: f["against"]["R"].update(kappa=0.5),
+        lambda f: f.pop("labellers"),
+        lambda f: f["labellers"]["ann"].update(seconds="2"),
     ],
 )
-def test_broken_agreement_is_refused_by_name(labelled, tmp_path, capsys, change, said):
+def test_broken_agreement_is_refused_by_name(labelled, tmp_path, capsys, change):
     found = json.loads((labelled / "labels/agreement.json").read_text())
     change(found)
     (tmp_path / "labels").mkdir()
@@ -121,4 +121,4 @@ def test_broken_agreement_is_refused_by_name(labelled, tmp_path, capsys, change,
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path)])
     error = capsys.readouterr().err
-    assert str(tmp_path / "labels/agreement.json") in error and said in error
+    assert f"{tmp_path / 'labels/agreement.json'} is not as it was written" in error

@@ -7,6 +7,7 @@ python -m pytest tests/test_resume.py
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from codexhf import checkpoints, guards, identity, run
 from codexhf.launch import PREEMPTED, launch
 from codexhf.run import load_manifest
 from conftest import weights_hash
-from kills import CHANGES, its_own_sandbox, kill_stage
+from kills import CHANGES, its_own_sandbox, kill_stage, whole
 from test_every_setting import OWN, World, outcome
 from test_run import StopAt, train
 
@@ -152,9 +153,46 @@ def test_under_nohup_a_closed_terminal_is_not_heard(world, tmp_path):
 
 @pytest.mark.parametrize("stage", OWN)
 def test_a_stage_killed_at_random_moments_comes_to_the_same(stage, world):
-    found = kill_stage(world, stage, kills=3)  # python tests/kills.py: a hundred
+    # python tests/kills.py: a hundred
+    found = kill_stage(world, stage, "killed", 3, whole(world, stage), math.inf)
     assert found["kills"] >= 3 and found["finished"] >= 1
     assert not found["stuck"] and not found["different"], found
+
+
+def test_killed_while_the_manifest_is_written_nothing_of_it_is_recorded(
+    world, tmp_path, monkeypatch
+):
+    folder, replace = tmp_path / "m", os.replace
+
+    def killed(source, target):
+        if Path(target) == folder / checkpoints.MANIFEST:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            world.run("tokenizer", {}, folder)
+    assert list(folder.glob("*.tmp"))
+    world.run("tokenizer", {}, folder)
+    assert outcome(folder) == world.made("tokenizer", {})
+    world.run("tokenizer", {}, folder)  # finished, and as its manifest says
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_killed_behind_the_last_step_a_stage_trains_no_more(stage, world, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    made = world.made(stage, CHANGES[stage])
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_save", killed)
+        with pytest.raises(Killed):
+            world.run(stage, CHANGES[stage], tmp_path / "m")
+    assert outcome(world.run(stage, CHANGES[stage], tmp_path / "m")) == made
 
 
 # -- damaged -----------------------------------------------------------------------------------
@@ -500,7 +538,7 @@ MADE = {
     },
     "precision": (None, "ACCELERATE_MIXED_PRECISION", "bf16"),
     "sharding": (None, "ACCELERATE_USE_FSDP", "true"),
-    "processes": (identity, "_processes", lambda: 2),
+    "processes": (identity, "processes", lambda: 2),
     "device": (identity, "_device", lambda training: "cuda"),
     "threads": (identity.torch, "get_num_threads", lambda: 99),
 }

@@ -467,7 +467,7 @@ def test_combine_refuses_unknown_names_with_the_nearest():
     message = str(error.value)
     for name in (*REWARDS, "reward_model"):
         assert name in message
-    assert "got 'unit_test'" in message and "nearest is 'unit_tests'" in message
+    assert "got 'unit_test'" in message and "Did you mean 'unit_tests'?" in message
     assert "got 'zzz'" in message  # all problems at once
 
 

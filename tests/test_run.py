@@ -14,14 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from datasets import Dataset
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from codexhf import checkpoints, identity, run
 from codexhf.arguments import PretrainArguments
-from codexhf.data import pack
 from codexhf.tokens import packed_collator
-from conftest import tiny_config, weights_hash
+from conftest import packed, tiny_config, weights_hash
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,8 +49,7 @@ def train(
     **changed,
 ):
     """One small stage of 8 steps with a checkpoint every 2."""
-    texts = Dataset.from_dict({"text": [f"x{i} = {i} + {i * 3}" for i in range(60)]})
-    data = pack(texts, tokenizer, 16)
+    data = packed([f"x{i} = {i} + {i * 3}" for i in range(60)], tokenizer, 16)
     torch.manual_seed(seed)
     training = TrainingArguments(
         output_dir=str(folder),
@@ -199,15 +196,26 @@ def test_a_finished_folder_that_was_damaged_is_refused(tokenizer, tmp_path, dama
         identity.parent_record(str(tmp_path / "m"))
 
 
+def test_what_a_kill_left_half_written_is_no_result(tokenizer, tmp_path, monkeypatch):
+    def killed(source, target, replace=os.replace):
+        if target == tmp_path / "m" / "manifest.json":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tokenizer, tmp_path / "m")
+    monkeypatch.undo()
+    assert not [name for name in train(tokenizer, tmp_path / "m")["files"] if "tmp" in name]
+
+
 @pytest.mark.parametrize("name", ["chat_template.jinja", "config.json", "tokenizer.json"])
 def test_whatever_a_stage_reads_of_its_parent_belongs_to_its_identity(model_folder, name):
     before = identity.parent_record(str(model_folder))
     assert name in before["sha256"]
     (model_folder / name).write_text((model_folder / name).read_text() + " ")
     after = identity.parent_record(f"{model_folder}/.")
-    assert [line.split(":")[0] for line in run.differences(before["sha256"], after["sha256"])] == [
-        name
-    ]
+    assert [*identity.leaves(before["sha256"], after["sha256"])] == [name]
 
 
 def test_checkpoints_of_another_machine_are_not_resumed(tokenizer, tmp_path, monkeypatch):
@@ -280,11 +288,11 @@ def test_checkpoints_are_rotated_after_the_commit(tokenizer, tmp_path):
 def test_differences_names_every_leaf():
     before = {"config": {"a": 1, "b": [1]}, "data": {"train": "x" * 64}}
     now = {"config": {"a": 2, "b": [1]}, "data": {"train": "y" * 64}, "parents": {}}
-    assert run.differences(before, now) == [
-        "config.a: 1 -> 2",
-        f"data.train: {'x' * 12}… -> {'y' * 12}…",
-        "parents: None -> {}",
-    ]
+    assert identity.leaves(before, now) == {
+        "config.a": "1 -> 2",
+        "data.train": f"{'x' * 12}… -> {'y' * 12}…",
+        "parents": "None -> {}",
+    }
 
 
 def test_finite_turns_nan_into_text():

@@ -19,7 +19,7 @@ from accelerate import PartialState
 from codexhf.arguments import PretrainArguments
 from codexhf.hub import ADAPTER
 from codexhf.models import backbone_of, base_model, load_policy, new_policy
-from codexhf.sharding import whole
+from codexhf.sharding import whole, written
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -71,11 +71,9 @@ def new_or_loaded_policy(stage: PretrainArguments, tokenizer, seed: int) -> nn.M
     return with_lora(load_policy(stage.model, tokenizer, **loading(stage)), stage, seed)
 
 
-def with_lora(
-    model: PreTrainedModel, stage, seed: int, dropout: float = 0.0, task: str = "CAUSAL_LM"
-) -> nn.Module:
+def with_lora(model: PreTrainedModel, stage, seed: int, task: str = "CAUSAL_LM") -> nn.Module:
     """Return a model with new adapters that change nothing yet; without `use_peft` the model."""
-    config = lora_config(stage, dropout, task)
+    config = lora_config(stage, task=task)
     if config is None or not isinstance(model, PreTrainedModel):
         return model
     from peft import get_peft_model
@@ -175,15 +173,15 @@ def merge_adapters(trainer) -> dict:
     for holder, name, folder in holders:
         model = getattr(holder, name)
         if isinstance(model, PeftModel):
-            trained = {n for n, weight in model.named_parameters() if weight.requires_grad}
-            weights = {n: whole(w) for n, w in model.state_dict().items() if n in trained}
+            weights = {n: whole(w) for n, w in model.named_parameters() if w.requires_grad}
             if trainer.is_world_process_zero():
                 model.save_pretrained(folder / ADAPTER, state_dict=weights)
                 (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # a card stands above
             trainer.accelerator.wait_for_everyone()
             setattr(holder, name, _folded(model, folder / ADAPTER))
             merged = True
-    trainer.model_wrapped = trainer.model
+    if merged:
+        trainer.model_wrapped = trainer.model
     return {"adapters_merged": True} if merged else {}
 
 
@@ -193,7 +191,8 @@ def _folded(model: nn.Module, adapter: Path) -> PreTrainedModel:
     if not getattr(base, "is_quantized", False):
         if getattr(model, "shares_base", False):
             own_base(model)  # folding writes into the base
-        return model.merge_and_unload()
+        with written(model):
+            return model.merge_and_unload()
     # 4 bits would round the adapter away: it is folded into the weights that they were made from
     from peft import PeftModel
 

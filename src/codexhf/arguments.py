@@ -93,15 +93,11 @@ PATH_CHECKS = (card, model_folder, tokenizer_folder, output_folder, rule_pack)
 
 def reward(name: str) -> str:
     """A name from `rewards.REWARDS`, "reward_model", or an importable `module:function`."""
-    from codexhf.rewards import REWARD_MODEL, REWARDS, reward_of_name  # only PPO names any
+    from codexhf.rewards import REWARD_MODEL, reward_of_name  # only PPO names any
 
-    known = [REWARD_MODEL, *REWARDS]
-    if name in known:
-        return ""
-    if ":" not in name:
-        return f"expected one of {', '.join(known)}, or module:function.{nearest(name, known)}"
     try:
-        reward_of_name(name)
+        if name != REWARD_MODEL:
+            reward_of_name(name)
     except ValueError as error:
         return str(error).removeprefix(f"rewards: got {name!r}, ")
     return ""
@@ -112,6 +108,16 @@ def unsafe_phrase(phrase: str) -> str:
     return "" if phrase == UNSAFE_PHRASE else f"expected {UNSAFE_PHRASE!r} or nothing."
 
 
+def installed(value: str | bool) -> str:
+    """A value that needs no package, or one that is there."""
+    package = PACKAGES.get(value)
+    if package is None or importlib.util.find_spec(package):
+        return ""
+    return f"but the package {package} is not installed. Install it, or leave this out."
+
+
+PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}
+PACKAGES[True] = "bitsandbytes"  # load_in_4bit
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"]
 
 # ---------------------------------------------------------------------------------------------
@@ -157,6 +163,33 @@ class StageArguments:
 
 
 @dataclass
+class MixtureArguments(StageArguments):
+    """Fields of the stages that mix cards."""
+
+    weights: list[float] | None = knob(
+        None,
+        "Share of characters (tokenizer) or training tokens wanted from each card; default: all.",
+        above=0,
+        each="train_cards",
+    )
+    when_exhausted: Literal["stop", "repeat"] = knob(
+        "stop",
+        "Where a card has fewer rows than its weight asks for: stop there, or repeat cards until "
+        "each was read to its end. The manifest counts the epochs.",
+        needs="weights",
+    )
+
+
+@dataclass
+class HeldOutArguments(StageArguments):
+    """Fields of the stages that must not see held-out data."""
+
+    exclude_cards: list[str] = knob(
+        [], "Held-out cards; rows that overlap with them are removed.", check=card
+    )
+
+
+@dataclass
 class CodeRunningArguments(StageArguments):
     """Fields of the stages that run what a model wrote."""
 
@@ -170,6 +203,16 @@ class CodeRunningArguments(StageArguments):
 
 
 @dataclass
+class EvaluatedArguments(CodeRunningArguments):
+    """Fields of the stages that run tests of what the model writes while it is trained."""
+
+    eval_cards: list[str] = knob([], "Cards of tasks with reference and tests.", check=card)
+    eval_tasks: int = knob(
+        100, "Tasks of eval_cards in each evaluation while training.", low=1, needs="eval_cards"
+    )
+
+
+@dataclass
 class ModelArguments(StageArguments):
     """Fields of the stages that load a model: how its weights lie in memory."""
 
@@ -179,20 +222,8 @@ class ModelArguments(StageArguments):
         "under LoRA; where all weights are trained it rounds small updates away.",
     )
     attn_implementation: Attention | None = knob(
-        None, "What computes attention; default: what transformers thinks best."
+        None, "What computes attention; default: what transformers thinks best.", check=installed
     )
-
-    def errors(self) -> list[str]:
-        out = super().errors()
-        package = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_3"}.get(
-            self.attn_implementation
-        )
-        if package and importlib.util.find_spec(package) is None:
-            out.append(
-                f"attn_implementation: got {self.attn_implementation!r}, but the package {package} "
-                "is not installed. Install it, or leave this out."
-            )
-        return out
 
 
 @dataclass
@@ -207,57 +238,25 @@ class LoraArguments(ModelArguments):
     lora_r: int = knob(16, "LoRA rank.", low=1, needs="use_peft")
     lora_alpha: int = knob(32, "LoRA scale numerator.", low=1, needs="use_peft")
     load_in_4bit: bool = knob(
-        False, "Hold the frozen base in 4 bits (QLoRA); needs bitsandbytes.", needs="use_peft"
-    )
-
-    def errors(self) -> list[str]:
-        out = super().errors()
-        if self.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-            out.append(
-                "load_in_4bit: got true, but the package bitsandbytes is not installed. "
-                "pip install bitsandbytes, or leave it out: LoRA alone works without it."
-            )
-        return out
-
-
-@dataclass
-class TrainedArguments(LoraArguments):
-    """Fields of stages whose trainer is a library's."""
-
-    compile_layers: bool | None = knob(
-        None,
-        "Compile the model's layers, one by one. None: on a GPU, in runs of at least 1,000 forward "
-        "passes. torch_compile compiles the model as a whole, which takes longer.",
+        False,
+        "Hold the frozen base in 4 bits (QLoRA); needs bitsandbytes.",
+        needs="use_peft",
+        check=installed,
     )
 
 
 @dataclass
-class TokenizerArguments(StageArguments):
+class TokenizerArguments(MixtureArguments, HeldOutArguments):
     output_dir: str = knob(
         "runs/tokenizer", "Folder that receives the tokenizer.", check=output_folder
     )
     train_cards: list[str] = knob(
         [], "Data cards of type language-modeling to learn merges from.", check=card, least=1
     )
-    weights: list[float] | None = knob(
-        None,
-        "Share of characters wanted from each card; default: all there is.",
-        above=0,
-        each="train_cards",
-    )
-    when_exhausted: Literal["stop", "repeat"] = knob(
-        "stop",
-        "Where a card has fewer rows than its weight asks for: stop there, or repeat cards until "
-        "each was read to its end. The manifest counts the epochs.",
-        needs="weights",
-    )
     chat_cards: list[str] = knob(
         [],
         "Data cards of type prompt-completion, learned from as well (all of their text).",
         check=card,
-    )
-    exclude_cards: list[str] = knob(
-        [], "Held-out cards; rows that overlap with them are removed.", check=card
     )
     vocab_size: int = knob(
         4096, "Tokens in the vocabulary, special tokens included.", low=300, high=1_000_000
@@ -269,7 +268,7 @@ class TokenizerArguments(StageArguments):
 
 
 @dataclass
-class PretrainArguments(TrainedArguments):
+class PretrainArguments(MixtureArguments, HeldOutArguments, LoraArguments):
     model: str | None = knob(
         None,
         "Continue from this folder or Hub id; default: new weights from `architecture`.",
@@ -284,18 +283,6 @@ class PretrainArguments(TrainedArguments):
         check=tokenizer_folder,
     )
     train_cards: list[str] = knob([], "Data cards of type language-modeling.", check=card, least=1)
-    weights: list[float] | None = knob(
-        None, "Share of training tokens wanted from each card.", above=0, each="train_cards"
-    )
-    when_exhausted: Literal["stop", "repeat"] = knob(
-        "stop",
-        "Where a card has fewer rows than its weight asks for: stop there, or repeat cards until "
-        "each was read to its end. The manifest counts the epochs.",
-        needs="weights",
-    )
-    exclude_cards: list[str] = knob(
-        [], "Held-out cards; rows that overlap with them are removed.", check=card
-    )
     max_length: int = knob(512, "Context length: tokens of one packed training sequence.", low=8)
     max_eval_rows: int = knob(
         64, "Held-out sequences per card in evaluations while training.", low=1
@@ -322,27 +309,12 @@ class PretrainArguments(TrainedArguments):
 
 
 @dataclass
-class SFTArguments(TrainedArguments, CodeRunningArguments):
+class SFTArguments(MixtureArguments, HeldOutArguments, LoraArguments, EvaluatedArguments):
     model: str = knob(
         "runs/m0", "M0: folder or Hub id of the model to fine-tune.", check=model_folder
     )
     train_cards: list[str] = knob(
         [], "Data cards of type prompt-completion (demonstrations).", check=card, least=1
-    )
-    weights: list[float] | None = knob(
-        None, "Share of training tokens wanted from each card.", above=0, each="train_cards"
-    )
-    when_exhausted: Literal["stop", "repeat"] = knob(
-        "stop",
-        "Where a card has fewer rows than its weight asks for: stop there, or repeat cards until "
-        "each was read to its end. The manifest counts the epochs.",
-        needs="weights",
-    )
-    eval_cards: list[str] = knob(
-        [], "Cards of tasks with reference and tests for evaluation.", check=card
-    )
-    exclude_cards: list[str] = knob(
-        [], "Held-out cards; rows that overlap with them are removed.", check=card
     )
     chat_template: Literal["chatml", "plain"] | None = knob(
         None,
@@ -351,9 +323,6 @@ class SFTArguments(TrainedArguments, CodeRunningArguments):
     )
     lora_dropout: float = knob(
         0.0, "Dropout on the LoRA branch.", low=0, high=0.99, needs="use_peft"
-    )
-    eval_tasks: int = knob(
-        100, "Tasks of eval_cards in each evaluation while training.", low=1, needs="eval_cards"
     )
     eval_max_new_tokens: int = knob(
         96, "Longest answer, in tokens, in those evaluations.", low=1, needs="eval_cards"
@@ -367,16 +336,13 @@ class SFTArguments(TrainedArguments, CodeRunningArguments):
 
 
 @dataclass
-class PreferencesArguments(ModelArguments, CodeRunningArguments):
+class PreferencesArguments(HeldOutArguments, ModelArguments, CodeRunningArguments):
     output_dir: str = knob("runs/prefs", "Folder that receives the pairs.", check=output_folder)
     model: str = knob(
         "runs/m1", "M1: the model whose completions are compared.", check=model_folder
     )
     prompt_cards: list[str] = knob(
         [], "Data cards of type prompt-only with tests.", check=card, least=1
-    )
-    exclude_cards: list[str] = knob(
-        [], "Held-out cards; rows that overlap with them are removed.", check=card
     )
     samples_per_prompt: int = knob(
         8, "Completions k sampled for each prompt at each temperature.", low=2, high=1024
@@ -418,7 +384,7 @@ class PreferencesArguments(ModelArguments, CodeRunningArguments):
 
 
 @dataclass
-class RewardModelArguments(TrainedArguments):
+class RewardModelArguments(LoraArguments):
     model: str = knob(
         "runs/m1", "M1: the model that the reward model starts from.", check=model_folder
     )
@@ -442,7 +408,7 @@ class RewardModelArguments(TrainedArguments):
 
 
 @dataclass
-class PPOArguments(LoraArguments, CodeRunningArguments):
+class PPOArguments(HeldOutArguments, LoraArguments, EvaluatedArguments):
     trainer: Literal["codexhf", "trl"] = knob(
         "codexhf", "codexhf: our PPOTrainer. trl: the class of trl 1.12."
     )
@@ -459,10 +425,6 @@ class PPOArguments(LoraArguments, CodeRunningArguments):
     )
     prompt_cards: list[str] = knob([], "Data cards of type prompt-only.", check=card, least=1)
     sft_cards: list[str] = knob([], "Demonstrations for the alpha_sft term.", check=card)
-    eval_cards: list[str] = knob([], "Tasks for the gold signal while training.", check=card)
-    exclude_cards: list[str] = knob(
-        [], "Held-out cards; rows that overlap with them are removed.", check=card
-    )
     safety_rules: str | None = knob(
         None,
         "YAML rule pack of the safety reward; default: the one that codexhf ships.",
@@ -479,9 +441,6 @@ class PPOArguments(LoraArguments, CodeRunningArguments):
     )
     reward_clip: float | None = knob(
         5.0, "Bound on the reward model's normalised score, in standard deviations.", above=0
-    )
-    eval_tasks: int = knob(
-        100, "Tasks of eval_cards in each evaluation while training.", low=1, needs="eval_cards"
     )
 
     @property

@@ -45,14 +45,16 @@ Python literals, or stdin tests: a list of `{"stdin", "stdout"}` or `{"input", "
 import glob
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from codexhf.checkpoints import sha256
 from codexhf.execution.items import Settings
-from codexhf.hub import hub_name, resolve, sha256
+from codexhf.hub import hub_name, resolve
 from codexhf.knobs import read_mapping
 from codexhf.refusals import nearest
 from codexhf.strict_yaml import load_yaml_text
@@ -62,6 +64,22 @@ KEYS = ("type", "load", "columns", "where", "heldout", "execution", "filter")
 FILTERS = ("licenses", "min_bytes", "max_bytes", "drop", "near_duplicates")
 DROPS = ("generated", "secrets")
 SECTIONS = ("Provenance", "Known problems")
+
+
+def card_of_rows(
+    path: Path, type: str, license: str, title: str, provenance: str, problems: str, **own: Any
+) -> str:
+    """The text of a card, at `path`, of the .jsonl file of the same name next to it.
+
+    Args:
+        own: further keys under `codexhf`; `load` where the file has another name.
+    """
+    load = {"path": "json", "data_files": f"{path.stem}.jsonl"}
+    front = {"license": license, "codexhf": {"type": type, "load": load, **own}}
+    head = yaml.safe_dump(front, sort_keys=False)
+    sections = zip(SECTIONS, (provenance, problems), strict=True)
+    body = "".join(f"\n## {name}\n\n{text}\n" for name, text in sections)
+    return f"---\n{head}---\n\n# {title}\n{body}"
 
 
 class CardError(ValueError):
@@ -114,7 +132,11 @@ class Card:
         """Path relative to the card -> sha256, of each of its data files."""
         folder = self.path.parent
         found = {f for n in self.named() if "://" not in n for f in files_at(folder, n)}
-        return {os.path.relpath(file, folder): sha256(file) for file in sorted(found)}
+        with ThreadPoolExecutor() as pool:
+            return {
+                os.path.relpath(file, folder): digest
+                for file, digest in zip(sorted(found), pool.map(sha256, sorted(found)), strict=True)
+            }
 
 
 def files_at(folder: Path, name: str) -> list[Path]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from codexhf.cards import CardError, load_card
-from codexhf.data import Data, _spoken, read_card, read_cards
+from codexhf.data import Data, in_messages, read_card, read_cards
 from codexhf.overlap import HeldOut
 from codexhf.prompts import text_of
 from codexhf.refusals import refuse
@@ -118,7 +118,7 @@ def _rendered(rows, type: str, part: Data, tokenizer) -> list[str]:
     if tokenizer is None or type not in ("prompt-completion", "preference"):
         return [" | ".join(f"{text[:300]!r}" for text in _texts(row, type)) for row in rows]
     sides = [name for name in COLUMNS[type] if name != "prompt"]
-    spoken = _spoken(Data(rows, part.cards), tokenizer, COLUMNS[type]).dataset
+    spoken = in_messages(Data(rows, part.cards), tokenizer, COLUMNS[type]).dataset
     lines = []
     for row in answered_rows(spoken, tokenizer, sides, source=", ".join(part.cards)):
         for name in ("input_ids", "chosen_ids", "rejected_ids"):

@@ -22,21 +22,28 @@ CHECKPOINT = "checkpoint"  # of transformers' folder names
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def file_stats(path: Path) -> dict:
-    """Size in bytes and sha256 of one file."""
+def sha256(path: Path) -> str:
     with open(path, "rb") as file:
-        return {
-            "size": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_stats(path: Path) -> dict:
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write JSON so that a crash leaves either the old file or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.write("\n")
+    """`write_text` of JSON."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write so that a crash leaves either the old file or the whole new one.
+
+    What it leaves besides begins with an underscore, like all that is no result.
+    """
+    temporary = path.with_name(f"_{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -110,13 +117,13 @@ def fault(folder: Path) -> str | None:
     return wrong_file(folder, files)
 
 
-def wrong_file(folder: Path, files: Mapping[str, dict]) -> str | None:
-    """Which of `files`, name -> `file_stats`, is missing or changed; None where all are whole."""
+def wrong_file(folder: Path, files: Mapping[str, dict | str]) -> str | None:
+    """Which of `files`, name -> `file_stats` or sha256, is missing or changed; None for none."""
     for name, stats in files.items():
         file = folder / name
         if not file.is_file():
             return f"{name} is missing"
-        if file_stats(file) != stats:
+        if sha256(file) != (stats if isinstance(stats, str) else stats["sha256"]):
             return f"{name} has changed"
     return None
 
@@ -160,12 +167,12 @@ def check_room(folder: Path, need: int, spare: list[Path]) -> None:
     Raises:
         OSError: ENOSPC, with what is there and what is needed.
     """
-    free = _free(folder)
+    free = free_bytes(folder)
     for path in spare if free + sum(map(_size, spare)) >= need else []:
         if free < need:
             print(f"{path} is deleted: {folder} has no room for the next checkpoint", flush=True)
             remove(path)
-            free = _free(folder)
+            free = free_bytes(folder)
     if free < need:
         raise OSError(errno.ENOSPC, _full(folder, free, need))
 
@@ -174,7 +181,7 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def _free(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     """Bytes free on the disk of a folder, that may not be there yet."""
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     return shutil.disk_usage(there).free
@@ -189,7 +196,7 @@ def naming_a_full_disk(folder: Path, need: int | None = None) -> Iterator[None]:
         where = _where_it_was_full(error, folder)
         if where is None or str(getattr(error, "strerror", "")).startswith("disk full"):
             raise
-        raise OSError(errno.ENOSPC, _full(where, _free(where), need)) from error
+        raise OSError(errno.ENOSPC, _full(where, free_bytes(where), need)) from error
 
 
 def _full(folder: Path, free: int, need: int | None) -> str:

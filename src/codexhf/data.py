@@ -12,18 +12,21 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
+from codexhf.cache import Cached, cached, fingerprint
 from codexhf.cards import Card, CardError, load_card
 from codexhf.execution import NOT_SUPPORTED, check_isolation
 from codexhf.filters import left_out, near_duplicates
@@ -31,16 +34,14 @@ from codexhf.overlap import HeldOut, hash_of
 from codexhf.prompts import text_of
 from codexhf.references import wrong_rows
 from codexhf.rows import COLUMNS, EXTRA, Reader, RowError, called_name, one_form, wrap
-from codexhf.sources import BATCH_BYTES, BATCH_ROWS, load_source, source_tables, spool
-from codexhf.stream import PackedStream, packed_stream
+from codexhf.sources import Source, lies_here, source_tables
+from codexhf.stream import PackedStream, numbered
 from codexhf.tokens import (
     Packer,
     answered_rows,
     document_encoder,
-    fingerprint,
     learned_tokens,
     longest_of,
-    packed_rows,
     prompt_lengths,
     table_of,
     tokenizer_key,
@@ -61,12 +62,14 @@ class Data:
         ids: the same rows as token ids, in the columns that TRL's trainers take.
         cards: card name -> rows read, dropped and why, licence, shares.
         stats: what is known of the rows of all cards together.
+        known: the fingerprint, where it was taken when the rows were made.
     """
 
     dataset: Dataset | PackedStream
     cards: dict = field(default_factory=dict)
     stats: dict = field(default_factory=dict)
     ids: Dataset | None = None
+    known: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -74,8 +77,9 @@ class Data:
 
         Of a stream it is that of what its rows are made from.
         """
-        stream = isinstance(self.dataset, PackedStream)
-        return self.dataset.key if stream else fingerprint(self.dataset)
+        if isinstance(self.dataset, PackedStream):
+            return self.dataset.key
+        return self.known or fingerprint(self.dataset)
 
     @property
     def rows(self) -> int | None:
@@ -108,20 +112,84 @@ def read_card(card: Card, split: str = "train") -> Data:
     Raises:
         CardError: the source is missing, broken, empty, or lacks a column; names file and line.
     """
-    return _read_card(card, split, None, set())
+    return _read_card(card, split, None, []).data()
 
 
-def _read_card(card: Card, split: str, heldout: HeldOut | None, others: set[bytes]) -> Data:
-    """Do `read_card` without rows that overlap or whose hashes are in `others`; add those kept."""
-    kept = Kept(card, others)
+class _Part(NamedTuple):
+    """The rows of one card on the disk.
 
-    def tables() -> Iterator[pa.Table]:
-        for rows in _checked(card, split, heldout):
-            keep = kept.of(rows)
-            yield rows.table if all(keep) else rows.table.filter(pa.array(keep, pa.bool_()))
+    Attributes:
+        key: what they are made from.
+        sha256: of the card's data files.
+    """
 
-    dataset = _dataset(spool(tables(), one_form))
-    return Data(dataset, stats=kept.done())
+    made: Cached
+    key: list
+    sha256: dict[str, str]
+
+    def data(self) -> Data:
+        return Data(self.made.rows, stats=dict(self.made.stats), known=self.made.fingerprint)
+
+
+def _read_card(
+    card: Card,
+    split: str,
+    heldout: HeldOut | None,
+    earlier: Sequence[_Part],
+    packing: tuple[Any, int] | None = None,
+) -> _Part:
+    """Do `read_card` without rows that overlap or that an `earlier` card has; once for equal cards.
+
+    Args:
+        packing: tokenizer and length of rows, for a corpus that is packed as it is read.
+    """
+    sha256 = card.digests()
+    # Where it is not known by its files, a source is read to know what it says.
+    source = None if lies_here(card) else Source(card)
+    key = [_said(card), source.digest() if source else sha256, split, heldout and heldout.key]
+    key += [part.key for part in earlier]
+    if packing is not None:
+        key += [packing[1], tokenizer_key(packing[0])]
+
+    def write(add: Callable[[pa.Table], None], folder: Path) -> dict:
+        kept = Kept(card, {hash for part in earlier for hash in _hashes(part.made.folder)})
+        read = source or Source(card)
+        if packing is not None:
+            packer, encode = Packer(packing[1]), document_encoder(packing[0])
+            for rows in _checked(card, read, split, heldout, partial(_encoded, encode=encode)):
+                add(_packed(rows, kept, packer))
+            stats = packer.stats() if packer.tokens else {}
+        else:
+            for rows in _checked(card, read, split, heldout):
+                keep = kept.of(rows)
+                add(rows.table if all(keep) else rows.table.filter(pa.array(keep, pa.bool_())))
+            stats = {}
+        (folder / HASHES).write_bytes(b"".join(sorted(kept.own)))
+        return kept.done() | stats
+
+    return _Part(cached("packed" if packing else "rows", key, write), key, sha256)
+
+
+HASHES = "hashes"
+
+
+def _hashes(folder: Path) -> Iterator[bytes]:
+    """Yield the hashes of all rows that a card has, in 16 bytes each."""
+    content = (folder / HASHES).read_bytes()
+    return (content[i : i + 16] for i in range(0, len(content), 16))
+
+
+def _said(card: Card) -> str:
+    """Return all that a card says of its rows, without where it lies."""
+    return repr(replace(card, path=Path(), source="", name=""))
+
+
+class _Encoded(NamedTuple):
+    """Documents as ids, one behind another, with the tokens and the bytes of each."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    sizes: np.ndarray
 
 
 class _Rows(NamedTuple):
@@ -135,31 +203,54 @@ class _Rows(NamedTuple):
         signatures: what near duplicates are found by, where the card asks for it.
     """
 
-    table: pa.Table
+    table: pa.Table | _Encoded
     faults: list[str | None]
     keys: list[bytes | None]
     opposites: list[bytes | None]
     signatures: list
 
 
-def _checked(card: Card, split: str, heldout: HeldOut | None) -> Iterator[_Rows]:
-    """Yield a card's rows in order, checked in several processes."""
-    source = load_source(card)
-    size = max(1, min(BATCH_ROWS, BATCH_BYTES * source.num_rows // max(source.nbytes, 1)))
+def _encoded(rows: _Rows, encode: Callable) -> _Rows:
+    """Put ids in the place of texts."""
+    texts = rows.table["text"].to_pylist()
+    ids, lengths = encode(texts) if texts else (np.empty(0, np.int32), [])
+    sizes = pc.binary_length(rows.table["text"]).to_numpy()
+    return rows._replace(table=_Encoded(ids, np.array(lengths, np.int64), sizes))
+
+
+def _packed(rows: _Rows, kept: "Kept", packer: Packer) -> pa.Table:
+    """Return the rows that the kept documents of a batch fill."""
+    ids, lengths, sizes = rows.table
+    keep = np.array(kept.of(rows), bool)
+    return packer.rows(ids[np.repeat(keep, lengths)], lengths[keep], int(sizes[keep].sum()))
+
+
+def _checked(
+    card: Card,
+    source: Source,
+    split: str,
+    heldout: HeldOut | None,
+    then: Callable[[_Rows], _Rows] = lambda rows: rows,
+) -> Iterator[_Rows]:
+    """Yield a card's rows in order, checked in several processes, where `then` is called too."""
     try:
         check = row_check(card, source, split, heldout)
-        starts = range(0, source.num_rows, size)
-        what, size_b = f"Checking {card.name}", source.nbytes / source.num_rows
+
+        def work(place: int) -> _Rows:
+            start, batch = source.batch(place)
+            return then(check(batch, start))
+
+        what, places = f"Checking {card.name}", range(len(source.batches))
         with progress(None, what, total=source.nbytes, unit="B", unit_scale=True) as bar:
-            for rows in in_order(lambda start: check(source.slice(start, size), start), starts):
+            for rows, (*_, size) in zip(in_order(work, places), source.batches, strict=True):
                 yield rows
-                bar.update(round(len(rows.faults) * size_b))
+                bar.update(size)
     except RowError as error:
         raise CardError(f"{card.path}: {error}") from None
 
 
 def row_check(
-    card: Card, source: pa.Table, split: str, heldout: HeldOut | None
+    card: Card, source: Source | pa.Table, split: str, heldout: HeldOut | None
 ) -> Callable[[pa.Table, int], _Rows]:
     """Return a function from a batch of a source and its first row's number to its rows.
 
@@ -209,7 +300,10 @@ class Kept:
     """Which rows of one card are kept, in order, given those that were kept before them.
 
     Args:
-        others: hashes of earlier cards' rows; those of this card are added by `done`.
+        others: hashes of earlier cards' rows.
+
+    Attributes:
+        own: hashes of this card's rows.
     """
 
     def __init__(self, card: Card, others: set[bytes]):
@@ -235,7 +329,6 @@ class Kept:
 
     def done(self) -> dict:
         """Return the stats of the card."""
-        self.others |= self.own
         kept = self.dropped.pop(None, 0)
         return {"rows_read": self.read, "dropped": dict(self.dropped), "rows": kept}
 
@@ -325,32 +418,57 @@ def read_cards(
     Raises:
         CardError: a card of another type, or one of which nothing is left.
     """
+    return _read_cards(cards, types, split, _heldout(exclude))
+
+
+def _read_cards(
+    cards: Sequence[str],
+    types: str | Sequence[str],
+    split: str,
+    heldout: HeldOut | None,
+    packing: tuple[Any, int] | None = None,
+) -> list[Data]:
     types = [types] if isinstance(types, str) else list(types)
-    heldout = _heldout(exclude)
-    parts: list[Data] = []
-    seen: set[bytes] = set()
+    parts: list[_Part] = []
+    out = []
     for path in _listed(cards):
         card = load_card(path)
         if card.type not in types:
             raise CardError(
                 f"{card.path}: type is {card.type}, expected {' or '.join(types)} here."
             )
-        part = _read_card(card, split, heldout, seen)
-        about = {"card": card.source, "license": card.license, "type": card.type}
-        about["sha256"] = card.digests()
-        part = Data(part.dataset, {card.name: about | part.stats})
-        say_dropped(card.name, part.cards[card.name])
-        if not len(part.dataset):
-            raise CardError(f"{card.path}: no rows left of {part.cards[card.name]}.")
+        # A corpus that is packed stands for itself: the cards of a mix are packed one by one.
+        part = _read_card(card, split, heldout, () if packing else parts, packing)
         parts.append(part)
-    return parts
+        about = {"card": card.source, "license": card.license, "type": card.type}
+        about["sha256"] = part.sha256
+        data = part.data()
+        data = replace(data, cards={card.name: about | data.stats}, stats={})
+        say_dropped(card.name, part.made.stats, part.made.reused)
+        if not len(data.dataset):
+            raise CardError(f"{card.path}: {_nothing_left(part.made.stats, split, packing)}")
+        out.append(data)
+    return out
 
 
-def say_dropped(name: str, stats: dict) -> None:
-    """Say in a line what was left out of a card, on the first process."""
-    if stats["dropped"] and int(os.environ.get("RANK", "0")) == 0:
+def _nothing_left(stats: dict, split: str, packing: tuple[Any, int] | None) -> str:
+    if "tokens_read" not in stats:
+        return f"no rows left of {stats}."
+    return (
+        f"{stats['tokens_read']} tokens in split {split!r}, fewer than one sequence of max_length "
+        f"{packing[1]}. Lower max_length or add documents."
+    )
+
+
+def say_dropped(name: str, stats: dict, reused: bool) -> None:
+    """Say in a line what was read and left out of a card, on the first process."""
+    if (stats["dropped"] or reused) and int(os.environ.get("RANK", "0")) == 0:
         why = ", ".join(f"{count} {reason}" for reason, count in stats["dropped"].items())
-        print(f"{name}: {stats['rows']} of {stats['rows_read']} rows are read; left out: {why}")
+        before = " (read before, reused)" if reused else ""
+        print(
+            f"{name}: {stats['rows']} of {stats['rows_read']} rows are read{before}; "
+            f"left out: {why or 'none'}"
+        )
 
 
 def _heldout(cards: Sequence[str]) -> HeldOut | None:
@@ -395,7 +513,7 @@ def mix(
         # Row numbers are mixed in the place of rows, so that no text is moved.
         rates = np.array(weights) / np.array([size.mean() for size in sizes])
         numbers = [
-            Dataset.from_dict({"row": range(a, b)}).shuffle(seed=seed + i)
+            Dataset.from_dict({"row": np.arange(a, b)}).shuffle(seed=seed + i)
             for i, (a, b) in enumerate(zip(starts, starts[1:], strict=False))
         ]
         mixed = datasets.interleave_datasets(
@@ -415,7 +533,8 @@ def mix(
         about["share_realised"] = round(float(realised[i] / realised.sum()), 4)
         if wanted is not None:
             about["epochs"] = round(float((of_part == i).sum() / len(parts[i].dataset)), 4)
-    whole = Data(_joined([part.dataset for part in parts]), cards)
+    known = parts[0].known if len(parts) == 1 else None
+    whole = Data(_joined([part.dataset for part in parts]), cards, known=known)
     if parts[0].ids is not None:
         whole.ids = datasets.concatenate_datasets([part.ids for part in parts])
     return whole if weights is None or len(parts) == 1 else whole.select(order)
@@ -461,22 +580,14 @@ def load_packed(
     if any(load_card(path).streaming for path in _listed(cards)):
         settings = (tokenizer, max_length, split, exclude)
         return _streamed(_listed(cards), settings, weights, max_rows, seed, when_exhausted)
-    parts = []
-    for path in _listed(cards):
-        (part,) = read_cards([path], "language-modeling", split=split, exclude=exclude)
-        packed = pack(part.dataset, tokenizer, max_length)
-        if not len(packed.dataset):
-            raise CardError(
-                f"{path}: {packed.stats['tokens_read']} tokens in split {split!r}, fewer than one "
-                f"sequence of max_length {max_length}. Lower max_length or add documents."
-            )
-        cards_stats = {name: about | packed.stats for name, about in part.cards.items()}
-        parts.append(Data(packed.dataset, cards_stats))
+    parts = _read_cards(
+        cards, "language-modeling", split, _heldout(exclude), (tokenizer, max_length)
+    )
     sizes = [np.full(len(part.dataset), max_length) for part in parts]
     mixed = mix(parts, weights, sizes, seed, when_exhausted)
     if max_rows is not None:
         rows = mixed.dataset.shuffle(seed=seed)
-        mixed.dataset = rows.select(range(min(max_rows, len(rows))))
+        mixed.dataset, mixed.known = rows.select(range(min(max_rows, len(rows)))), None
     return mixed
 
 
@@ -497,19 +608,23 @@ def _streamed(
         )
     heldout = _heldout(exclude)
     loaded = [load_card(path) for path in cards]
-    packers: list[Packer] = []
 
     def reader(card: Card) -> Callable[[], Iterator[dict]]:
         def read() -> Iterator[dict]:
-            packers.append(packer := Packer(max_length))
+            packer = Packer(max_length)
             tables = source_tables(card)
             first = next(tables, None)
             if first is None:
                 raise CardError(f"{card.path}: 0 rows.")
             check, kept = row_check(card, first, split, heldout), Kept(card, set())
             encode = document_encoder(tokenizer)
-            rows = packed_stream(chain([first], tables), check, kept.of, encode, packer)
-            yield from _not_empty(rows, card, kept)
+
+            def work(item: tuple[int, pa.Table]) -> _Rows:
+                return _encoded(check(item[1], item[0]), encode)
+
+            found = in_order(work, numbered(chain([first], tables)))
+            packed = (_packed(rows, kept, packer) for rows in found)
+            yield from _not_empty((r for table in packed for r in table.to_pylist()), card, kept)
 
         return read
 
@@ -538,12 +653,6 @@ def _not_empty(rows: Iterator[dict], card: Card, kept: Kept) -> Iterator[dict]:
     print(f"{card.name}: read to its end: {count} packed rows of {kept.done()}", flush=True)
     if not count:
         raise CardError(f"{card.path}: not one packed row of {kept.done()}.")
-
-
-def pack(dataset: Dataset, tokenizer, max_length: int) -> Data:
-    """`tokens.packed_rows` as Data."""
-    rows, stats = packed_rows(dataset, tokenizer, max_length)
-    return Data(rows, stats=stats)
 
 
 def load_packed_each(cards: Sequence[str], tokenizer, max_length: int, max_rows: int) -> dict:
@@ -606,8 +715,9 @@ def load_demonstrations(
         return Data(Dataset.from_dict({}))
     parts, sizes = [], []
     for part in read_cards(cards, "prompt-completion", exclude=exclude):
-        part = _spoken(part, tokenizer, ("prompt", "completion"))
-        part.dataset = part.dataset.select_columns(["prompt", "completion"])
+        part = in_messages(part, tokenizer, ("prompt", "completion"))
+        rows = part.dataset.select_columns(["prompt", "completion"])
+        part = replace(part, dataset=rows, known=None)
         if not tokenizer.chat_template:
             _check_separated(part)
         part.ids = answered_rows(
@@ -635,9 +745,9 @@ def load_pairs(
     """
     parts = []
     for part in read_cards(cards, "preference", exclude=exclude):
-        part = _spoken(part, tokenizer, COLUMNS["preference"])
+        part = in_messages(part, tokenizer, COLUMNS["preference"])
         names = [c for c in (*COLUMNS["preference"], "margin") if c in part.dataset.column_names]
-        part.dataset = part.dataset.select_columns(names)
+        part = replace(part, dataset=part.dataset.select_columns(names), known=None)
         sides = ("chosen", "rejected")
         part.ids = answered_rows(part.dataset, tokenizer, sides, source=cards_of(part))
         parts.append(part)
@@ -679,7 +789,7 @@ def load_tasks(
         if packages:
             check_isolation(packages=packages)
         data = drop_wrong(data, wrong_rows(data.dataset))
-    data = _spoken(data, tokenizer, ("prompt",))
+    data = in_messages(data, tokenizer, ("prompt",))
     lengths = prompt_lengths(data.dataset, tokenizer, cards_of(data))
     return data if max_prompt_tokens is None else drop_long(data, lengths, max_prompt_tokens)
 
@@ -737,7 +847,7 @@ def _task_rows(part: Data, runs_tests: bool) -> Data:
     return Data(_dataset(table.select(names_left)).select(keep), part.cards)
 
 
-def _spoken(data: Data, tokenizer, columns: Sequence[str]) -> Data:
+def in_messages(data: Data, tokenizer, columns: Sequence[str]) -> Data:
     """Turn text into the messages that the tokenizer's chat template renders.
 
     Raises:

@@ -3,6 +3,8 @@
 import json
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from codexhf.checkpoints import (
     MANIFEST,
@@ -38,26 +40,23 @@ class WholeCheckpoints(TrainerCallback):
 
     Trainer keeps what it counts between two logs, and over the run, in itself alone: a resumed run
     would log other losses than one that was never stopped. Here it is saved with the checkpoint.
+    Stands behind every callback that asks for a checkpoint at the end of a step.
 
     Args:
-        trainer: its `_save_checkpoint` and `_load_optimizer_and_scheduler` are wrapped.
+        trainer: whose checkpoints they are.
         keep: checkpoints to keep; None: two, one of large models.
         resumed_from: the checkpoint that training goes on from.
         record: of the run, for each checkpoint's manifest.
     """
 
     def __init__(self, trainer: Trainer, keep: int | None, resumed_from: Path | None, record: dict):
-        self.trainer, self.keep, self.resumed_from, self.record = (
-            trainer,
-            keep,
-            resumed_from,
-            record,
-        )
+        self.trainer, self.keep, self.record = trainer, keep, record
+        self.resumed_from = resumed_from
         self.before_s = 0.0  # of training, in earlier starts
         if resumed_from is not None:
             self.before_s = read_sealed(resumed_from / MANIFEST).get("train_s", 0.0)
         self.start = time.monotonic()
-        self._save, trainer._save_checkpoint = trainer._save_checkpoint, self._save_whole
+        self.output_dir, self.need = Path(trainer.args.output_dir), 0
         trainer.args.save_total_limit = None  # rotation comes after the commit
 
     @property
@@ -67,33 +66,45 @@ class WholeCheckpoints(TrainerCallback):
 
     # -- saving ----------------------------------------------------------------------------------
 
-    def _save_whole(self, model: Any, trial: Any) -> None:
-        trainer, output_dir = self.trainer, Path(self.trainer.args.output_dir)
-        folder = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
-        need = checkpoint_bytes(trainer)
-        older = [f for _, f in step_folders(output_dir) if not self._is_best(f)]
-        spare = [*output_dir.glob("_broken-*"), *reversed(older[1:])]
-        _on_first(trainer, lambda: check_room(output_dir, need, spare))
-        try:
-            with naming_a_full_disk(output_dir, need):
-                self._save(model, trial)
-                file = folder / PROGRESS.format(rank=trainer.args.process_index)
-                file.write_text(json.dumps(progress(trainer)), encoding="utf-8")
-                trainer.accelerator.wait_for_everyone()  # every process has written its files
-                if trainer.is_world_process_zero():
-                    commit(folder, {**self.record, **self._counts()})
-        except OSError:
-            if trainer.is_world_process_zero() and folder.exists():
-                remove(folder)  # it would fill the disk, and does not count
-            raise
-        if trainer.is_world_process_zero():
-            keep = self.keep or (1 if need > LARGE else 2)
-            for _, old in step_folders(output_dir)[max(keep, 1) :]:
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save:
+            self._make_room()
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if args.save_strategy == SaveStrategy.BEST:  # decides only now
+            self._make_room()
+
+    def _make_room(self) -> None:
+        self.need = checkpoint_bytes(self.trainer)
+        older = [f for _, f in step_folders(self.output_dir) if not self._is_best(f)]
+        spare = [*self.output_dir.glob("_broken-*"), *reversed(older[1:])]
+        _on_first(self.trainer, lambda: check_room(self.output_dir, self.need, spare))
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = self.output_dir / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        file = folder / PROGRESS.format(rank=args.process_index)
+        file.write_text(json.dumps(progress(self.trainer)), encoding="utf-8")
+        self.trainer.accelerator.wait_for_everyone()  # every process has written its files
+        if state.is_world_process_zero:
+            counts = {"step": state.global_step, "train_s": round(self.train_s, 2)}
+            commit(folder, {**self.record, **counts})
+            keep = self.keep or (1 if self.need > LARGE else 2)
+            for _, old in step_folders(self.output_dir)[max(keep, 1) :]:
                 if not self._is_best(old):
                     remove(old)
 
-    def _counts(self) -> dict:
-        return {"step": self.trainer.state.global_step, "train_s": round(self.train_s, 2)}
+    @contextmanager
+    def room_for_next(self) -> Iterator[None]:
+        """Where a disk is full say so, and clear away what was half written: it does not count."""
+        try:
+            with naming_a_full_disk(self.output_dir, self.need):
+                yield
+        except OSError:
+            if self.trainer.is_world_process_zero():
+                for _, folder in step_folders(self.output_dir)[:1]:
+                    if not (folder / MANIFEST).exists():
+                        remove(folder)
+            raise
 
     def _is_best(self, folder: Path) -> bool:
         best = self.trainer.state.best_model_checkpoint
@@ -114,8 +125,27 @@ class WholeCheckpoints(TrainerCallback):
         file = self.resumed_from / PROGRESS.format(rank=args.process_index)
         if file.is_file():
             restore_progress(self.trainer, json.loads(file.read_text(encoding="utf-8")))
+        if state.global_step >= state.max_steps:
+            self.trainer._run_epoch = self._nothing_left  # Trainer's own would train a step more
+
+    def _nothing_left(self, *, model, epoch, trial, ignore_keys_for_eval, start_time, **_):
+        """Do in the place of an epoch what comes behind the last step, with which a run ended."""
+        trainer = self.trainer
+        trainer._load_rng_state(str(self.resumed_from))
+        trainer.control.should_training_stop = True
+        if trainer.args.save_strategy == "epoch":
+            return  # it was done before this checkpoint
+        trainer.control = trainer.callback_handler.on_epoch_end(
+            trainer.args, trainer.state, trainer.control
+        )
+        trainer._maybe_log_save_evaluate(
+            trainer._tr_loss, None, model, trial, epoch, ignore_keys_for_eval, start_time,
+            learning_rate=trainer._get_learning_rate(),
+        )  # fmt: skip
 
     def on_epoch_end(self, args, state, control, **kwargs):
+        if control.should_save:
+            self._make_room()
         if control.should_training_stop or state.global_step >= state.max_steps:
             self._check_best(args, state)  # Trainer is about to read it back
 
@@ -197,7 +227,8 @@ def take_new_settings(trainer: Trainer) -> None:
     """Let the optimizer's settings be this start's and not the checkpoint's that it goes on from.
 
     The state of an optimizer and of a schedule holds the learning rate, weight decay and so on,
-    and loading it would undo a change that was allowed.
+    and loading it would undo a change that was allowed. Trainer's own method is wrapped, since no
+    callback runs between making the optimizer, when its settings are this start's, and loading.
     """
     load = trainer._load_optimizer_and_scheduler
 
@@ -259,8 +290,6 @@ class SameAfterEvaluating(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.state = torch.get_rng_state()
-
-    on_epoch_end = on_step_end
 
     def on_evaluate(self, args, state, control, **kwargs):
         if self.state is not None:

@@ -75,7 +75,6 @@ def _entry(field: dataclasses.Field, hint: Any, values: Mapping[str, Any], brief
 
 
 def _written(value: Any) -> str:
-    """Return a value as YAML writes it."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -10,16 +10,15 @@ which commit it was; `resolve` gives the folder to read. Imports nothing heavy.
 
 import argparse
 import functools
-import hashlib
 import json
 import re
 import shutil
 from pathlib import Path
 
+from codexhf.checkpoints import MANIFEST, wrong_file
 from codexhf.lineage import STAGES
 from codexhf.refusals import refuse
 
-MANIFEST = "manifest.json"
 ADAPTER = "adapter"  # folder of a LoRA stage's adapter, in the stage's
 LABELS = "labels"  # folder next to the stages': what people said, exported
 PUBLISHED = ".hub"  # in a stage's folder: its name on the hub, commit included
@@ -114,12 +113,12 @@ def _fetch(repo: str, revision: str | None, kind: str) -> Path:
             folder = HfApi().snapshot_download(
                 **asked, revision=revision, allow_patterns=READ, force_download=again
             )
-            folder, broken = Path(folder), []
+            folder, broken = Path(folder), None
             if (folder / MANIFEST).is_file():
-                broken = faults(folder)
+                broken = fault(folder)
             elif not is_offline_mode():
-                found = HfApi().verify_repo_checksums(**asked, revision=folder.name)
-                broken = [f"{m['path']} is not what the hub has" for m in found.mismatches]
+                found = HfApi().verify_repo_checksums(**asked, revision=folder.name).mismatches
+                broken = f"{found[0]['path']} is not what the hub has" if found else None
         except Exception as error:  # whatever the client raises, the name is what the user can fix
             raise ValueError(
                 f"{repo}@{revision or 'main'}: no such path here, and the hub gave no {kind}: "
@@ -128,7 +127,7 @@ def _fetch(repo: str, revision: str | None, kind: str) -> Path:
         if not broken:
             return folder
     raise ValueError(
-        f"{repo}@{folder.name}: {broken[0]}, also after a second download. Do not use it; ask who "
+        f"{repo}@{folder.name}: {broken}, also after a second download. Do not use it; ask who "
         f"pushed it. (Cached in {folder})"
     )
 
@@ -138,26 +137,9 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def faults(folder: Path) -> list[str]:
-    """What of a finished stage's folder is not as its manifest records it."""
-    recorded = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    return compare(folder, {name: file["sha256"] for name, file in recorded.items()})
-
-
-def compare(folder: Path, recorded: dict[str, str]) -> list[str]:
-    out = []
-    for name, digest in recorded.items():
-        if not (folder / name).is_file():
-            out.append(f"{name} is missing")
-        elif sha256(folder / name) != digest:
-            out.append(f"{name} is not the one that was recorded (sha256 {digest[:12]}…)")
-    return out
+def fault(folder: Path) -> str | None:
+    recorded = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return wrong_file(folder, recorded["files"])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -183,9 +165,9 @@ def verify(name: str, kind: str = "model", seen: set | None = None) -> list[str]
 def _walk(name: str, folder: Path, why: str, recorded: dict, lines: list[str], seen: set) -> None:
     """Check one stage against what its child recorded of it and against its own manifest."""
     whole = (folder / MANIFEST).is_file()
-    broken = compare(folder, recorded) or (faults(folder) if whole else [])
+    broken = wrong_file(folder, recorded) or (fault(folder) if whole else None)
     if broken or not folder.is_dir():
-        raise ValueError(f"{name} ({why}): {broken[0] if broken else 'there is no such folder'}.")
+        raise ValueError(f"{name} ({why}): {broken or 'there is no such folder'}.")
     if folder.resolve() in seen:
         return
     seen.add(folder.resolve())
@@ -201,8 +183,8 @@ def _walk(name: str, folder: Path, why: str, recorded: dict, lines: list[str], s
             beside, why = path if path.is_dir() else path.parent, f"{use} data of {name}"
             if (beside / MANIFEST).is_file():
                 _walk(stats["card"], beside, why, digests, lines, seen)
-            elif broken := compare(beside, digests):
-                raise ValueError(f"{stats['card']} ({why}): {broken[0]}.")
+            elif broken := wrong_file(beside, digests):
+                raise ValueError(f"{stats['card']} ({why}): {broken}.")
             else:
                 lines.append(f"{stats['card']} ({why}): {len(digests)} files as recorded")
 

@@ -26,6 +26,8 @@ from codexhf.arguments import PATH_CHECKS
 from codexhf.cards import load_card
 from codexhf.checkpoints import MANIFEST, file_stats, read_sealed, wrong_file
 from codexhf.hub import hub_name, resolve
+from codexhf.knobs import default_of
+from codexhf.launch import processes
 from codexhf.refusals import nearest
 
 IDENTITY = "run.json"
@@ -52,7 +54,8 @@ EFFECTIVE = {
     "adam_epsilon", "max_grad_norm", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
     "max_steps", "num_train_epochs", "total_episodes", "per_device_train_batch_size",
     "gradient_accumulation_steps", "per_device_eval_batch_size", "bf16", "fp16",
-    "gradient_checkpointing", *NEUTRAL_WITHOUT_BEST, "eval_tasks", "eval_max_new_tokens",
+    "gradient_checkpointing", "activation_checkpointing", *NEUTRAL_WITHOUT_BEST, "eval_tasks",
+    "eval_max_new_tokens",
     "metric_for_best_model", "timeout_s", "unsafe_exec", "alpha_sft", "beta_rlhf", "gamma_reg",
     "kl_coef", "entropy_coef", "vf_coef", "cliprange", "cliprange_value", "temperature",
     "reward_weights", "reward_clip", "missing_eos_penalty",
@@ -82,7 +85,7 @@ def configuration(stage: Any, training: Any) -> dict:
         config |= {
             f.name: getattr(training, f.name)
             for f in dataclasses.fields(training)
-            if f.name not in NEUTRAL and getattr(training, f.name) != _default(f)
+            if f.name not in NEUTRAL and getattr(training, f.name) != default_of(f)
         }
     return json.loads(json.dumps(config, default=str))
 
@@ -142,7 +145,6 @@ def _sources(rewards: Sequence[str]) -> dict[str, str]:
 
 
 def _made(training: Any) -> dict:
-    """Return what this process makes a run with."""
     made = {
         "codexhf": importlib.metadata.version("codexhf"),
         "code": code_hash(),
@@ -151,7 +153,7 @@ def _made(training: Any) -> dict:
         **versions(),
         "device": _device(training),
         "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"),
-        "processes": _processes(),
+        "processes": processes(),
         "sharding": _sharding(),
     }
     if made["device"] == "cpu":
@@ -165,10 +167,6 @@ def _made(training: Any) -> dict:
 def _device(training: Any) -> str:
     cpu = getattr(training, "use_cpu", False) or not torch.accelerator.is_available()
     return "cpu" if cpu else torch.accelerator.current_accelerator().type
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def versions() -> dict[str, str]:
@@ -246,17 +244,13 @@ def load_manifest(folder: Path | str) -> dict:
         raise ValueError(f"{error}. Restore it, or give --restart true to that stage.") from None
 
 
-def differences(before: Mapping, now: Mapping) -> list[str]:
-    """Return `key: old -> new` for every leaf that differs."""
-    return [f"{key}: {change}" for key, change in _leaves(before, now).items()]
-
-
-def _leaves(before: Mapping, now: Mapping, prefix: str = "") -> dict[str, str]:
+def leaves(before: Mapping, now: Mapping, prefix: str = "") -> dict[str, str]:
+    """Key -> `old -> new` of every leaf that differs."""
     out = {}
     for key in sorted({*before, *now}):
         a, b = before.get(key), now.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            out |= _leaves(a, b, f"{prefix}{key}.")
+            out |= leaves(a, b, f"{prefix}{key}.")
         elif a != b:
             short = [str(x)[:12] + "…" if len(str(x)) > 40 else str(x) for x in (a, b)]
             out[f"{prefix}{key}"] = f"{short[0]} -> {short[1]}"
@@ -275,7 +269,7 @@ class Changes:
         """Compare two identities; what an older version did not write down is not compared."""
         asked = {k: v for k, v in now.items() if k in before and k not in ("made", "hub")}
         old = {k: before[k] for k in asked}
-        return cls(_leaves(old, asked), _leaves(before.get("made", {}), now["made"], "made."))
+        return cls(leaves(old, asked), leaves(before.get("made", {}), now["made"], "made."))
 
     @property
     def all(self) -> dict[str, str]:
@@ -291,7 +285,6 @@ class Changes:
         return Changes(left(self.asked), left(self.made))
 
     def lines(self) -> list[str]:
-        """One line for each difference."""
         return [f"{key}: {change}" for key, change in self.all.items()]
 
 
@@ -310,17 +303,10 @@ def can_change(key: str) -> bool:
 
 def unknown_names(allowed: Iterable[str], identity: Mapping) -> list[str]:
     """One sentence for each name of `--allow_changed` that nothing has."""
-    leaves = _leaves({k: {} for k, v in identity.items() if isinstance(v, Mapping)}, identity)
-    known = {name for key in leaves for name in named(key)} | EFFECTIVE
+    empty = {k: {} for k, v in identity.items() if isinstance(v, Mapping)}
+    known = {name for key in leaves(empty, identity) for name in named(key)} | EFFECTIVE
     return [
         f"allow_changed: got {name!r}, expected the name of a difference.{nearest(name, known)}"
         for name in allowed
         if name not in known
     ]
-
-
-def _default(field: dataclasses.Field) -> Any:
-    # Not from a second instance of the arguments: that would reset accelerate's global state.
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default

@@ -105,7 +105,10 @@ def given(instance: Any, name: str) -> bool:
 
 
 def default_of(field: dataclasses.Field) -> Any:
-    """Return a field's default; a new one where it is mutable."""
+    """Return a field's default; a new one where it is mutable.
+
+    Not from a second instance: one of Trainer's arguments would reset accelerate's global state.
+    """
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
@@ -113,20 +116,21 @@ def default_of(field: dataclasses.Field) -> Any:
 
 def _field_errors(instance: Any, field: dataclasses.Field, hint: Any) -> list[str]:
     name, value, rule = field.name, getattr(instance, field.name), field.metadata
+    expected = limits(field, hint) or type_name(hint)
     if value is None:
         optional = type(None) in alternatives(hint)
-        return [] if optional else [f"{name}: got null, expected {describe(field, hint)}."]
+        return [] if optional else [f"{name}: got null, expected {expected}."]
     out = []
     items = value if isinstance(value, list) else [value]
     if len(items) < rule["least"]:
         out.append(f"{name}: got an empty list, expected at least {rule['least']}: {rule['help']}")
     if rule["each"] and len(items) != len(getattr(instance, rule["each"])):
-        expected = f"one for each of the {len(getattr(instance, rule['each']))} {rule['each']}"
-        out.append(f"{name}: got {len(items)} values, expected {expected}.")
+        one_each = f"one for each of the {len(getattr(instance, rule['each']))} {rule['each']}"
+        out.append(f"{name}: got {len(items)} values, expected {one_each}.")
     for item in items:
         if not _legal(item, rule, hint):
             near = nearest(item, choices_of(hint))
-            out.append(f"{name}: got {item!r}, expected {describe(field, hint)}.{near}")
+            out.append(f"{name}: got {item!r}, expected {expected}.{near}")
         elif rule["check"] and (wrong := rule["check"](item)):
             out.append(f"{name}: got {item!r}, {wrong}")
     if rule["needs"] and not out and given(instance, name) and not getattr(instance, rule["needs"]):
@@ -151,11 +155,6 @@ def choices_of(hint: Any) -> tuple:
         if isinstance(member, type) and issubclass(member, Enum):
             return tuple(item.value for item in member)
     return ()
-
-
-def describe(field: dataclasses.Field, hint: Any) -> str:
-    """Return what a field expects, in words: "at least 1", "between 0 and 1", "one of a, b"."""
-    return limits(field, hint) or type_name(hint)
 
 
 def limits(field: dataclasses.Field, hint: Any) -> str:

@@ -3,13 +3,15 @@
 Imports nothing heavy, since a recipe imports it before its arguments are read.
 """
 
+import gc
 import importlib.util
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from codexhf.checkpoints import DISK_FULL
@@ -19,8 +21,36 @@ LAST_S = 5.0
 """Seconds for which a process that lost another stays, so that the launcher sees that one first."""
 PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
 
+launched = False
+"""Whether this process is a recipe's own."""
 begun = False
 """Whether a stage of this process has begun its work; run.py says so."""
+
+
+def rank() -> int:
+    """The number of this process among those that were launched together."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def processes() -> int:
+    """How many processes were launched together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import libraries without garbage collections, a fifth of the time, which find nothing there.
+
+    What was imported stays to the end, so that in a recipe's own process later collections need not
+    look at it either. Elsewhere that would also keep what others left behind.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        if launched:
+            gc.freeze()
+        gc.enable()
 
 
 def launch(main: Callable[[], object]) -> None:
@@ -30,6 +60,8 @@ def launch(main: Callable[[], object]) -> None:
     their traceback. One of several processes then leaves at once, and its launcher ends the others.
     A full disk, SIGTERM and SIGHUP end in 75: nothing is wrong with the command.
     """
+    global launched
+    launched = True
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_DFL:  # under nohup one is ignored
             signal.signal(number, _stop)
@@ -41,7 +73,7 @@ def launch(main: Callable[[], object]) -> None:
             print(f"stopped: {error.strerror}{where}", file=sys.stderr)
             raise SystemExit(PREEMPTED) from None
         if begun or os.environ.get("CODEXHF_DEBUG"):
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if processes() > 1:
                 _leave(error)
             raise
         told = isinstance(error, ValueError | OSError)  # a sentence written for the user
@@ -49,10 +81,11 @@ def launch(main: Callable[[], object]) -> None:
         text += "" if told else " (CODEXHF_DEBUG=1 shows where.)"
         refuse([text], Path(sys.argv[0]).name, everywhere=not told)
     except KeyboardInterrupt:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if rank() == 0:
             print("interrupted; start the same command again, it resumes from the last checkpoint")
         raise SystemExit(130) from None
     finally:
+        launched = False
         torch = sys.modules.get("torch")
         if torch and torch.distributed.is_initialized():  # else its threads abort the process
             torch.distributed.destroy_process_group()
@@ -63,12 +96,11 @@ def _leave(error: Exception) -> None:
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    rank = os.environ.get("RANK")
     if isinstance(error, DistError) or "gloo" in str(error):
-        print(f"process {rank} lost another one: {error}", file=sys.stderr, flush=True)
+        print(f"process {rank()} lost another one: {error}", file=sys.stderr, flush=True)
         time.sleep(LAST_S)
     else:
-        print(f"process {rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        print(f"process {rank()} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         get_error_handler().record_exception(error)  # torchrun ends with the earliest of these
     os._exit(1)
 
@@ -95,6 +127,18 @@ def launch_errors() -> list[str]:
             "install deepspeed`, or use recipes/accelerate/fsdp2.yaml."
         )
     return errors
+
+
+def load_whole() -> None:
+    """Have models loaded whole under ZeRO-3, until training splits those that it trains.
+
+    With training arguments in memory transformers splits every model that it loads, those too that
+    only score, whose parts nothing would put together.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
 
 
 def _stop(number: int, frame: object) -> None:

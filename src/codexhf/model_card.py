@@ -8,11 +8,11 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 from huggingface_hub import EvalResult, ModelCardData, RepoCard
 
-from codexhf.hub import MANIFEST, hub_name, published, resolve
+from codexhf.checkpoints import MANIFEST
+from codexhf.hub import hub_name, published, resolve
 from codexhf.lineage import BY_NAME
 from codexhf.picture import as_text, picture
 
@@ -50,8 +50,8 @@ def card_text(
     manifest: dict,
     where: str,
     license: str,
-    results: Mapping = MappingProxyType({}),
-    lineage: Mapping = MappingProxyType({}),
+    results: Mapping,
+    lineage: Mapping,
 ) -> str:
     """Return the card as Markdown.
 
@@ -105,7 +105,6 @@ def ancestry(manifest: Mapping, found: dict | None = None) -> dict[str, dict]:
 
 
 def numbers(metrics: Mapping) -> dict:
-    """The metrics that a reader of a card asks for."""
     return {
         key: value
         for key, value in metrics.items()

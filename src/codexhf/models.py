@@ -251,26 +251,18 @@ def backbone_states(
     ).last_hidden_state
 
 
-def compile_layers(model: nn.Module, dynamic: bool | None = True) -> None:
+def compile_layers(model: nn.Module, mode: str | None = None) -> None:
     """Let torch compile the layers of a model, each where it is first called.
 
     Layers of one class share what is compiled, so it takes seconds where a whole model takes
     minutes. `torch.compiler.set_stance("force_eager")` switches them back for a while.
-
-    Args:
-        dynamic: for batches of all sizes; None: once sizes are seen to change.
     """
     # a backward pass may be run twice over one graph: PPO logs the gradient norm of each term
     torch._functorch.config.donated_buffer = False
     kinds = set(base_model(model)._no_split_modules or ())
     for module in model.modules():
         if type(module).__name__ in kinds:
-            module.compile(dynamic=dynamic)
-
-
-def compiled_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers that `compile_layers` compiled."""
-    return [module for module in model.modules() if module._compiled_call_impl is not None]
+            module.compile(dynamic=True, mode=mode)
 
 
 @contextmanager

@@ -13,14 +13,13 @@ import re
 import sys
 import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
 from codexhf import knobs, workers
 from codexhf.arguments import StageArguments, pin
-from codexhf.launch import launch_errors
+from codexhf.launch import launch_errors, load_whole, processes, rank
 from codexhf.refusals import nearest, refuse
 from codexhf.strict_yaml import load_yaml
 
@@ -55,27 +54,6 @@ REFUSED = {
 }
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One field of one of the dataclasses."""
-
-    owner: type
-    field: dataclasses.Field
-    hint: Any
-
-    def convert(self, value: Any) -> Any:
-        """Return the value as the field's type has it, as `convert` does."""
-        return convert(value, self.hint)
-
-    @property
-    def is_list(self) -> bool:
-        return any(typing.get_origin(member) is list for member in knobs.alternatives(self.hint))
-
-    @property
-    def is_switch(self) -> bool:
-        return bool in knobs.alternatives(self.hint)
-
-
 def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None) -> tuple:
     """Return one filled instance per dataclass, or exit with code 2 and every error found.
 
@@ -90,8 +68,8 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
     Raises:
         SystemExit: code 2 after printing the errors to stderr; code 0 after `--help`.
     """
-    settings = {
-        field.name: Setting(owner, field, hints[field.name])
+    settings = {  # name -> type hint
+        field.name: hints[field.name]
         for owner in types
         for hints in [typing.get_type_hints(owner)]
         for field in dataclasses.fields(owner)
@@ -117,25 +95,26 @@ def parse(types: Sequence[type], recipe: str, argv: Sequence[str] | None = None)
     if errors:
         refuse(list(dict.fromkeys(errors)), f"{Path(recipe).name} with {config}")
     _say_batch(in_yaml, instances[-1])
+    load_whole()
     workers.num_proc = getattr(instances[0], "num_proc", None)
     return instances
 
 
 def _say_batch(in_yaml: dict[str, Any], config: Any) -> None:
     """Say where several processes make another batch of the settings than one made of the YAML."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    count = processes()
     names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    if processes == 1 or not hasattr(config, names[0]):
+    if count == 1 or not hasattr(config, names[0]):
         return
     rows, micro_batches = (getattr(config, name) for name in names)
     defaults = {name: type(config).__dataclass_fields__[name].default for name in names}
     meant = math.prod(in_yaml.get(name, defaults[name]) for name in names)
-    found = rows * micro_batches * processes
-    if found != meant and os.environ.get("RANK", "0") == "0":
+    found = rows * micro_batches * count
+    if found != meant and rank() == 0:
         print(
             f"warning: a batch is {rows} rows per device x {micro_batches} accumulated x "
-            f"{processes} processes = {found} rows; on one process the YAML makes {meant}. For the "
-            f"same learning curve divide {' or '.join(names)} by {processes} (docs/multi_gpu.md).",
+            f"{count} processes = {found} rows; on one process the YAML makes {meant}. For the "
+            f"same learning curve divide {' or '.join(names)} by {count} (docs/multi_gpu.md).",
             file=sys.stderr,
             flush=True,
         )
@@ -236,7 +215,7 @@ def _expected(hint: Any) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def _from_yaml(config: str, settings: dict[str, Setting], errors: list[str]) -> dict[str, Any]:
+def _from_yaml(config: str, settings: dict[str, Any], errors: list[str]) -> dict[str, Any]:
     """Return what a YAML file sets, converted; add what is wrong with it to the errors."""
     try:
         loaded = load_yaml(config) or {}
@@ -251,7 +230,7 @@ def _from_yaml(config: str, settings: dict[str, Setting], errors: list[str]) -> 
             errors.append(f"{config}: unknown key {key!r}.{nearest(key, settings)}")
             continue
         try:
-            values[key] = settings[key].convert(value)
+            values[key] = convert(value, settings[key])
         except ValueError as error:
             got, fix = "null" if value is None else repr(value), ""
             if isinstance(value, bool):  # a bare yes, no, on or off
@@ -261,7 +240,7 @@ def _from_yaml(config: str, settings: dict[str, Setting], errors: list[str]) -> 
 
 
 def read_flags(
-    argv: Iterable[str], settings: dict[str, Setting], errors: list[str]
+    argv: Iterable[str], settings: dict[str, Any], errors: list[str]
 ) -> dict[str, list[str]]:
     """Return each flag's words: `--name value`, `--name=value`, `--name` alone, `--no_name`.
 
@@ -281,7 +260,7 @@ def read_flags(
         name, words = flag.lstrip("-").replace("-", "_"), [value] if equals else []
         name = {"h": "help"}.get(name, name)
         off = name.removeprefix("no_")
-        if name not in settings and off in settings and settings[off].is_switch and not words:
+        if name not in settings and not words and bool in knobs.alternatives(settings.get(off)):
             name, words = off, ["false"]
         if name not in settings and name not in ("config", "help"):
             known = [f"--{known}" for known in settings]
@@ -296,27 +275,24 @@ def read_flags(
 
 
 def _from_flags(
-    flags: dict[str, list[str]], settings: dict[str, Setting], errors: list[str]
+    flags: dict[str, list[str]], settings: dict[str, Any], errors: list[str]
 ) -> dict[str, Any]:
     values = {}
     for name, words in flags.items():
-        setting = settings[name]
+        kinds = knobs.alternatives(settings[name])
         try:
-            if setting.is_list and words:
-                values[name] = setting.convert(words if len(words) > 1 else words[0])
-            elif len(words) > 1:
+            if len(words) > 1 and not any(typing.get_origin(kind) is list for kind in kinds):
                 raise ValueError("expected one value.")
-            elif not words and not setting.is_switch:
-                raise ValueError(_expected(setting.hint))
-            else:
-                values[name] = setting.convert(words[0] if words else "true")
+            if not words and bool not in kinds:
+                raise ValueError(_expected(settings[name]))
+            values[name] = convert(words if len(words) > 1 else [*words, "true"][0], settings[name])
         except ValueError as error:
             got = repr(" ".join(words)) if words else "nothing"
             errors.append(f"--{name}: got {got}, {error}")
     return values
 
 
-def _for_device(settings: dict[str, Setting], values: dict[str, Any]) -> dict[str, Any]:
+def _for_device(settings: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """Return defaults that depend on the machine, for library configs, of what was not said."""
     found: dict[str, Any] = {}
     if not {"bf16", "use_cpu"} & set(settings):
@@ -343,7 +319,6 @@ def _launched_in() -> str:
 
 
 def _precision_errors(config: Any) -> list[str]:
-    """Return what contradicts in how the library's config and accelerate name a precision."""
     if not hasattr(config, "bf16"):
         return []
     launched, out = _launched_in(), []
@@ -375,6 +350,9 @@ def _construct(owner: type, values: dict[str, Any], errors: list[str]) -> Any:
         errors += stage.errors()
         return stage
     errors += _library_errors(owner, mine) + launch_errors()
+    if "activation_checkpointing" in names and "gradient_checkpointing" in mine:
+        # its name from transformers 5.23 on, which warns of the old one
+        mine.setdefault("activation_checkpointing", mine.pop("gradient_checkpointing"))
     try:
         config = owner(**mine)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
@@ -400,9 +378,7 @@ def _library_errors(owner: type, values: dict[str, Any]) -> list[str]:
 
 
 def _process_errors(config: Any) -> list[str]:
-    """Return what is wrong where several processes share the work."""
-    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if not shared or getattr(config.accelerator_config, "even_batches", True):
+    if processes() == 1 or getattr(config.accelerator_config, "even_batches", True):
         return []
     return [
         "accelerator_config.even_batches: got false with several processes, expected true. A "
@@ -411,7 +387,6 @@ def _process_errors(config: Any) -> list[str]:
 
 
 def _missing_packages(config: Any) -> list[str]:
-    """Return what is said of trackers and optimizers whose package is not installed."""
     out = []
     if not hasattr(config, "report_to"):
         return out  # what trains nothing

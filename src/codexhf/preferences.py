@@ -18,6 +18,7 @@ import numpy as np
 from datasets import Dataset
 
 from codexhf.arguments import PreferencesArguments
+from codexhf.cards import card_of_rows
 from codexhf.completions import grade
 from codexhf.execution import Result, packages_used
 from codexhf.generation import sample
@@ -26,24 +27,6 @@ from codexhf.reward_model import load_model_reward
 
 CHECK_EVERY = 5
 """Of how many pairs shown to people one is a pair that the tests decide."""
-
-CARD = """---
-license: other
-codexhf:
-  type: {type}
-  load: {{path: json, data_files: {file}}}{packages}
----
-
-# {title}
-
-## Provenance
-
-Written by the preferences stage; see README.md next to this file.
-
-## Known problems
-
-{problems}
-"""
 
 
 def make_pairs(model, tokenizer, tasks: Dataset, stage: PreferencesArguments, folder: Path):
@@ -263,7 +246,6 @@ def score_answers(tasks: Dataset, groups, reward_model: str | None) -> list[list
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """Write rows as JSON lines."""
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
@@ -299,12 +281,12 @@ def write_mixed(
     return count, len(rows)
 
 
-def write_card(path: Path, **fields: str) -> None:
+def write_card(path: Path, type: str, title: str, problems: str) -> None:
     """Write the card of the .jsonl file of the same name next to it."""
-    used = ", ".join(packages_used())
-    packages = f"\n  execution: {{packages: [{used}]}}" if used else ""
-    text = CARD.format(file=f"{path.stem}.jsonl", packages=packages, **fields)
-    path.write_text(text, encoding="utf-8")
+    used = packages_used()
+    own = {"execution": {"packages": used}} if used else {}
+    made = "Written by the preferences stage; see README.md next to this file."
+    path.write_text(card_of_rows(path, type, "other", title, made, problems, **own), "utf-8")
 
 
 def rank(result: Result) -> tuple[bool, float]:

@@ -26,17 +26,15 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError
 
 from codexhf.arguments import PushArguments
-from codexhf.checkpoints import sealed
+from codexhf.checkpoints import MANIFEST, sealed, sha256
 from codexhf.hub import (
     ADAPTER,
     LABELS,
-    MANIFEST,
     hub_name,
     kind_of,
     publish,
     published,
     said,
-    sha256,
     verify,
 )
 from codexhf.lineage import STAGES

@@ -10,7 +10,6 @@ wrote never makes a reward raise: malformed answers are the normal case and are 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import math
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codexhf.completions import code_of, parse_python
 from codexhf.execution import run_tests
+from codexhf.refusals import nearest
 from codexhf.safety import Rule, default_rules, load_rules, violations
 
 if TYPE_CHECKING:  # what names a reward should not cost the import of torch
@@ -183,7 +183,12 @@ class RewardSum:
     ) -> None:
         rewards = as_list(rewards)
         names = [_name_of(reward) for reward in rewards]
-        given = [1.0] * len(rewards) if weights is None else _weight_list(weights)
+        given = [1.0] * len(rewards) if weights is None else _listed(weights)
+        if given is None:
+            raise ValueError(
+                f"reward_weights: got {weights!r}, expected a list of numbers, one for each "
+                "reward. Put a single weight into a list, or leave them out: all then weigh 1."
+            )
         weights = [_number(weight) for weight in given]
         errors = []
         if not rewards:
@@ -358,11 +363,10 @@ def reward_of_name(name: str, table: Mapping[str, Reward] | None = None) -> Rewa
         )
     module, colon, function = str(name).partition(":")
     if not colon:
-        names = sorted({*REWARDS, REWARD_MODEL})
-        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)[0]
+        names = [REWARD_MODEL, *REWARDS]
         raise ValueError(
-            f"rewards: got {name!r}, expected one of {', '.join(names)}, or module:function. "
-            f"The nearest is {near!r}."
+            f"rewards: got {name!r}, expected one of {', '.join(names)}, or module:function."
+            f"{nearest(name, names)}"
         )
     try:
         return getattr(importlib.import_module(module), function)
@@ -385,18 +389,6 @@ def as_list(rewards: str | Reward | Iterable[str | Reward] | None) -> list[str |
             f"Names are {', '.join(sorted(REWARDS))}."
         )
     return list(rewards)
-
-
-def _weight_list(weights: Any) -> list[Any]:
-    """Return reward weights as a list, or refuse what is none."""
-    if isinstance(weights, Sequence) and not isinstance(weights, str | bytes):
-        return list(weights)
-    if hasattr(weights, "tolist") and getattr(weights, "ndim", 0) == 1:
-        return weights.tolist()
-    raise ValueError(
-        f"reward_weights: got {weights!r}, expected a list of numbers, one for each reward. "
-        "Put a single weight into a list, or leave them out: all then weigh 1."
-    )
 
 
 def _name_errors(columns: Iterable[str]) -> list[str]:
@@ -459,7 +451,15 @@ def _checked(
     name: str, values: Any, prompts: Sequence[Prompt], completions: Sequence[str]
 ) -> list[float | None]:
     """Return the values of a reward as finite floats or None, one per completion."""
-    values = _listed(name, values)
+    given, values = values, _listed(values)
+    if values is None:
+        got = "None" if given is None else f"{type(given).__name__} {_excerpt(repr(given))}"
+        if hasattr(given, "shape"):
+            got = f"a {type(given).__name__} of shape {tuple(given.shape)}"
+        raise RewardError(
+            f"reward {name!r}: got {got}, expected a list of float or None, one per completion. "
+            "Return a list, or a tensor or array of one dimension."
+        )
     if len(values) != len(completions):
         raise RewardError(
             f"reward {name!r}: got {len(values)} values for {len(completions)} completions, "
@@ -478,21 +478,11 @@ def _checked(
     return checked
 
 
-def _listed(name: str, values: Any) -> list[Any]:
-    """Return what a reward gave as a list, or refuse what holds no value per completion."""
+def _listed(values: Any) -> list[Any] | None:
+    """Return a sequence, or an array or tensor of one dimension, as a list; None of all else."""
     if isinstance(values, Sequence) and not isinstance(values, str | bytes):
         return list(values)
-    # Arrays and tensors of every library have both, and scalars and tables of them a shape.
-    if hasattr(values, "tolist") and hasattr(values, "shape"):
-        if len(values.shape) == 1:
-            return values.tolist()
-        got = f"a {type(values).__name__} of shape {tuple(values.shape)}"
-    else:
-        got = "None" if values is None else f"{type(values).__name__} {_excerpt(repr(values))}"
-    raise RewardError(
-        f"reward {name!r}: got {got}, expected a list of float or None, one per completion. "
-        "Return a list, or a tensor or array of one dimension."
-    )
+    return values.tolist() if len(getattr(values, "shape", ())) == 1 else None
 
 
 def _number(value: Any) -> float:
@@ -519,7 +509,6 @@ def _prompt_excerpt(prompt: Prompt) -> str:
 
 
 def _excerpt(text: str, length: int = 80) -> str:
-    """Return the beginning of a text for an error message."""
     return repr(text if len(text) <= length else text[:length] + "…")
 
 

@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -30,11 +29,13 @@ from accelerate.state import PartialState
 from accelerate.utils import broadcast_object_list
 
 from codexhf import launch
-from codexhf.arguments import StageArguments, TrainedArguments
+from codexhf.arguments import StageArguments
+from codexhf.cache import fingerprint
 from codexhf.checkpoints import (
     MANIFEST,
     check_room,
     file_stats,
+    free_bytes,
     last_good,
     naming_a_full_disk,
     read_sealed,
@@ -51,18 +52,16 @@ from codexhf.identity import (
     Changes,
     can_change,
     configuration,
-    differences,  # noqa: F401
     load_manifest,
     parent_record,
     run_identity,
     unknown_names,
     versions,
 )
-from codexhf.launch import PREEMPTED
+from codexhf.launch import PREEMPTED, processes, rank
 from codexhf.lineage import BY_NAME
 from codexhf.model_card import write_card
 from codexhf.refusals import refuse
-from codexhf.tokens import fingerprint
 
 if TYPE_CHECKING:  # stages that train nothing do not wait for the import of Trainer
     from transformers import Trainer, TrainingArguments
@@ -102,7 +101,7 @@ def run_stage(
     with _begin(output_dir, stage, record, agree=_from_first_process) as begun:
         if begun.finished is not None:
             return begun.finished
-        train_s = _train(trainer, stage, training, begun)
+        train_s = _train(trainer, training, begun)
         start = time.monotonic()
         record.metrics = _last_metrics(trainer.state.log_history)
         if trainer.eval_dataset is not None:
@@ -134,7 +133,7 @@ def run_task(
     Started again after a kill, it does its work from the beginning: such stages take seconds. Of
     several processes the first does all of it, and the others leave at once.
     """
-    if _rank() != 0:
+    if rank() != 0:
         return {}
     if stage.dry_run:
         for name, part in data.items():
@@ -176,24 +175,16 @@ def _compared(trainer: Trainer) -> dict[str, str]:
     return {f"eval {name}".strip(): fingerprint(part) for name, part in parts.items()}
 
 
-def _train(
-    trainer: Trainer, stage: StageArguments, training: TrainingArguments, begun: _Begun
-) -> float:
+def _train(trainer: Trainer, training: TrainingArguments, begun: _Begun) -> float:
     """Train to the end and return the seconds of training, earlier starts included."""
-    from transformers import Trainer as PlainTrainer
-
     from codexhf import guards
-    from codexhf.faster import Faster
     from codexhf.sharding import keep_float32
 
     keep_float32(trainer.accelerator)
     stop, checkpoint = guards.StopOnSignal(), begun.checkpoint
     whole = guards.WholeCheckpoints(trainer, training.save_total_limit, checkpoint, begun.record)
-    callbacks = [guards.SameAfterEvaluating(), whole, guards.ExactWeights(checkpoint)]
-    if isinstance(stage, TrainedArguments):
-        loss_alone = type(trainer).compute_loss is PlainTrainer.compute_loss
-        callbacks.append(Faster(stage.compile_layers, loss_alone))
-    for callback in (*callbacks, guards.StopOnNaN(), stop):
+    callbacks = [guards.SameAfterEvaluating(), guards.ExactWeights(checkpoint), guards.StopOnNaN()]
+    for callback in (*callbacks, stop, whole):
         trainer.add_callback(callback)
     if begun.changed:
         guards.take_new_settings(trainer)
@@ -202,7 +193,8 @@ def _train(
         _refuse_no_steps(training)
     if checkpoint is not None:
         _say(f"resuming from {checkpoint}")
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    with whole.room_for_next():
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     state = trainer.state
     if stop.received is not None and state.global_step < state.max_steps:
         _say(f"stopped at step {state.global_step} of {state.max_steps}; start again to resume")
@@ -231,12 +223,14 @@ def _refuse_no_steps(training: TrainingArguments) -> None:
 
 def _size(trainer: Trainer) -> dict:
     """Parameters, and rows that training read (with repetition over epochs)."""
+    from codexhf.sharding import count
+
     parameters = list(trainer.model.parameters())
     args = trainer.args
     rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
-        "parameters": sum(p.numel() for p in parameters),
-        "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "parameters": sum(map(count, parameters)),
+        "trained_parameters": sum(count(p) for p in parameters if p.requires_grad),
         "rows_trained_on": trainer.state.global_step * rows,
     }
 
@@ -247,6 +241,7 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
 
     from codexhf.models import shortest_context
     from codexhf.prompts import end_ids
+    from codexhf.sharding import is_sharded, whole_state
 
     tokenizer = trainer.processing_class
     for model in {m for m in trainer.model.modules() if isinstance(m, PreTrainedModel)}:
@@ -259,9 +254,12 @@ def _save(trainer: Trainer, output_dir: Path) -> None:
         context = shortest_context([trainer.model])
         if context is not None:
             tokenizer.model_max_length = context
-    if getattr(trainer, "is_fsdp_enabled", False):  # checkpoints may be sharded, the result is not
-        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(str(output_dir))
+    if is_sharded(trainer.model):  # checkpoints may stay so, the result is for `from_pretrained`
+        state = whole_state(trainer.model, trainer.is_world_process_zero())
+        if state:
+            trainer._save(str(output_dir), state_dict=state)
+    else:
+        trainer.save_model(str(output_dir))
     # A pickle of settings that the manifest holds as text; nobody should have to trust it.
     (output_dir / "training_args.bin").unlink(missing_ok=True)
     if tokenizer is not None and trainer.is_world_process_zero():
@@ -297,7 +295,7 @@ def _begin(
     try:
         with naming_a_full_disk(output_dir):
             try:
-                if _rank() == 0:
+                if rank() == 0:
                     output_dir.mkdir(parents=True, exist_ok=True)
                     lock = _lock(output_dir, stage)
                     begun = _decide(output_dir, stage, record.identity)
@@ -365,7 +363,8 @@ def _finished(output_dir: Path, stage: StageArguments, identity: dict) -> _Begun
     if changes.asked and not stage.redo_changed:
         raise ValueError(
             f"{output_dir} is finished and differs from what is asked for now:{_lines(changes)}\n"
-            "    Give another --output_dir, or --restart true: what is there stays, in _previous-n."
+            "    Give another --output_dir, or --redo_changed true to make it anew: what is there "
+            "stays, in _previous-n."
         )
     if changes.asked:
         _set_aside(output_dir, changes.lines())
@@ -427,17 +426,13 @@ def _left_by_another(output_dir: Path, identity: dict) -> bool:
 
 def _from_first_process(value):
     """The first process's value, on every process; the value itself where there is one only."""
-    box, started = [value], int(os.environ.get("WORLD_SIZE", "1"))
+    box, started = [value], processes()
     if PartialState().num_processes != started:
         raise ValueError(
             f"{started} processes were started, but each takes itself for the only one and would "
             "write the same folder. On a CPU give --use_cpu true and use torchrun."
         )
     return broadcast_object_list(box)[0]
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def _read_identity(output_dir: Path) -> dict:
@@ -526,7 +521,7 @@ def _drop_checkpoints(output_dir: Path) -> None:
 
 def _is_result(path: Path) -> bool:
     first = path.parts[0]
-    return not first.startswith(("_", "checkpoint-")) and path.name not in (MANIFEST, IDENTITY)
+    return not first.startswith((".", "_", "checkpoint-")) and path.name not in (MANIFEST, IDENTITY)
 
 
 def finite(value):
@@ -550,12 +545,11 @@ def environment() -> dict:
         "git_commit": _commit(),
         "device": torch.cuda.get_device_name() if cuda else platform.machine() + " CPU",
         "threads": torch.get_num_threads(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": processes(),
     }
 
 
 def _commit() -> str | None:
-    """The commit of codexhf's own checkout; None without git or outside one."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
@@ -564,7 +558,6 @@ def _commit() -> str | None:
 
 
 def _last_metrics(history: list[dict]) -> dict:
-    """The last value of everything that was logged."""
     merged: dict = {}
     for entry in history:
         merged.update(entry)
@@ -581,9 +574,7 @@ def _show(trainer: Trainer, stage: StageArguments, training: TrainingArguments) 
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     # Weights, gradients and AdamW's two moments, 4 bytes each; activations come on top.
     memory = 4 * (total + 3 * trained) / 2**30
-    folder = Path(training.output_dir)
-    existing = next(p for p in (folder, *folder.resolve().parents) if p.exists())
-    free = shutil.disk_usage(existing).free / 2**30
+    free = free_bytes(Path(training.output_dir)) / 2**30
     steps = trainer.args.max_steps
     _say(f"stage {stage_name(stage)} -> {training.output_dir} (dry run: nothing is written)")
     _say(f"parameters     {total:,} ({trained:,} trained)")
@@ -608,5 +599,5 @@ def _show_rows(name, dataset, tokenizer=None) -> None:
 
 
 def _say(line: str) -> None:
-    if _rank() == 0:
+    if rank() == 0:
         print(line, file=sys.stdout, flush=True)

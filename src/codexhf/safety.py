@@ -229,7 +229,6 @@ def _imports(node: ast.AST) -> str | None:
 
 
 def _text(node: ast.AST) -> str | None:
-    """Return the text of a literal; None of anything else."""
     if not isinstance(node, ast.Constant):
         return None
     return node.value.decode("latin-1") if isinstance(node.value, bytes) else str(node.value)
@@ -310,7 +309,6 @@ def wrong_vectors(rules: Sequence[Rule], clean: Sequence[str]) -> list[str]:
 
 
 def _errors(where: str, value: Any, shape: Any) -> list[str]:
-    """Return what is wrong with a value that should have a shape."""
     if isinstance(shape, tuple):
         try:
             fine, why = shape[1](value), ""
@@ -336,7 +334,6 @@ def _errors(where: str, value: Any, shape: Any) -> list[str]:
 
 
 def _rule(entry: dict[str, Any]) -> Rule:
-    """Return the rule that a whole entry describes."""
     match = entry["match"]
     mentions = set(match.get("mentions", ()))
     dotted = {mention for mention in mentions if re.fullmatch(r"\w+(\.\w+)+", mention)}

@@ -1,11 +1,11 @@
-"""Weights that are spread over processes by FSDP2: made so, and held whole for a while.
+"""Weights that are spread over processes, by FSDP2 or ZeRO-3: made so, and held whole for a while.
 
-accelerate shards what is trained. Here is what is left: models that only score, and sampling,
-in which processes take different numbers of steps.
+accelerate shards what is trained. Here is what is left: models that only score, sampling, in which
+processes take different numbers of steps, and what is saved at the end.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,12 +17,34 @@ from torch.distributed.tensor import DTensor
 
 def is_sharded(model: nn.Module) -> bool:
     """Return whether any parameter of a model lies spread over processes."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(isinstance(p, DTensor) or _in_zero3(p) for p in model.parameters())
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return all of a tensor; where it lies spread, every process must ask."""
+    if _in_zero3(tensor):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(model: nn.Module, first: bool) -> dict[str, torch.Tensor]:
+    """Return a sharded model's state in main memory, {} on all but the first process.
+
+    Every process must ask; the others hold one parameter at a time.
+    """
+    named = dict(model.named_parameters())  # tied weights once
+    aliases = dict(model.named_parameters(remove_duplicate=False))
+    named |= {name: t for name, t in model.state_dict().items() if name not in aliases}  # buffers
+    state = ((name, whole(tensor)) for name, tensor in named.items())
+    return {name: tensor.detach().cpu() for name, tensor in state if first}
+
+
+def count(parameter: nn.Parameter) -> int:
+    """Return how many numbers a parameter has, on all processes together."""
+    return parameter.ds_numel if _in_zero3(parameter) else parameter.numel()
 
 
 def keep_float32(accelerator: Any) -> None:
@@ -61,6 +83,10 @@ def gathered(model: nn.Module | None, *parts: nn.Module) -> Iterator[None]:
         model: as it was sharded.
         parts: of it; none means all. What stands outside its layers is gathered with any part.
     """
+    if model is not None and any(_in_zero3(p) for p in model.parameters()):
+        with _gathered_zero3(model, parts or (model,)):
+            yield
+        return
     if not isinstance(model, FSDPModule):
         yield
         return
@@ -78,6 +104,43 @@ def gathered(model: nn.Module | None, *parts: nn.Module) -> Iterator[None]:
         for group, before, after in hooks:
             group._forward_pre_hooks, group._forward_hooks = before, after
             group.reshard()
+
+
+@contextmanager
+def _gathered_zero3(model: nn.Module, parts: Iterable[nn.Module]) -> Iterator[None]:
+    import deepspeed
+
+    hooks = [
+        (hooks, name, hook)
+        for module in model.modules()
+        for hooks in (module._forward_pre_hooks, module._forward_hooks)
+        for name, hook in hooks.items()
+        if (hook.__module__ or "").startswith("deepspeed")  # which let go after a forward
+    ]
+    with deepspeed.zero.GatheredParameters([p for part in parts for p in part.parameters()]):
+        for place, name, _ in hooks:
+            del place[name]
+        try:
+            yield
+        finally:
+            for place, name, hook in hooks:
+                place[name] = hook
+
+
+@contextmanager
+def written(model: nn.Module) -> Iterator[None]:
+    """Let weights be changed in place on every process; ZeRO-3 takes over the first one's."""
+    if not any(_in_zero3(p) for p in model.parameters()):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(model.parameters()), modifier_rank=0):
+        yield
+
+
+def _in_zero3(tensor: torch.Tensor) -> bool:
+    return hasattr(tensor, "ds_id")
 
 
 def complete_state(optimizer: torch.optim.Optimizer) -> None:

@@ -2,25 +2,29 @@
 
 Local files are read here, so that what a row says does not depend on the format of its file (cells
 of a CSV stay text, `large_string` is a string) and an error names file and line; the rest is
-`datasets.load_dataset`'s. Rows go to the disk in batches and are mapped into memory.
+`datasets.load_dataset`'s. Rows go to the disk in batches, which are read back one at a time.
 """
 
 import bz2
 import csv
 import glob
 import gzip
+import hashlib
 import inspect
 import io
 import json
 import lzma
 import os
+import shutil
+import socket
 import sysconfig
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -28,40 +32,138 @@ import pyarrow.parquet as pq
 
 from codexhf.cards import Card, CardError, files_at
 from codexhf.refusals import nearest
-from codexhf.workers import progress
+from codexhf.workers import in_order, progress
 
 FORMATS = ("json", "csv", "parquet", "arrow", "pandas")  # the suffix says it more precisely
 MAX_ROW_BYTES = 16 * 2**20
-BATCH_ROWS, BATCH_BYTES = 5000, 4 * 2**20
+BATCH_ROWS, BATCH_BYTES = 5000, 2**20
+LINES, RANGE_BYTES = (".jsonl", ".ndjson"), 2**24  # files that several processes read
 
 
-def load_source(card: Card) -> pa.Table:
-    """Return a card's rows; strings are `string`, columns of mixed types are JSON (`pa.json_`).
+class Source:
+    """A card's rows on the disk, in batches, for as long as this lives.
 
-    Raises:
-        CardError: missing, broken or empty source, with file and line where there is one.
+    Strings are `string`; a column of which the type differs between batches is JSON (`pa.json_`).
+
+    Attributes:
+        empty: no row of them.
+        batches: file, number in it, first row, rows, bytes.
     """
-    table = spool(source_tables(card))
-    if table.num_rows == 0:
-        raise CardError(f"{card.path}: 0 rows in {_name(card)}. Check what `load` points at.")
-    return table
+
+    def __init__(self, card: Card):
+        self.folder = _reading_folder()
+        units = source_units(card)
+        sizes = [unit.size for unit in units]
+        read = partial(_to_disk, units, Path(self.folder.name), card)
+        several = map if sum(sizes) < BATCH_BYTES else in_order
+        forms, self.batches, self.num_rows, self.nbytes = [], [], 0, 0
+        with progress(None, f"Reading {card.name}", sum(sizes), unit="B", unit_scale=True) as bar:
+            for size, parts in zip(sizes, several(read, range(len(units))), strict=True):
+                for file, schema, batches in parts:
+                    forms.append(schema)
+                    for number, (rows, nbytes) in enumerate(batches):
+                        self.batches.append((file, number, self.num_rows, rows, nbytes))
+                        self.num_rows, self.nbytes = self.num_rows + rows, self.nbytes + nbytes
+                bar.update(size)
+        if self.num_rows == 0:
+            raise CardError(f"{card.path}: 0 rows in {_name(card)}. Check what `load` points at.")
+        self.empty = concat(schema.empty_table() for schema in dict.fromkeys(forms))
+        self.column_names = self.empty.column_names
+
+    def batch(self, place: int) -> tuple[int, pa.Table]:
+        """Return the number of a batch's first row, and its rows."""
+        file, number, start, *_ = self.batches[place]
+        with pa.OSFile(file) as stream:  # not mapped: nothing of it stays in memory
+            rows = pa.Table.from_batches([pa.ipc.open_file(stream).get_batch(number)])
+        return start, rows if rows.schema == self.empty.schema else concat([self.empty, rows])
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Return a column of all rows."""
+        return concat(self.batch(i)[1].select([name]) for i in range(len(self.batches)))[name]
+
+    def digest(self) -> str:
+        """Return a hash of all rows."""
+        found = hashlib.sha256()
+        for file in dict.fromkeys(file for file, *_ in self.batches):
+            with open(file, "rb") as stream:
+                found.update(hashlib.file_digest(stream, "sha256").digest())
+        return found.hexdigest()
 
 
-def source_tables(card: Card) -> Iterator[pa.Table]:
-    """Yield a card's rows in tables of about 4 MiB, as they are read."""
+def _reading_folder() -> tempfile.TemporaryDirectory:
+    """Return a new folder for rows, without those of processes of this machine that were killed."""
+    cache, here = Path(datasets.config.HF_DATASETS_CACHE), f"reading-{socket.gethostname()}-"
+    cache.mkdir(parents=True, exist_ok=True)
+    for old in cache.glob(f"{here}*-*"):
+        try:
+            os.kill(int(old.name.removeprefix(here).split("-")[0]), 0)
+        except (ProcessLookupError, ValueError):
+            shutil.rmtree(old, ignore_errors=True)
+        except PermissionError:
+            pass  # it lives, and is another user's
+    return tempfile.TemporaryDirectory(prefix=f"{here}{os.getpid()}-", dir=cache)
+
+
+def _to_disk(units: list["Unit"], folder: Path, card: Card, number: int) -> list[tuple]:
+    """Write what a unit yields into files, one for each form; return what is known of each."""
+    parts: list[tuple] = []
+    writer = None
+    try:
+        for table in _named_errors(card, units[number].read):
+            if not parts or table.schema != parts[-1][1]:
+                if writer is not None:
+                    writer.close()
+                file = str(folder / f"{number}-{len(parts)}.arrow")
+                writer = pa.ipc.new_file(file, table.schema)
+                parts.append((file, table.schema, []))
+            most = max(1, min(BATCH_ROWS, BATCH_BYTES * len(table) // max(table.nbytes, 1)))
+            for batch in table.combine_chunks().to_batches(max_chunksize=most):
+                writer.write_batch(batch)
+                parts[-1][2].append((batch.num_rows, batch.nbytes))
+    finally:
+        if writer is not None:
+            writer.close()
+    return parts
+
+
+class Unit(NamedTuple):
+    """A part of a source that a process reads by itself, and its bytes."""
+
+    read: Callable[[], Iterable[pa.Table]]
+    size: int = 0
+
+
+def source_units(card: Card) -> list[Unit]:
+    """Return the parts of a card's source, in order."""
     load = {key: value for key, value in card.load.items() if key != "streaming"}
     try:
         if "builder" in load:
-            yield from _batches(enumerate(_builder(load, card.path.parent)))
-        elif (files := _local_files(card)) is not None:
-            size = sum(file.stat().st_size for file in files)
-            with progress(None, f"Reading {card.name}", size, unit="B", unit_scale=True) as bar:
-                for file in files:
-                    yield from _read(file, bar)
-        else:
-            yield from _load_dataset(card)
+            return _builder(load, card.path.parent)
+        if (files := _local_files(card)) is not None:
+            return [unit for file in files for unit in _file_units(file)]
     except CardError as error:
         raise CardError(f"{card.path}: {error}") from None
+    return [Unit(partial(_load_dataset, card))]
+
+
+def source_tables(card: Card) -> Iterator[pa.Table]:
+    """Yield a card's rows in tables of about BATCH_BYTES, as they are read."""
+    for unit in source_units(card):
+        yield from _named_errors(card, unit.read)
+
+
+def _named_errors(card: Card, read: Callable[[], Iterable[pa.Table]]) -> Iterator[pa.Table]:
+    try:
+        yield from read()
+    except CardError as error:
+        raise CardError(f"{card.path}: {error}") from None
+
+
+def lies_here(card: Card) -> bool:
+    """Whether all that a card reads are local files, of which `digests` has the sha256."""
+    if "builder" in card.load:
+        return card.load["builder"] == source_files.__name__
+    return _local_files(card) is not None
 
 
 def concat(tables: Iterable[pa.Table]) -> pa.Table:
@@ -92,7 +194,7 @@ def _name(card: Card) -> str:
     return str(card.load.get("data_files") or card.load.get("builder") or card.load["path"])
 
 
-def _builder(load: dict, folder: Path) -> Iterable[dict]:
+def _builder(load: dict, folder: Path) -> list[Unit]:
     name = load.pop("builder")
     if name not in BUILDERS:
         known = ", ".join(BUILDERS)
@@ -106,7 +208,9 @@ def _builder(load: dict, folder: Path) -> Iterable[dict]:
         inspect.signature(BUILDERS[name]).bind(**load)
     except TypeError as error:
         raise CardError(f"builder {name}: {error}. Change the keys under codexhf.load.") from None
-    return BUILDERS[name](**load)
+    if BUILDERS[name] is source_files:
+        return source_files(**load)
+    return [Unit(lambda: _batches(enumerate(BUILDERS[name](**load))))]
 
 
 def _local_files(card: Card) -> list[Path] | None:
@@ -185,29 +289,57 @@ def _open(file: Path) -> IO[bytes]:
     return stream
 
 
-def _read(file: Path, bar: Any) -> Iterator[pa.Table]:
+def _file_units(file: Path) -> list[Unit]:
+    size = file.stat().st_size
+    if file.suffix.lower() in LINES and size > 2 * RANGE_BYTES:
+        spans = _line_ranges(file)
+        return [
+            Unit(partial(_read, file, partial(_read_jsonl, span=span), True), span[1] - span[0])
+            for span in spans
+        ]
+    return [Unit(partial(_read, file, READERS[_kind(file)]), size)]
+
+
+def _read(
+    file: Path, reader: Callable[[Path], Iterable[pa.Table]], part: bool = False
+) -> Iterator[pa.Table]:
     try:
         rows = 0
-        for table in READERS[_kind(file)](file):
+        for table in reader(file):
             rows += table.num_rows
             yield table
-        bar.update(file.stat().st_size)
     except CardError:
         raise
     except BROKEN as error:
         raise CardError(f"{file}: {type(error).__name__}: {error}") from error
-    if not rows:
+    if not rows and not part:
         raise CardError(f"0 rows in {file}.")
 
 
-def _read_jsonl(file: Path) -> Iterator[pa.Table]:
-    return _batches(_json_lines(file), str(file))
+def _line_ranges(file: Path) -> list[tuple[int, int, int]]:
+    """Return parts of a file that end behind a line: first byte, end, lines before it."""
+    spans, start, lines = [], 0, 0
+    with open(file, "rb") as stream:
+        while block := stream.read(RANGE_BYTES):
+            here, last = stream.tell() - len(block), block.rfind(b"\n") + 1
+            if last:
+                spans.append((start, here + last, lines))
+                start, lines = here + last, lines + block.count(b"\n")
+        if start < stream.tell():
+            spans.append((start, stream.tell(), lines))
+    return spans
 
 
-def _json_lines(file: Path) -> Iterator[tuple[int, dict]]:
+def _read_jsonl(file: Path, span: tuple | None = None) -> Iterator[pa.Table]:
+    return _batches(_json_lines(file, span), str(file))
+
+
+def _json_lines(file: Path, span: tuple | None) -> Iterator[tuple[int, dict]]:
     with _open(file) as lines:
-        number = 0
-        while line := lines.readline(MAX_ROW_BYTES + 1):
+        start, end, number = span or (0, None, 0)
+        if start:
+            lines.seek(start)
+        while (end is None or lines.tell() < end) and (line := lines.readline(MAX_ROW_BYTES + 1)):
             number += 1
             if len(line) > MAX_ROW_BYTES:
                 raise CardError(
@@ -375,38 +507,6 @@ def _plain_type(type: pa.DataType) -> pa.DataType:
     return type
 
 
-def spool(
-    tables: Iterator[pa.Table], join: Callable[[list[pa.Table]], pa.Table] = concat
-) -> pa.Table:
-    """Write tables to nameless files and return them mapped into memory, not read into it.
-
-    Args:
-        join: what makes one table of those with different columns.
-    """
-    folder = Path(datasets.config.HF_DATASETS_CACHE)
-    folder.mkdir(parents=True, exist_ok=True)
-    parts: list[pa.Table] = []
-    schema, writer, file = None, None, None
-
-    def close():
-        if writer is not None:
-            writer.close()
-            file.flush()
-            # The mapping keeps the file's bytes when its name is gone.
-            parts.append(pa.ipc.open_stream(pa.memory_map(file.name)).read_all())
-            file.close()
-
-    for table in tables:
-        if schema is None or table.schema != schema:
-            close()
-            schema = table.schema
-            file = tempfile.NamedTemporaryFile(dir=folder, suffix=".arrow")
-            writer = pa.ipc.new_stream(file, schema)
-        writer.write_table(table)
-    close()
-    return join(parts) if parts else pa.table({})
-
-
 # -- builders: data that lies on every machine with Python -----------------------------------
 
 
@@ -474,22 +574,45 @@ def humaneval() -> Iterable[dict]:
 
 def source_files(
     folder: Path, files: str | list[str], suffixes: list[str] | None = None
-) -> Iterable[dict]:
+) -> list[Unit]:
     """Every file of folders, patterns and (compressed) tars; the suffix is read without case.
 
     What is no text has a reason in `unreadable`, and is counted under it.
     """
     ends = tuple(suffix.lower() for suffix in suffixes or [""])
+    units: list[Unit] = []
+    plain: list[Path] = []
+    size = 0
+
+    def close() -> None:
+        nonlocal plain, size
+        if plain:
+            rows = partial(_source_rows, folder, plain)
+            units.append(Unit(lambda: _batches(enumerate(rows())), size))
+        plain, size = [], 0
+
     for name in [files] if isinstance(files, str) else files:
         found = files_at(folder, name)
         if not found:
             raise CardError(f"files {folder / name} do not exist.")
         for file in found:
             if _kind(file) in (".tar", ".tgz"):
-                yield from _tar_members(file, ends)
+                close()
+                rows = partial(_tar_members, file, ends)
+                units.append(Unit(lambda r=rows: _batches(enumerate(r())), file.stat().st_size))
             elif file.name.lower().endswith(ends):
-                with open(file, "rb") as stream:
-                    yield _source_row(os.path.relpath(file, folder), stream)
+                plain.append(file)
+                size += file.stat().st_size
+                if size > RANGE_BYTES:
+                    close()
+    close()
+    return units
+
+
+def _source_rows(folder: Path, files: Sequence[Path]) -> Iterable[dict]:
+    for file in files:
+        with open(file, "rb") as stream:
+            yield _source_row(os.path.relpath(file, folder), stream)
 
 
 def _tar_members(file: Path, ends: tuple[str, ...]) -> Iterable[dict]:
@@ -501,14 +624,7 @@ def _tar_members(file: Path, ends: tuple[str, ...]) -> Iterable[dict]:
             for member in tar:
                 if member.isfile() and member.name.lower().endswith(ends):
                     yield _source_row(member.name, tar.extractfile(member))
-    except (
-        OSError,
-        EOFError,
-        zlib.error,
-        lzma.LZMAError,
-        tarfile.TarError,
-        pa.ArrowException,
-    ) as error:
+    except (*BROKEN, tarfile.TarError) as error:
         raise CardError(f"{file}: {type(error).__name__}: {error}") from error
 
 

@@ -11,8 +11,6 @@ import numpy as np
 import pyarrow as pa
 from torch.utils.data import IterableDataset, get_worker_info
 
-from codexhf.workers import in_order
-
 BUFFER = 1000  # rows among which the next one is drawn, since corpora come sorted
 
 
@@ -65,32 +63,7 @@ class PackedStream(IterableDataset):
             yield row
 
 
-def packed_stream(
-    tables: Iterator[pa.Table], check: Callable, keep: Callable, encode: Callable, packer
-) -> Iterator[dict]:
-    """Yield the packed rows of one card's tables, in order.
-
-    Args:
-        check: a batch and its first row's number -> `data._Rows`.
-        keep: `data._Rows` -> whether each row of its table is kept.
-        encode: documents -> ids and lengths.
-        packer: `tokens.Packer`.
-    """
-
-    def work(item: tuple[int, pa.Table]):
-        rows = check(item[1], item[0])
-        texts = rows.table["text"].to_pylist()
-        return rows._replace(table=None), *(encode(texts) if texts else (np.empty(0, np.int32), []))
-
-    for rows, ids, lengths in in_order(work, _numbered(tables)):
-        kept = np.array(keep(rows), bool)
-        ids, lengths = ids[np.repeat(kept, lengths)], np.array(lengths, np.int64)[kept]
-        packed = packer.rows(ids, lengths.tolist()) if len(lengths) else None
-        if packed is not None:
-            yield from packed.to_pylist()
-
-
-def _numbered(tables: Iterator[pa.Table], size: int = 200) -> Iterator[tuple[int, pa.Table]]:
+def numbered(tables: Iterator[pa.Table], size: int = 200) -> Iterator[tuple[int, pa.Table]]:
     """Yield batches of one form, that of the first, with the number of their first row."""
     start, names = 0, None
     for table in tables:

@@ -162,7 +162,7 @@ def read_template(path: str) -> str:
     meant = f" Did you mean {str(inside)!r}?" if inside.is_file() else ""
     raise ValueError(
         f"chat_template_path: got {path!r}, expected a .jinja file, such as the one that a "
-        f"tokenizer's folder has, or recipes/chat_template.jinja.{meant}"
+        f"tokenizer's folder has. `chat_template: plain` needs no file.{meant}"
     )
 
 

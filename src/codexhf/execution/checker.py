@@ -255,33 +255,22 @@ class Handle(wire.StandIn):
     def __next__(self) -> object:
         return self._do("next")
 
-    def __len__(self) -> int:
-        return _exactly(int, self._do("len"))
-
-    def __bool__(self) -> bool:
-        return _exactly(bool, self._do("bool"))
-
-    def __str__(self) -> str:
-        return _exactly(str, self._do("str"))
-
-    def __repr__(self) -> str:
-        return _exactly(str, self._do("repr"))
-
-    def __int__(self) -> int:
-        return _exactly(int, self._do("int"))
-
-    def __float__(self) -> float:
-        return _exactly(float, self._do("float"))
-
-    def __hash__(self) -> int:
-        return _exactly(int, self._do("hash"))
-
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
         if other is None:  # no test takes an object for None
             return False
         raise self._client.refuse(f"`==` of a {self._type_name} that the program made")
+
+
+def _asked(name: str, kind: type) -> Callable:
+    return lambda self: _exactly(kind, self._do(name))
+
+
+for _name, _kind in (("len", int), ("bool", bool), ("int", int), ("float", float), ("hash", int)):
+    setattr(Handle, f"__{_name}__", _asked(_name, _kind))
+for _name in ("str", "repr"):
+    setattr(Handle, f"__{_name}__", _asked(_name, str))
 
 
 def _refused(name: str) -> Callable:

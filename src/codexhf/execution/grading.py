@@ -6,12 +6,13 @@ tests). Tests that need the program's process are run there, and then once more 
 expectation made wrong: a program that passes those as well gets no pass.
 """
 
+import functools
 import hashlib
 import itertools
 import json
 import secrets
 import struct
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from codexhf.execution import testcode
@@ -23,7 +24,7 @@ from codexhf.execution.items import (
     Tests,
     read_item,
 )
-from codexhf.execution.outputs import difference
+from codexhf.execution.outputs import Comparison, Kept
 from codexhf.execution.plain import canonical
 from codexhf.execution.protocol import (
     ASSERTS,
@@ -82,7 +83,8 @@ class Result:
 class Request:
     """One run in a zygote: kind is CALLS, PROGRAM (standard input and output), ASSERTS or TOGETHER.
 
-    The reply carries at most `max_report` and `max_output` bytes of what was written.
+    The reply carries at most `max_report` and `max_output` bytes of what was written; `reader`
+    makes what takes the latter.
     """
 
     kind: bytes
@@ -90,21 +92,13 @@ class Request:
     payloads: tuple[dict, ...]
     max_report: int = 2 * RECORD_BYTES
     max_output: int = 0
-
-    @property
-    def timeout_s(self) -> float:
-        """The program's processor time."""
-        return self.limits.timeout_s
-
-    @property
-    def max_file(self) -> int:
-        """The longest file that the program may write, its standard output among them."""
-        return max(self.limits.output_mb << 20, self.max_output)
+    reader: Callable[[], Comparison | Kept] = Kept
 
     def pack(self) -> bytes:
         """Return the bytes for the zygote's standard input."""
-        sizes = self.limits.memory_mb << 20, self.max_report, self.max_output, self.max_file
-        data = [HEADER.pack(self.kind, self.timeout_s, *sizes)]
+        longest_file = max(self.limits.output_mb << 20, self.max_output)
+        sizes = self.limits.memory_mb << 20, self.max_report, self.max_output, longest_file
+        data = [HEADER.pack(self.kind, self.limits.timeout_s, *sizes)]
         for payload in self.payloads:
             body = json.dumps(payload).encode("ascii")
             data += [struct.pack("!I", len(body)), body]
@@ -117,7 +111,7 @@ class Reply:
 
     Attributes:
         codes: exit codes of the child, or of checker and candidate.
-        output: the beginning of the standard output.
+        output: what the request's reader made of the beginning of the standard output.
         written: bytes of standard output in all.
     """
 
@@ -125,25 +119,39 @@ class Reply:
     codes: tuple[int, int]
     wall_s: float
     report: bytes
-    output: bytes
+    output: Comparison | Kept
     error: str
     written: int = 0
 
 
-def unpack_reply(data: bytes | bytearray) -> tuple[Reply, int] | None:
-    """Return the reply at the start of `data` and its length, or None while it is incomplete."""
-    if len(data) < REPLY.size:
-        return None
-    what, *codes, wall_s, report_size, output_size, error_size, written = REPLY.unpack_from(data)
-    error_end = REPLY.size + error_size
-    report_end = error_end + report_size
-    end = report_end + output_size
-    if len(data) < end:
-        return None
-    with memoryview(data) as view:  # copied once
-        error = bytes(view[REPLY.size : error_end]).decode("utf-8", "replace")
-        report, output = bytes(view[error_end:report_end]), bytes(view[report_end:end])
-    return Reply(what, tuple(codes), wall_s, report, output, error, written), end
+class Incoming:
+    """The reply to a request, as it comes in."""
+
+    def __init__(self, request: Request):
+        self._head = bytearray()
+        self._output = request.reader()
+        self._reply: Reply | None = None
+        self._left = 0
+
+    def feed(self, data: bytes | bytearray) -> Reply | None:
+        """Take the next bytes; return the reply when it is whole."""
+        if self._reply is None:
+            self._head += data
+            if len(self._head) < REPLY.size:
+                return None
+            what, *codes, wall_s, report, output, error, written = REPLY.unpack_from(self._head)
+            middle = REPLY.size + error
+            end = middle + report
+            if len(self._head) < end:
+                return None
+            words = self._head[REPLY.size : middle].decode("utf-8", "replace")
+            told = bytes(self._head[middle:end])
+            self._reply = Reply(what, tuple(codes), wall_s, told, self._output, words, written)
+            self._left, data = output, self._head[end:]
+        self._left -= len(data)
+        if data:
+            self._output.feed(data)
+        return None if self._left else self._reply
 
 
 def grade(
@@ -183,18 +191,17 @@ def grade(
     if item.kind == PROGRAM:
         return result((yield from _grade_output(job, item, limits)))
     told = f"{cases}\0{program}".encode("utf-8", "surrogatepass")
-    job["seed"] = hashlib.sha256(told).hexdigest()
+    seed = {"seed": hashlib.sha256(told).hexdigest()}  # the tests' draws; apart, the program's is 0
     wall_s = 0.0
     if item.kind == ASSERTS:
         names = testcode.read_tests(cases, item.entry_point).names
-        checker = {"tests": cases, "names": names, "entry_point": item.entry_point}
-        checker["seed"] = job["seed"]
+        checker = {"tests": cases, "names": names, "entry_point": item.entry_point} | seed
         reply = yield Request(ASSERTS, limits, (checker, job))
         judgement = _judge_asserts(reply, limits.timeout_s)
         if judgement is not None:
             return result(judgement)
         wall_s = reply.wall_s
-    verdict, passed, total, detail, more_s = yield from _grade_together(job, cases, limits)
+    verdict, passed, total, detail, more_s = yield from _grade_together(job | seed, cases, limits)
     return result((verdict, passed, total, detail, wall_s + more_s), "together")
 
 
@@ -205,7 +212,7 @@ def _grade_together(job: dict, tests: str, limits: Limits) -> Generator[Request,
     """Judge by tests that run in the program's process: true ones pass, wrong ones must not."""
     variants = testcode.wrong_variants(tests, job["entry_point"])
     if not variants:  # no pass could be trusted
-        why = f"{NOT_SUPPORTED}: an object of the program would decide, and nothing checks it"
+        why = f"{NOT_SUPPORTED}: the tests need the program's process, where nothing checks it"
         return "fail", 0, 1, why, 0.0
     repeats = max(len(variants), MIN_REPEATS)
     rounds = [(testcode.as_run(tests), "")]
@@ -225,17 +232,16 @@ def _grade_together(job: dict, tests: str, limits: Limits) -> Generator[Request,
 
 
 def _judge_together(reply: Reply, timeout_s: float) -> tuple[str, str]:
+    unclear = ("pass", "") if reply.codes[0] == PASSED else ("fail", "the tests did not end")
+    return _failure(reply, timeout_s) or unclear
+
+
+def _failure(reply: Reply, timeout_s: float) -> tuple[str, str] | None:
+    """Return verdict and words of a run that was stopped or reported an error, None of others."""
     if reply.what == SETUP_FAILED:
         return "sandbox_error", reply.error
     if reply.what == TIMED_OUT or reply.codes[0] < 0:
         return _how_it_ended(reply, reply.codes[0], timeout_s)
-    if reply.codes[0] == PASSED:
-        return "pass", ""
-    return _error_in(reply) or ("fail", "the tests did not end")
-
-
-def _error_in(reply: Reply) -> tuple[str, str] | None:
-    """Return the verdict and the words of a report's first record, None without one."""
     records = unpack_records(reply.report, 1)
     return (LIMITS.get(records[0][0], "fail"), records[0][2]) if records else None
 
@@ -244,16 +250,23 @@ def _grade_output(job: dict, item: Item, limits: Limits) -> Generator[Request, R
     """Judge a whole program by what it prints, case by case."""
     verdict, detail, passed, wall_s = "pass", "", 0, 0.0
     for number, case in enumerate(item.cases):
-        right = case["stdout"].encode("utf-8", "surrogatepass")
-        most = 2 * len(right) + (64 << 10)
-        run = Request(PROGRAM, limits, (job | {"stdin": case["stdin"]},), max_output=most)
+        right, checker = case["stdout"], item.settings.checker
+        size = len(right) if right.isascii() else len(right.encode("utf-8", "surrogatepass"))
+        most = 2 * size + (64 << 10)
+        reader = Kept if checker else functools.partial(Comparison, right, case.get("compare"))
+        run = Request(
+            PROGRAM, limits, (job | {"stdin": case["stdin"]},), 2 * RECORD_BYTES, most, reader
+        )
         reply = yield run
         wall_s += reply.wall_s
         one, why = _judge_program(reply, run)
-        if one == "pass" and item.settings.checker:
-            one, why = yield from _check_output(reply, case, item.settings.checker, limits)
-        elif one in ("pass", "output") and not _same_bytes(reply.output, right, case):
-            one, why = _compare_output(reply, case, one, why)
+        if one == "pass" and checker:
+            one, why = yield from _check_output(reply, case, checker, limits)
+        elif one in ("pass", "output") and not checker:
+            difference, early = reply.output.end()
+            so_far_right = early and one == "output"
+            if difference and not so_far_right:
+                one, why = "fail", difference
         passed += one == "pass"
         lasting = one in ("timeout", "sandbox_error")
         if lasting or (one != "pass" and verdict == "pass"):
@@ -269,7 +282,7 @@ def show(program: str, stdin: str, limits: Limits) -> Generator[Request, Reply, 
     run = Request(PROGRAM, limits, (job,), max_output=limits.output_mb << 20)
     reply = yield run
     verdict, detail = _judge_program(reply, run)
-    passed, output = int(verdict == "pass"), reply.output.decode("utf-8", "replace")
+    passed, output = int(verdict == "pass"), reply.output.text
     return Result(verdict, passed, 1, detail, reply.wall_s, limits.isolation), output
 
 
@@ -302,66 +315,40 @@ def _judge_calls(reply: Reply, cases: Sequence, timeout_s: float) -> Judgement:
 def _judge_asserts(reply: Reply, timeout_s: float) -> Judgement | None:
     """Judge by the checker's exit code; None when the tests need the program's process."""
     code, candidate_code = reply.codes
-    verdict, text = _error_in(reply) or ("fail", "the tests did not end")
-    if reply.what == SETUP_FAILED:
-        return "sandbox_error", 0, 1, reply.error, reply.wall_s
-    if reply.what == TIMED_OUT:
-        return "timeout", 0, 1, f"no end after {timeout_s:g} s", reply.wall_s
     if code == OUT_OF_REACH:
         return None
-    if code == PASSED:
+    if code == PASSED and reply.what == DONE:
         return "pass", 1, 1, "", reply.wall_s
+    verdict, text = _failure(reply, timeout_s) or ("fail", "the tests did not end")
     if code == BROKEN_TESTS:
-        return "sandbox_error", 0, 1, text, reply.wall_s
-    if candidate_code < 0 and verdict == "fail":  # it died by a signal, the checker of its silence
+        verdict = "sandbox_error"
+    elif candidate_code < 0 and verdict == "fail":  # by a signal, and the checker of its silence
         verdict, text = _how_it_ended(reply, candidate_code, timeout_s)
     return verdict, 0, 1, text, reply.wall_s
 
 
 def _judge_program(reply: Reply, run: Request) -> tuple[str, str]:
     """Judge one run of a whole program: it ends with exit code 0 and within its limits."""
-    if reply.what == SETUP_FAILED:
-        return "sandbox_error", reply.error
-    if reply.what == TIMED_OUT or reply.codes[0] < 0:
-        return _how_it_ended(reply, reply.codes[0], run.timeout_s)
-    error = _error_in(reply)
-    if error is not None:
-        return error
+    failure = _failure(reply, run.limits.timeout_s)
+    if failure:
+        return failure
     if reply.codes[0] != 0:
         return "fail", f"exit code {reply.codes[0]}"
-    if reply.written > len(reply.output):
-        return "output", f"{reply.written} bytes, more than {len(reply.output)}"
+    if reply.written > run.max_output:
+        return "output", f"{reply.written} bytes, more than {run.max_output}"
     return "pass", ""
-
-
-def _compare_output(reply: Reply, case: dict, verdict: str, detail: str) -> tuple[str, str]:
-    """Compare what was printed; of too much, that which was read must be right so far."""
-    got = reply.output.decode("utf-8", "replace")
-    why, early = difference(got, case["stdout"], case.get("compare"))
-    return (verdict, detail) if not why or (early and verdict != "pass") else ("fail", why)
-
-
-def _same_bytes(output: bytes, right: bytes, case: dict) -> bool:
-    """Return whether an output is the expected one, for a small part of what comparing costs."""
-    by_line = case.get("compare") in (None, "lines")
-    return output == right or (by_line and output.rstrip() == right.rstrip())
 
 
 def _check_output(
     reply: Reply, case: dict, checker: str, limits: Limits
 ) -> Generator[Request, Reply, tuple[str, str]]:
     """Have the card's checker judge an output: in a process of its own, which gets it as text."""
-    args = repr((case["stdin"], reply.output.decode("utf-8", "replace"), case["stdout"]))
+    args = repr((case["stdin"], reply.output.text, case["stdout"]))
     job = {"code": checker, "entry_point": "check", "args": [args], "as_json": False}
     answer = yield Request(CALLS, limits, (job,))
-    if answer.what == SETUP_FAILED:
-        return "sandbox_error", answer.error
-    records = unpack_records(answer.report, 2)
-    tag, body, text = records[-1] if records else (b"", b"", "it did not end")
-    if len(records) == 2 and tag == VALUE and body == canonical(True):
-        return "pass", ""
-    got = reply.output[:120].decode("utf-8", "replace")
-    return "fail", f"the checker says {text} of {got!r}"
+    wanted = [(args, (canonical(True),), "True")]
+    verdict, _, _, detail, _ = _judge_calls(answer, wanted, limits.timeout_s)
+    return (verdict if verdict == "sandbox_error" or not detail else "fail"), f"check {detail}"
 
 
 def _how_it_ended(reply: Reply, code: int, timeout_s: float) -> tuple[str, str]:

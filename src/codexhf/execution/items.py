@@ -84,6 +84,9 @@ class Limits:
     recursion: int = 1000
 
 
+_NO_VARIANT = "no assertion of theirs can be made wrong to tell right programs from forged passes"
+
+
 class BrokenItem(ValueError):
     """The item cannot be judged: its tests or its entry point are wrong."""
 
@@ -231,8 +234,8 @@ def _read_code(
         return Item(ASSERTS, tests, entry_point, settings=settings)
     if not testcode.wrong_variants(tests, entry_point):
         raise NotSupported(
-            f"{told.needs_process or 'the tests run together with the program'}, and no assertion "
-            "of theirs can be made wrong to tell right programs from forged passes"
+            f"{told.needs_process or 'the tests run together with the program'}, and "
+            + ("they draw random numbers, which it could fix" if told.draws else _NO_VARIANT)
         )
     return Item(TOGETHER, tests, entry_point, settings=settings)
 
@@ -298,10 +301,8 @@ def _read_programs(tests: Sequence[dict], settings: Settings) -> Item:
         if not isinstance(case["stdin"], str) or not isinstance(case["stdout"], str):
             raise BrokenItem(f"tests[{i}]: expected `stdin` and `stdout` as str")
         compare = case.get("compare") or settings.compare
-        name = compare.partition(":")[0] if isinstance(compare, str) else compare
-        wrong = compare is not None and (name not in OUTPUTS or compare_error(compare))
+        wrong = compare_error(str(compare), OUTPUTS) if compare is not None else ""
         if wrong:
-            expected = f"expected one of {', '.join(OUTPUTS)} (`floats:1e-9` names its tolerance)"
-            raise BrokenItem(f"tests[{i}]: compare: got {compare!r}, {expected}")
+            raise BrokenItem(f"tests[{i}]: compare: got {compare!r}, {wrong}")
         cases.append(case | {"compare": compare} if compare else case)
     return Item(PROGRAM, cases, settings=settings)

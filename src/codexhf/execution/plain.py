@@ -40,7 +40,9 @@ def parse(text: str) -> object:
     try:
         if len(text) > limit:  # a long int may be in it, and these texts are the data set's
             sys.set_int_max_str_digits(0)
-        tree = _NameNan().visit(ast.parse(text.strip(), mode="eval"))
+        tree = ast.parse(text.strip(), mode="eval")
+        if "nan" in text or "inf" in text:
+            tree = _NameNan().visit(tree)
         return ast.literal_eval(tree)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise ValueError(f"not a Python literal: got {reprlib.repr(text)} ({error})") from None

@@ -10,9 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
-from codexhf.execution.grading import Reply, Request, Result, grade, show, unpack_reply
+from codexhf.execution.grading import Incoming, Reply, Request, Result, grade, show
 from codexhf.execution.items import Limits, Tests
 from codexhf.execution.launchers import Launcher, SandboxUnavailable, with_cure
+from codexhf.execution.outputs import Kept
 from codexhf.execution.protocol import MAX_WAITING, SETUP_FAILED
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class _Worker:
         self.deadline = float("inf")
         self._request: Request | None = None
         self._unsent = b""
-        self._received = bytearray()
+        self._incoming: Incoming | None = None
         self._losses = 0
 
     @property
@@ -74,7 +75,6 @@ class _Worker:
         self._stderr.seek(0)
         self._stderr.truncate()
         self._process = self._launcher.start(self._stderr.fileno())
-        self._received = bytearray()
 
     def wait_ready(self) -> None:
         """Wait for the zygote's first line.
@@ -134,7 +134,8 @@ class _Worker:
 
     def _begin(self) -> None:
         self._unsent = self._request.pack()
-        self.deadline = time.monotonic() + self._request.timeout_s * MAX_WAITING + GRACE_S
+        self._incoming = Incoming(self._request)
+        self.deadline = time.monotonic() + self._request.limits.timeout_s * MAX_WAITING + GRACE_S
         self.send()
 
     def send(self) -> None:
@@ -149,18 +150,15 @@ class _Worker:
 
     def receive(self) -> Result | None:
         """Read what has come; return the program's result when that was the last of it."""
-        try:
-            chunk = os.read(self.stdout, 1 << 20)
-        except BlockingIOError:
-            return None
-        if not chunk:
-            return self.lose("the sandbox process ended")
-        self._received += chunk
-        unpacked = unpack_reply(self._received)
-        if unpacked is None:
-            return None
-        reply, size = unpacked
-        del self._received[:size]
+        reply = None
+        while reply is None:
+            try:
+                data = os.read(self.stdout, 1 << 16)
+            except BlockingIOError:
+                return None
+            if not data:
+                return self.lose("the sandbox process ended")
+            reply = self._incoming.feed(data)
         if reply.what == SETUP_FAILED:
             return self.lose(reply.error)
         return self._advance(reply)
@@ -175,7 +173,7 @@ class _Worker:
             self._begin()
             return None
         why = with_cure(f"{why}, {self._losses} times")
-        return self._advance(Reply(SETUP_FAILED, (0, 0), 0.0, b"", b"", why))
+        return self._advance(Reply(SETUP_FAILED, (0, 0), 0.0, b"", Kept(), why))
 
 
 class Pool:

@@ -22,6 +22,7 @@ _NEEDS_PROCESS = frozenset(
     "Collection Mapping Sequence".split()
 )
 _NEEDS_FILES = {"tempfile", "shutil", "pathlib"}
+_NO_DRAWS = {"seed", "getstate", "setstate", "get_state", "set_state"}
 _UNITTEST = ("assert", "fail")
 MAX_VARIANTS = 40
 
@@ -34,6 +35,7 @@ class TestCode:
         names: what the tests use and neither they nor Python define, sorted.
         needs_process: why the tests must run in the program's process; empty when they need not.
         needs_files: whether they read or write files.
+        draws: whether they draw random numbers, which a program in their process could fix.
         uses_program: whether the tests use the entry point, or what they call `check` with, at all.
         imports: the modules that the tests import at the top, first part of the name.
         defined: the functions and classes that the tests define at the top.
@@ -42,6 +44,7 @@ class TestCode:
     names: tuple[str, ...]
     needs_process: str
     needs_files: bool
+    draws: bool
     uses_program: bool
     imports: tuple[str, ...]
     defined: frozenset[str]
@@ -81,7 +84,20 @@ def read_tests(source: str, entry_point: str) -> TestCode:
     top = (n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)))
     needs = reasons[0] if reasons else ""
     files = "open" in used or bool(_NEEDS_FILES & modules_used)
-    return TestCode(tuple(names), needs, files, uses, tuple(imports), frozenset(top))
+    draws = _draws(nodes)
+    return TestCode(tuple(names), needs, files, draws, uses, tuple(imports), frozenset(top))
+
+
+def _draws(nodes: list[ast.AST]) -> bool:
+    """Return whether test code calls what `random` and its kin have, other than to seed them."""
+    known = {"random", "secrets"}  # modules, and names that come from them
+    for node in nodes:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            inside = {"random", "secrets"} & set((getattr(node, "module", "") or "").split("."))
+            names = (a for a in node.names if inside or "random" in a.name.split("."))
+            known |= {a.asname or a.name for a in names}
+    calls = (ast.unparse(n.func).split(".") for n in nodes if isinstance(n, ast.Call))
+    return any(known & set(path) and path[-1] not in _NO_DRAWS for path in calls)
 
 
 def _modules(node: ast.AST) -> list[str]:
@@ -165,8 +181,11 @@ def wrong_variants(source: str, entry_point: str) -> tuple[tuple[str, str], ...]
     says yes. All are written by `ast.unparse`, as the tests themselves are for this kind of run, so
     a program cannot tell from their looks which of them are true.
     """
+    told = read_tests(source, entry_point)
+    if told.draws:
+        return ()
     tree = ast.parse(source)
-    program = {entry_point} | set(read_tests(source, entry_point).names)
+    program = {entry_point} | set(told.names)
     check = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "check"), 0)
     under_test = {entry_point}
     if check and check.args.args:
@@ -181,7 +200,8 @@ def wrong_variants(source: str, entry_point: str) -> tuple[tuple[str, str], ...]
             change(twin)
             text = ast.unparse(ast.fix_missing_locations(variant))
             found.append((text, ast.unparse(place).splitlines()[0][:160]))
-    return tuple(_spread(found, MAX_VARIANTS))
+    count = min(len(found), MAX_VARIANTS)
+    return tuple(found[i * len(found) // count] for i in range(count))  # evenly spread
 
 
 class _Names(set):
@@ -203,13 +223,6 @@ def _local_names(tree: ast.Module, place: ast.stmt) -> set[str]:
     names = (n for n in ast.walk(inside[-1] if inside else tree) if isinstance(n, ast.Name))
     stored = {n.id for n in names if isinstance(n.ctx, ast.Store)}
     return stored | ({arg.arg for arg in inside[-1].args.args} if inside else set())
-
-
-def _spread(items: list, count: int) -> list:
-    """Return at most `count` of the items, evenly spread."""
-    if len(items) <= count:
-        return items
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _assigned_from(tree: ast.Module, program: set[str]) -> set[str]:
@@ -298,7 +311,7 @@ Change = Callable[[ast.AST], None]
 def _changes(place: ast.stmt, program: _Names) -> list[Change]:
     """Return the ways to make one assertion wrong, each of which must fail."""
     if isinstance(place, ast.Assert):
-        return [_set_test(path, make) for path, make in _wrong(place.test, program)]
+        return [_set("test", path, make) for path, make in _wrong(place.test, program)]
     if isinstance(place, ast.If):
         return [_raise_always(program)] if _mentions(place.test, program) else []
     if isinstance(place, ast.Try):
@@ -311,15 +324,18 @@ def _changes(place: ast.stmt, program: _Names) -> list[Change]:
         return [_call_raises_other]
     if name in ("assertTrue", "assertFalse"):
         inner = _wrong(call.args[0], program, negated=name == "assertFalse")
-        return [_set_argument(path, make) for path, make in inner]
-    if len(call.args) >= 2:
-        return [_change_arguments(program)]
-    return [_rename(name)] if _rename(name) else []
+        return [_set("args", path, make) for path, make in inner]
+    return [_change_arguments(program)] if len(call.args) >= 2 or name in _OPPOSITES else []
 
 
-def _set_test(path: tuple[int, ...], make: Change) -> Change:
-    def change(place: ast.Assert) -> None:
-        place.test = _replaced(place.test, path, make)
+def _set(field: str, path: tuple[int, ...], make: Change) -> Change:
+    """Change what an assertion asserts: its `test`, or the first of a call's `args`."""
+
+    def change(place: ast.Assert | ast.Expr) -> None:
+        if field == "test":
+            place.test = _replaced(place.test, path, make)
+        else:
+            place.value.args[0] = _replaced(place.value.args[0], path, make)
 
     return change
 
@@ -333,13 +349,6 @@ def _raise_always(program: _Names) -> Change:
             place.test = _other_value(test, program)
         else:
             place.test = _negate(test)
-
-    return change
-
-
-def _set_argument(path: tuple[int, ...], make: Change) -> Change:
-    def change(place: ast.Expr) -> None:
-        place.value.args[0] = _replaced(place.value.args[0], path, make)
 
     return change
 
@@ -531,13 +540,3 @@ _OPPOSITES = {
     "assertNotEqual": "assertEqual", "assertNotIn": "assertIn", "assertIsNot": "assertIs",
     "assertIs": "assertIsNot",
 }  # fmt: skip
-
-
-def _rename(name: str) -> Change | None:
-    if name not in _OPPOSITES:
-        return None
-
-    def change(place: ast.Expr) -> None:
-        place.value.func.attr = _OPPOSITES[name]
-
-    return change

@@ -342,7 +342,6 @@ OPERATIONS: dict[str, Callable] = {
     "isinstance": isinstance,
     "getattr": getattr,
     "setattr": setattr,
-    "delattr": delattr,
     "enter": lambda x: x.__enter__(),
     "exit": lambda x: x.__exit__(None, None, None),
     "getitem": operator.getitem,

@@ -88,18 +88,11 @@ class Zygote:
                 return
             while len(header) < HEADER.size:
                 header += os.read(REQUEST, HEADER.size - len(header))
-            if not self._serve(*HEADER.unpack(header)):
+            if not self._serve(header):
                 return
 
-    def _serve(
-        self,
-        kind: bytes,
-        timeout_s: float,
-        memory: int,
-        max_report: int,
-        max_output: int,
-        max_file: int,
-    ) -> bool:
+    def _serve(self, header: bytes) -> bool:
+        kind, timeout_s, memory, max_report, max_output, max_file = HEADER.unpack(header)
         report, output = os.memfd_create("report"), os.memfd_create("output")
         limits = (memory + self._slack, int(timeout_s) + 2, max_file)
         children, error = [], b""

@@ -73,11 +73,7 @@ def sample(model, tokenizer, prompts: Sequence, **options) -> list[list[str]]:
 
 
 def engine_for(
-    model: nn.Module,
-    sampling: Sampling,
-    name: str = "native",
-    cuda_graphs: bool = True,
-    compiled: bool = False,
+    model: nn.Module, sampling: Sampling, name: str = "native", cuda_graphs: bool = True
 ) -> Engine:
     """Return the engine of that name; where it cannot sample from the model, one that can.
 
@@ -93,4 +89,4 @@ def engine_for(
             name, reason = "hf", f"{type(base_model(model)).__name__} takes no cache of keys."
     if name != wanted:
         warnings.warn(f"{wanted!r} cannot sample: {reason} {name!r} samples instead.", stacklevel=3)
-    return make_engine(name, sampling, cuda_graphs, compiled)
+    return make_engine(name, sampling, cuda_graphs)

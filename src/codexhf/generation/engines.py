@@ -9,10 +9,8 @@ stream, and leave the global random state, the policy and its generation config 
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from functools import wraps
 from typing import Protocol
 
 import torch
@@ -24,7 +22,7 @@ from transformers import (
     __version__,
 )
 
-from codexhf.models import base_model, compiled_layers, evaluating, nonfinite_parameter
+from codexhf.models import base_model, evaluating, nonfinite_parameter
 
 
 @dataclass
@@ -62,18 +60,6 @@ class Engine(Protocol):
         """Answer left-padded prompts (B, P); temperature 0 is greedy."""
 
 
-def uncompiled(generate: Callable) -> Callable:
-    """Let an engine's `generate` run compiled layers as they were: a cache is not for compiling."""
-
-    @wraps(generate)
-    def wrapped(self, policy, *args, **kwargs):
-        stance = torch.compiler.set_stance if compiled_layers(policy) else nullcontext
-        with stance("force_eager"):
-            return generate(self, policy, *args, **kwargs)
-
-    return wrapped
-
-
 class HFEngine:
     """`model.generate`, for architectures whose cache the native loop does not know.
 
@@ -84,7 +70,6 @@ class HFEngine:
         self.sampling = sampling
         self._pads: bool | None = None  # None: not tried out yet
 
-    @uncompiled
     @torch.no_grad()
     def generate(self, policy, prompt_ids, prompt_mask, *, seed, temperature) -> Generation:
         """See `Engine.generate`."""
@@ -170,7 +155,6 @@ class ContinuousBatchingEngine:
             return_logprobs=True,
         )
 
-    @uncompiled
     @torch.no_grad()
     def generate(self, policy, prompt_ids, prompt_mask, *, seed, temperature) -> Generation:
         """See `Engine.generate`."""
@@ -247,16 +231,12 @@ def from_lists(tokens: list[list[int]], logprobs: list[list[float]], device) -> 
     return Generation(responses, lengths, picked)
 
 
-def make_engine(
-    name: str, sampling: Sampling, cuda_graphs: bool = True, compiled: bool = False
-) -> Engine:
+def make_engine(name: str, sampling: Sampling, cuda_graphs: bool = True) -> Engine:
     """Return the engine of that name, or say what is missing for it."""
     if name == "native":
         from codexhf.generation.native import NativeEngine
 
-        return NativeEngine(
-            sampling, fixed_shapes=None if cuda_graphs else False, compiled=compiled
-        )
+        return NativeEngine(sampling, fixed_shapes=None if cuda_graphs else False)
     if name == "hf":
         return HFEngine(sampling)
     return ContinuousBatchingEngine(sampling)

@@ -6,28 +6,16 @@ and replayed for every further token: https://docs.pytorch.org/docs/stable/notes
 """
 
 import warnings
-from collections.abc import Callable
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from codexhf.generation.engines import (
-    Generation,
-    Sampling,
-    check_finite,
-    join,
-    row_chunks,
-    uncompiled,
-)
-from codexhf.models import base_model, compiled_layers, position_ids
+from codexhf.generation.engines import Generation, Sampling, check_finite, join, row_chunks
+from codexhf.models import base_model, position_ids
 
-FIXED_TOKENS = 512
+FIXED_TOKENS = 256
 """A step of fixed shape attends to this many tokens, or a multiple; then a wider one takes over."""
 WORTH_RECORDING = 128
 """With fewer steps to go, recording a step for the rows that are left costs more than it saves."""
@@ -37,12 +25,6 @@ SAME_LOGITS = 0.05
 """Largest relative difference of the logits of a step of fixed shape: bfloat16 rounds, no more."""
 
 
-ATTENTION = "sdpa_of_codexhf"
-"""transformers' attention, called from compiled layers without being compiled."""
-ALL_ATTENTION_FUNCTIONS.register(ATTENTION, torch.compiler.disable(sdpa_attention_forward))
-ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-
-
 class NativeEngine:
     """A decoding loop of our own, for models whose cache has plain or sliding attention layers.
 
@@ -50,22 +32,15 @@ class NativeEngine:
     `drop_ended=False` it draws the same random numbers as `model.generate` does.
 
     `fixed_shapes` None means on a GPU, unless the policy has an `obstacle`. The first step is then
-    computed both ways; if they disagree the engine warns and stays with the plain loop. If
-    `compiled`, that step runs what `models.compile_layers` compiled; all else runs as it was.
+    computed both ways; if they disagree the engine warns and stays with the plain loop.
     """
 
     def __init__(
-        self,
-        sampling: Sampling,
-        drop_ended: bool = True,
-        fixed_shapes: bool | None = None,
-        compiled: bool = False,
+        self, sampling: Sampling, drop_ended: bool = True, fixed_shapes: bool | None = None
     ):
         self.sampling, self.drop_ended, self.fixed_shapes = sampling, drop_ended, fixed_shapes
-        self.compiled, self._layers = compiled, None
         self._checked = False
 
-    @uncompiled
     @torch.no_grad()
     def generate(self, policy, prompt_ids, prompt_mask, *, seed, temperature) -> Generation:
         """See `codexhf.generation.engines.Engine.generate`."""
@@ -92,16 +67,12 @@ class NativeEngine:
         stops = torch.tensor(self.sampling.stop_ids, dtype=torch.long, device=device)
         rows = torch.arange(count, device=device)  # rows still in the batch
         ended = torch.zeros(count, dtype=torch.bool, device=device)  # of the rows in the batch
-        reader = _Reader(policy, prompt_mask, width, self._compiled_calls(policy))
+        reader = _Reader(policy, prompt_mask, width)
         fixed = self._fixes(reader)
-        compiled = self.compiled and temperature > 0 and not invert
         logits = reader.read(prompt_ids)
         for step in range(width):
             logits = logits[:, : self.sampling.vocabulary]
-            if compiled:
-                tokens, picked = sample_compiled(logits, temperature, generator)
-            else:
-                tokens, picked = sample(logits, temperature, generator, invert)
+            tokens, picked = sample(logits, temperature, generator, invert)
             responses[rows, step] = tokens.masked_fill(ended, 0)
             logprobs[rows, step] = picked.masked_fill(ended, 0.0)
             if step + 1 == width:
@@ -124,16 +95,6 @@ class NativeEngine:
                 logits = reader.read_fixed(tokens) if fixed else reader.read(tokens[:, None])
         used = int(lengths.max())
         return Generation(responses[:, :used], lengths, logprobs[:, :used])
-
-    def _compiled_calls(self, policy: nn.Module) -> "list[Call]":
-        """Return the compiled layers of the policy, which is the same at every call, if wanted."""
-        if self.compiled and self._layers is None:
-            # sizes are held fixed until they change, and so is the number of a layer
-            self._layers = [
-                (layer, torch.compile(layer._call_impl, dynamic=None))
-                for layer in compiled_layers(policy)
-            ]
-        return self._layers or []
 
     def _fixes(self, reader: "_Reader") -> bool:
         """Return whether to hold the shapes of a step fixed."""
@@ -176,12 +137,11 @@ class NativeEngine:
 class _Reader:
     """A policy, its cache, and how far it has read."""
 
-    def __init__(self, policy: nn.Module, prompt_mask: Tensor, width: int, compiled: "list[Call]"):
+    def __init__(self, policy: nn.Module, prompt_mask: Tensor, width: int):
         """Make room for left-padded prompts, whose mask is (B, P), and `width` answer tokens."""
-        self.policy, self.compiled = policy, compiled
+        self.policy = policy
         self.mask = torch.cat([prompt_mask, prompt_mask.new_ones(len(prompt_mask), width)], 1)
-        kind = _UncompiledCache if self.compiled else DynamicCache
-        self.cache = preallocated_cache(base_model(policy), self.mask.size(1), kind)
+        self.cache = preallocated_cache(base_model(policy), self.mask.size(1))
         self.positions = position_ids(prompt_mask)  # (B, n) of the n tokens to read next
         self.seen = 0
         self.fixed: _FixedStep | None = None
@@ -236,17 +196,11 @@ class _FixedStep:
     def __init__(self, reader: _Reader, seen: int, positions: Tensor):
         """Start after `seen` tokens, with the token at `positions` (B, 1) as the next."""
         self.policy, self.cache = reader.policy, reader.cache
-        self.compiled = reader.compiled
         self.end = min(reader.mask.size(1), (seen // FIXED_TOKENS + 1) * FIXED_TOKENS)
         self.tokens, self.positions = torch.zeros_like(positions), positions.clone()
         self.column = torch.tensor([seen], device=positions.device)
         self.mask = reader.mask[:, None, None, : self.end].clone()  # (B, 1, 1, end)
         self.mask[..., seen:] = False
-        if self.compiled:  # what attention makes of a bool mask anew in every layer
-            dtype = reader.cache.layers[0].dtype
-            self.mask = self.mask.new_zeros(self.mask.shape, dtype=dtype).masked_fill(
-                ~self.mask, torch.finfo(dtype).min
-            )
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -273,49 +227,18 @@ class _FixedStep:
 
     def _advance(self) -> Tensor:
         """Read the tokens and move on by one column."""
-        self.mask.index_fill_(3, self.column, 0.0 if self.compiled else True)
+        self.mask.index_fill_(3, self.column, True)
         for layer in self.cache.layers:
             layer.fixed_at = (self.column, self.end)
         try:
-            with _decoding(self.policy, self.compiled):
-                # a mask of four dimensions is taken as it is
-                logits = forward(self.policy, self.tokens, self.mask, self.positions, self.cache)
+            # a mask of four dimensions is taken as it is
+            logits = forward(self.policy, self.tokens, self.mask, self.positions, self.cache)
         finally:
             for layer in self.cache.layers:
                 layer.fixed_at = None
         self.column += 1
         self.positions += 1
         return logits
-
-
-Call = tuple[nn.Module, Callable]
-"""A layer, and what is called in its place."""
-
-
-@contextmanager
-def _decoding(policy: nn.Module, layers: list[Call]):
-    """Run `layers` compiled for a step of one token.
-
-    Cache and attention stay as they are: compiled, attention would repeat keys and values for every
-    head. Going back to Python for them costs a recorded step nothing.
-    """
-    if not layers:
-        yield
-        return
-    config, kept = base_model(policy).config, [layer._compiled_call_impl for layer, _ in layers]
-    for layer, call in layers:
-        layer._compiled_call_impl = call
-    config._attn_implementation = ATTENTION
-    try:
-        with (
-            torch.compiler.set_stance("default"),
-            torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True),
-        ):
-            yield
-    finally:
-        config._attn_implementation = "sdpa"
-        for (layer, _), call in zip(layers, kept, strict=True):
-            layer._compiled_call_impl = call
 
 
 def forward(
@@ -371,26 +294,10 @@ def sample(
         tokens = torch.searchsorted(below, drawn * below[:, -1:], right=True).squeeze(1)
         tokens = tokens.clamp(max=logits.size(-1) - 1)
     else:
+        probabilities = torch.softmax(scores, -1)
         # what torch.multinomial draws, without its checks, for which Python waits for the GPU
-        race = torch.empty_like(scores).exponential_(generator=generator)
-        tokens = (torch.softmax(scores, -1) / race).argmax(-1)
-    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(1)
-
-
-def sample_compiled(
-    logits: Tensor, temperature: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """`sample` without `invert`, from the same random numbers, in fewer kernels."""
-    race = torch.empty_like(logits, dtype=torch.float32).exponential_(generator=generator)
-    with torch.compiler.set_stance("default"):
-        return _winners(logits, race, temperature)
-
-
-@torch.compile(dynamic=True)
-def _winners(logits: Tensor, race: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return the tokens (B,) that win a race (B, V), and their log-probabilities (B,)."""
-    logprobs = torch.log_softmax(logits.float() / temperature, -1)
-    tokens = (logprobs - race.log()).argmax(-1)
+        race = torch.empty_like(probabilities).exponential_(generator=generator)
+        tokens = (probabilities / race).argmax(-1)
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(1)
 
 
@@ -446,17 +353,9 @@ class _PreallocatedLayer(DynamicLayer):
             self.buffers = kept
 
 
-class _UncompiledCache(DynamicCache):
-    """Runs as Python within compiled layers."""
-
-    update = torch.compiler.disable(DynamicCache.update)
-
-
-def preallocated_cache(
-    model: nn.Module, max_tokens: int, kind: type[DynamicCache] = DynamicCache
-) -> DynamicCache:
+def preallocated_cache(model: nn.Module, max_tokens: int) -> DynamicCache:
     """Return a cache for `model` whose full-attention layers never copy themselves."""
-    cache = kind(config=model.config)
+    cache = DynamicCache(config=model.config)
     cache.layers = [
         _PreallocatedLayer(max_tokens) if type(layer) is DynamicLayer else layer
         for layer in cache.layers

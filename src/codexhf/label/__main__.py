@@ -155,7 +155,6 @@ def _revise(rows: list[dict], prefs: Path) -> None:
 
 
 def _score(rows: list[dict], reward_model: str) -> None:
-    """Put R's score of both answers into the rows."""
     from codexhf.reward_model import load_model_reward
 
     reward = load_model_reward(reward_model)

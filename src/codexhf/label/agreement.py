@@ -6,7 +6,7 @@ labeller said nothing. Values are compared by name alone (nominal scale).
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -66,18 +66,16 @@ def kappa_of(met: np.ndarray) -> np.ndarray:
         return np.where(chance < 1, (observed - chance) / (1 - chance), np.nan)
 
 
-def agreement(table: Table, seed: int = 0, resamples: int = 2000) -> dict:
+def agreement(table: Table, resamples: int = 2000) -> dict:
     """Percent agreement and Krippendorff's alpha with 95% bootstrap intervals over pairs.
 
     Returns:
         pairs: rows with two values or more. percent, alpha: [value, low, high], None if undefined.
     """
-    return _bootstrap(coincidences(table), {"alpha": alpha_of}, seed, resamples)
+    return _bootstrap(coincidences(table), "alpha", alpha_of, resamples)
 
 
-def compared(
-    meetings: Sequence[Sequence[tuple[Hashable, Hashable]]], seed: int = 0, resamples: int = 2000
-) -> dict:
+def compared(meetings: Sequence[Sequence[tuple[Hashable, Hashable]]]) -> dict:
     """Percent agreement and Cohen's kappa of one with another, as `agreement` gives alpha.
 
     Args:
@@ -90,16 +88,16 @@ def compared(
     for row, met in zip(counts, meetings, strict=True):
         for x, y in met:
             row[place[x], place[y]] += 1
-    return _bootstrap(counts, {"kappa": kappa_of}, seed, resamples)
+    return _bootstrap(counts, "kappa", kappa_of)
 
 
-def _bootstrap(met: np.ndarray, statistics: Mapping, seed: int, resamples: int) -> dict:
+def _bootstrap(met: np.ndarray, name: str, coefficient: Callable, resamples: int = 2000) -> dict:
     """Statistics of meetings (pairs, V, V) summed over pairs, and over pairs drawn again."""
-    statistics = {"percent": percent_of, **statistics}
+    statistics = {"percent": percent_of, name: coefficient}
     met = met[met.sum((1, 2)) > 0] if len(met) else met
     if not len(met):
         return {"pairs": 0, **dict.fromkeys(statistics)}
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     drawn = generator.multinomial(len(met), np.full(len(met), 1 / len(met)), resamples)
     again = np.einsum("rp,pij->rij", drawn, met, optimize=True)
     out: dict = {"pairs": len(met)}
@@ -260,5 +258,4 @@ def _labeller(name: str, labels, by_pair, pairs) -> dict:
 
 
 def percent_equal(x: Sequence[Hashable], y: Sequence[Hashable]) -> float:
-    """Share of places where two sequences are equal, in percent."""
     return 100 * sum(a == b for a, b in zip(x, y, strict=True)) / len(x)

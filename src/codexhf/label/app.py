@@ -8,6 +8,7 @@ and the content policy lets no script run but ours and no request leave.
 import asyncio
 import hmac
 import json
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -152,7 +153,7 @@ class Page:
             Route("/api/check", self.post_check, methods=["POST"]),
             Route("/api/demonstration", self.post_demonstration, methods=["POST"]),
         ]
-        handlers = {HTTPException: _refused, Conflict: _conflict}
+        handlers = {HTTPException: _refused, Conflict: _refused}
         return Guard(Starlette(routes=routes, exception_handlers=handlers), self.settings)
 
     def _render(self, template: str, request: Request, **values) -> HTMLResponse:
@@ -365,21 +366,15 @@ async def _body(request: Request, /, **types: type) -> dict:
         raise HTTPException(400, "request: expected 8 to 64 characters.")
     if "seconds" in body and not 0 <= body["seconds"] <= 86400:
         raise HTTPException(400, "seconds: expected 0 to 86400.")
-    if any(isinstance(v, str) and _unpaired(v) for v in body.values()):
+    if re.search("[\ud800-\udfff]", "".join(v for v in body.values() if isinstance(v, str))):
         raise HTTPException(400, "body: holds half a character (a lone surrogate).")
     return body
 
 
-def _unpaired(text: str) -> bool:
-    return any(0xD800 <= ord(c) < 0xE000 for c in text)
-
-
-async def _refused(request: Request, error: HTTPException) -> Response:
-    return JSONResponse({"error": error.detail}, error.status_code)
-
-
-async def _conflict(request: Request, error: Conflict) -> Response:
-    return JSONResponse({"error": str(error)}, 409)
+async def _refused(request: Request, error: HTTPException | Conflict) -> Response:
+    known = isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail if known else str(error)},
+                        error.status_code if known else 409)  # fmt: skip
 
 
 def sandbox_check(timeout_s: float) -> Check:

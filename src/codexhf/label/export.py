@@ -8,29 +8,14 @@ OUT/agreement.json              what the page /agreement shows
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
+from codexhf.cards import card_of_rows
+from codexhf.checkpoints import sealed, write_text
 from codexhf.label.agreement import majority, summarise, word
 from codexhf.label.store import Store
-
-CARD = """---
-{front}---
-
-# {title}
-
-## Provenance
-
-{provenance}
-
-## Known problems
-
-{problems}
-"""
 
 
 def settle(labels: Sequence[Mapping]) -> tuple[str | None, str]:
@@ -79,8 +64,8 @@ def export(store: Store, folder: Path, license: str, source: Mapping) -> dict:
     written = {f"{name}.jsonl": list(part) for name, part in rows.items()}
     written |= {"demonstrations.jsonl": demonstrations, "history.jsonl": store.history()}
     for name, part in written.items():
-        _write(folder / name, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in part))
-    _write(folder / "agreement.json", json.dumps(summary, indent=1) + "\n")
+        write_text(folder / name, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in part))
+    write_text(folder / "agreement.json", json.dumps(sealed(summary), indent=1) + "\n")
     counts = {"left_out": dict(left_out), "demonstrations_left_out": failed}
     counts |= {name.removesuffix(".jsonl"): len(part) for name, part in written.items()}
     writers = {
@@ -92,18 +77,21 @@ def export(store: Store, folder: Path, license: str, source: Mapping) -> dict:
     provenance = _provenance(labels, summary, source, counts, sorted(writers))
     problems = _problems(summary, rows, left_out)
     for card, data in (("README", "train"), ("test", "test")):
-        title = f"Preference pairs labelled by people ({data})"
-        _card(folder / f"{card}.md", "preference", data, license, title, provenance, problems)
+        title, path = f"Preference pairs labelled by people ({data})", folder / f"{card}.md"
+        load = {"path": "json", "data_files": f"{data}.jsonl"}
+        text = card_of_rows(path, "preference", license, title, provenance, problems, load=load)
+        write_text(path, text)
     if demonstrations:
         failing = f"{failed} whose tests fail are left out." if failed else "None is left out."
-        _card(
-            folder / "demonstrations.md", "prompt-completion", "demonstrations", license,
-            "Demonstrations written or corrected by people",
+        path = folder / "demonstrations.md"
+        text = card_of_rows(
+            path, "prompt-completion", license, "Demonstrations written or corrected by people",
             f"Written on the labelling page by {len({r['labeler'] for r in demonstrations})} "
             f"people, for prompts of `{source['from']}`; `started_from` says whether a model's "
             f"answer was corrected. {failing}",
             "Where a prompt has no tests nobody has run the answer.",
         )  # fmt: skip
+        write_text(path, text)
     return counts
 
 
@@ -196,21 +184,3 @@ def _problems(summary, rows, left_out) -> str:
 
 def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {why}" for why, n in sorted(counts.items())) or "none"
-
-
-def _card(path: Path, type: str, data: str, license: str, title: str, provenance, problems) -> None:
-    front = {
-        "license": license,
-        "codexhf": {"type": type, "load": {"path": "json", "data_files": f"{data}.jsonl"}},
-    }
-    head = yaml.safe_dump(front, sort_keys=False)
-    _write(path, CARD.format(front=head, title=title, provenance=provenance, problems=problems))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

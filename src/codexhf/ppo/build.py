@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from codexhf.adapters import share_base
-from codexhf.launch import launch_errors
+from codexhf.launch import launch_errors, load_whole
 from codexhf.models import base_model, disable_dropout, load_policy, shortest_context
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.evaluate import EVALUATION_METRICS
@@ -72,12 +72,10 @@ class Given:
         return given if isinstance(given, list) else [given] * len(self.reward_models)
 
     def reward_name(self, number: int) -> str:
-        """Return what a reward model is called in logs."""
         return "reward_model" if len(self.reward_models) == 1 else f"reward_model_{number + 1}"
 
     @property
     def eval_datasets(self) -> dict[str, Any]:
-        """The evaluation data sets by name."""
         if isinstance(self.eval_dataset, dict):
             return {f"eval_dataset {name!r}": d for name, d in self.eval_dataset.items()}
         return {} if self.eval_dataset is None else {"eval_dataset": self.eval_dataset}
@@ -111,7 +109,6 @@ class _Loaded:
     tokenizers: list[Any]  # of each; None where it reads the policy's ids
 
     def pairs(self) -> Iterator[tuple[Any, Any]]:
-        """Yield each reward model with its tokenizer."""
         return zip(self.readers, self.tokenizers, strict=True)
 
 
@@ -122,6 +119,7 @@ def build(given: Given) -> Parts:
         ValueError: everything that is wrong, at once; what needs no model before one is loaded.
     """
     _refuse(early_errors(given))
+    load_whole()
     args = given.args
     schedule = Schedule.of(args, len(given.train_dataset))
     loaded = _load(given)
@@ -207,7 +205,6 @@ def _refuse(errors: Sequence[str]) -> None:
 
 @contextmanager
 def _collected(errors: list[str]) -> Iterator[None]:
-    """Add what is refused inside to a list."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -231,7 +228,6 @@ def early_errors(given: Given) -> list[str]:
 
 
 def _launch_errors(args: PPOConfig) -> list[str]:
-    """Return what is wrong with the processes and packages that were found."""
     errors = launch_errors()
     if args.n_gpu > 1:
         errors.append(
@@ -239,6 +235,17 @@ def _launch_errors(args: PPOConfig) -> list[str]:
             "split batches that do not belong apart. Use accelerate launch, or set "
             "CUDA_VISIBLE_DEVICES to one of them."
         )
+    if args.deepspeed_plugin is not None:
+        if args.critic_warmup_rollouts:
+            errors.append(
+                f"critic_warmup_rollouts: got {args.critic_warmup_rollouts}, expected 0 under "
+                "DeepSpeed, whose steps move all weights, those too that are to rest. Take FSDP2."
+            )
+        if not args.ds3_gather_for_generation:
+            errors.append(
+                "ds3_gather_for_generation: got False, expected True. Processes sample different "
+                "numbers of tokens, which takes whole weights."
+            )
     return errors
 
 
@@ -266,7 +273,6 @@ def _tokenizer_errors(args: PPOConfig, tokenizer: PreTrainedTokenizerBase) -> li
 
 
 def _given_model_errors(given: Given) -> list[str]:
-    """Return what is wrong with the models as they were given."""
     errors, model = [], given.model
     if not isinstance(model, nn.Module) and not is_name(model):
         errors.append(
@@ -304,7 +310,6 @@ def _given_model_errors(given: Given) -> list[str]:
 
 
 def _dataset_errors(given: Given) -> list[str]:
-    """Return what is wrong with the data sets, and with the sizes that follow from them."""
     args, errors = given.args, []
     if given.train_dataset is None or not hasattr(given.train_dataset, "__len__"):
         errors.append(
@@ -361,7 +366,6 @@ def _optimizer_errors(given: Given, schedule: Schedule) -> list[str]:
 
 
 def _reward_errors(given: Given) -> list[str]:
-    """Return what is wrong with rewards, their weights, and the columns that they need."""
     errors: list[str] = []
     funcs = given.reward_funcs
     if isinstance(funcs, RewardSum):
@@ -552,7 +556,6 @@ def _length_errors(given: Given, parts: Parts) -> list[str]:
 
 
 def is_name(model: Any) -> bool:
-    """Return whether a model is given by its name or path."""
     return isinstance(model, (str, os.PathLike))
 
 
@@ -597,7 +600,6 @@ def _own_tokenizer(path: Any, processing_class: Any) -> PreTrainedTokenizerBase 
 
 
 def _rewards(given: Given, loaded: _Loaded) -> RewardSum:
-    """Return the sum of all rewards, reward models first."""
     rewards = []
     for number, (model, tokenizer) in enumerate(loaded.pairs()):
         name, normalize = given.reward_name(number), given.args.normalize_reward_model
@@ -612,12 +614,10 @@ def _rewards(given: Given, loaded: _Loaded) -> RewardSum:
 
 
 def _scale(model: PreTrainedModel) -> tuple[float, float]:
-    """Return mean and deviation of a reward model's scores, as its config records them."""
     return getattr(model.config, "score_mean", 0.0), getattr(model.config, "score_std", 1.0)
 
 
 def _all_rewards(given: Given, of_models: list[Callable]) -> RewardSum:
-    """Return the rewards of the reward models and the functions, weighted."""
     if isinstance(given.reward_funcs, RewardSum):
         return given.reward_funcs
     return combine([*of_models, *as_list(given.reward_funcs)], given.reward_weights)

@@ -130,7 +130,6 @@ class CheckpointMixin:
             self._rollout = Rollout(**{n: t.to(self.args.device) for n, t in tensors.items()})
 
     def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load policy and critic."""
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(checkpoint, model)
             return
@@ -139,7 +138,6 @@ class CheckpointMixin:
             load_weights(module, where)
 
     def _load_best_model(self) -> None:
-        """Load policy and critic of the best checkpoint."""
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_best_model()
             return
@@ -159,7 +157,6 @@ def last_checkpoint(output_dir: Path) -> str | None:
 
 
 def _parts_of(wrapper: PolicyAndCritic, folder: Path) -> list[tuple[nn.Module, str, Path]]:
-    """Return each model of the wrapper with its prefix and its folder."""
     return [
         (wrapper.policy, "policy.", folder),
         (wrapper.value_model, "value_model.", folder / "value_model"),

@@ -101,7 +101,6 @@ class EvaluationMixin:
     def _metrics_of(
         self, rows: list[dict], ids: list[list[int]], completions: Completions
     ) -> dict[str, list[float | None]]:
-        """Return each metric per row."""
         scores, parts, _ = self._score(self.eval_scorer, rows, ids, completions)
         logprobs = self._logprobs(self.policy_model, completions)
         with self._reference() as reference:

@@ -109,14 +109,7 @@ class RolloutMixin:
         Processes may then sample different numbers of tokens.
         """
         with gathered(part) if part is self.ref_model else gathered(self.model, part):
-            plugin = self.accelerator.state.deepspeed_plugin
-            if plugin is None or plugin.zero_stage != 3 or not self.args.ds3_gather_for_generation:
-                yield
-                return
-            import deepspeed
-
-            with deepspeed.zero.GatheredParameters(list(part.parameters())):
-                yield
+            yield
 
     def _score(self, scorer: Scorer, rows, ids, completions: Completions):
         """Score completions with reward models that are whole meanwhile; see `Scorer.score`."""
@@ -131,8 +124,11 @@ class RolloutMixin:
             prompt_ids, prompt_mask = left_pad(ids, self.args.device)
         else:
             prompt_ids, prompt_mask = self._collated(ids)
-        policy = self.policy_model
-        with self._gathered(policy):
+        policy, eager = self.policy_model, bool(self.user_args.torch_compile)
+        with (
+            torch.compiler.set_stance("force_eager" if eager else "default"),
+            self._gathered(policy),
+        ):
             generation = self.engine.generate(
                 policy, prompt_ids, prompt_mask, seed=seed, temperature=temperature
             )

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from codexhf.faster import skip_padding, worth_compiling
 from codexhf.generation import Sampling, engine_for
 from codexhf.guards import StopOnNaN
 from codexhf.models import base_model, compile_layers
@@ -139,13 +138,9 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         args = self.args
         self.ref_model = self._place(parts.reference)
         self._reward_models = [self._place(model) for model in parts.reward_models]
-        models = {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}
-        whole = not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
-        if args.trim_padding and whole:
-            skip_padding(*models)
-        passes = self.schedule.rollouts * self.schedule.micro_batches_per_rollout * whole
-        if worth_compiling(self.user_args.torch_compile, passes, self.args.device):
+        if self.user_args.torch_compile:
             self.model.compiled = True
+            models = {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}
             for model in models:
                 compile_layers(model)
         self._dropouts, self._sft_limit = parts.dropouts, parts.sft_limit
@@ -156,7 +151,6 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
             Sampling(args.response_length, parts.stop_ids, chunk, self._vocabulary),
             args.rollout_engine,
             args.cuda_graphs,
-            self.model.compiled,
         )
         self.encoder = parts.encoder
         self.scorer = Scorer(parts.rewards, self.encoder, chunk, args.trim_padding)
@@ -173,8 +167,6 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         """Move a frozen model to where it is needed."""
         if model is None:
             return None
-        if self.is_deepspeed_enabled:
-            return self.accelerator.prepare_model(model, evaluation_mode=True)
         if self.is_fsdp_enabled:
             return shard(model, self.accelerator)
         return model.to(self.args.device)

@@ -208,13 +208,20 @@ def _row(c: Comparison, key: str, label: str, factor: float, digits: int) -> lis
 def groupings(tasks: Sequence[dict]) -> dict[str, dict[str, list[int]]]:
     """Ways to sort the tasks -> group -> numbers of its tasks, the largest first.
 
-    By the card's own `group` column where it maps one, and by the prompt's first word; what fewer
-    than one task in twenty shares is in "others". A way that makes one group only says nothing.
+    By the card's own `group` column where it maps one, by each of its ways where it says
+    `form: fix; topic: lists`, and by the prompt's first word; what fewer than one task in twenty
+    shares is in "others". A way that makes one group only says nothing.
     """
-    ways = {
-        "group in the data": [str(task.get("group") or "") for task in tasks],
-        "first word of the prompt": [task["prompt"].strip().partition(" ")[0] for task in tasks],
-    }
+    texts = [str(task.get("group") or "") for task in tasks]
+    pairs = [[part.partition(": ")[::2] for part in text.split("; ")] for text in texts]
+    ways = {f"{way} in the data": [] for way, _ in pairs[0]} if pairs else {}
+    if len(ways) > 1 and all([f"{w} in the data" for w, _ in p] == [*ways] for p in pairs):
+        for row in pairs:
+            for way, name in row:
+                ways[f"{way} in the data"].append(name)
+    else:
+        ways = {"group in the data": texts}
+    ways["first word of the prompt"] = [t["prompt"].strip().partition(" ")[0] for t in tasks]
     out = {}
     for way, names in ways.items():
         common = [n for n, size in Counter(names).most_common() if size >= len(tasks) / 20]

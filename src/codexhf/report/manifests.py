@@ -1,6 +1,5 @@
 """Read what stages and labellers left: manifests, answers, agreement; checked before use."""
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from codexhf.checkpoints import file_stats, read_sealed
 from codexhf.hub import hub_name
 from codexhf.lineage import BY_FOLDER, BY_NAME
 
@@ -16,29 +16,8 @@ from codexhf.lineage import BY_FOLDER, BY_NAME
 CARDS, STATS = "cards", "stats"  # of one part of a stage's data
 TASKS = "tasks"  # the evaluation's metric: how many held-out tasks it ran
 
-# A shape is a type, [the shape of each], {key: shape} or {str: the shape of every value}.
-MANIFEST = {
-    "stage": str,
-    "finished": str,
-    "config": dict,
-    "parents": {str: {"path": str}},
-    "data": {str: {CARDS: {str: dict}, STATS: dict}},
-    "metrics": dict,
-    "history": [dict],
-    "wall_s": {str: float},
-    "environment": {"versions": dict},
-    "files": {str: {"sha256": str}},
-}
-RATE = {"pairs": int}
-AGREEMENT = {
-    "labels": int,
-    "pairs": int,
-    "people": {**RATE, "reading": str},
-    "two_by_two": [{**RATE, "labellers": [str]}],
-    "against": {str: RATE},
-    "labellers": {str: {"labels": int, "skipped": int, "seconds": float}},
-}
-ANSWERS = {"tasks": [{"prompt": str}], "all": {str: {"answers": [[str]], "verdicts": [[str]]}}}
+KEYS = {"stage", "finished", "config", "parents", "data", "metrics", "history", "wall_s",
+        "environment", "files"}  # fmt: skip
 
 
 class ReportError(ValueError):
@@ -76,7 +55,7 @@ class Runs:
     def learned_from_people(self) -> bool:
         """Whether R was trained on the labels that lie in this folder, by content."""
         path = self.folder / "labels" / "train.jsonl"
-        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        digest = file_stats(path)["sha256"] if path.is_file() else None
         cards = self.stages.get("rm", {}).get("data", {}).get("train", {}).get(CARDS, {}).values()
         return any(digest in (card.get("sha256") or {}).values() for card in cards)
 
@@ -146,91 +125,39 @@ def symbol(folder: str) -> str:
     return BY_FOLDER[folder].symbol if folder in BY_FOLDER else folder
 
 
-def errors_of(value, shape, at: str = "") -> list[str]:
-    """Where a value is not of a shape: `key.key[0]: got X, expected Y`."""
-    kind = shape if isinstance(shape, type) else type(shape)
-    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
-        return [f"{at}: got {type(value).__name__}, expected {kind.__name__}".removeprefix(": ")]
-    if isinstance(shape, list):
-        inside = [(f"{at}[{i}]", each, shape[0]) for i, each in enumerate(value)]
-    elif isinstance(shape, dict):
-        keys = {k: shape[str] for k in value} if str in shape else shape
-        inside = [(f"{at}.{k}".strip("."), value.get(k), each) for k, each in keys.items()]
-    else:
-        inside = []
-    return [error for where, part, each in inside for error in errors_of(part, each, where)]
-
-
-def manifest_errors(manifest) -> list[str]:
-    errors = errors_of(manifest, MANIFEST)
-    if not errors and manifest["stage"] == "evaluation":
-        errors = errors_of(manifest["config"], {"models": [str]}, "config")
-    return errors
-
-
-def answers_errors(answers) -> list[str]:
-    """Also: each model has something of each kind for each of the tasks."""
-    errors = errors_of(answers, ANSWERS)
-    if errors:
-        return errors
-    counts = [len(answers["tasks"])]
-    counts += [len(raw["verdicts"]) for raw in answers["all"].values()]
-    return [
-        f"all.{model}.{key}: expected at least one for each of {counts[0]} tasks"
-        for model, raw in answers["all"].items()
-        for key, groups in raw.items()
-        if len(groups) != counts[0] or not (all(groups) or key == "greedy")
-    ]
-
-
-def agreement_errors(found) -> list[str]:
-    """Also: each share and coefficient is null, or its value with a low and a high end."""
-    errors = errors_of(found, AGREEMENT)
-    if errors:
-        return errors
-    rates = [(found["people"], "alpha")]
-    rates += [(rate, "kappa") for rate in (*found["two_by_two"], *found["against"].values())]
-    for rate, coefficient in rates:
-        for key in ("percent", coefficient):
-            value = rate.get(key, ())
-            if value is not None and (errors_of(value, [float]) or len(value) != 3):
-                errors.append(f"{key}: got {value}, expected [value, low, high] or null")
-    return errors
-
-
 def read_runs(folder: Path) -> Runs:
-    """Read the manifests and the answers under `folder`.
+    """Read the manifests, the answers and the agreement under `folder`, as they were written.
 
     Raises:
-        ReportError: nothing is there, or files are broken; every broken file is named.
+        ReportError: nothing is there, or files have changed; every one of them is named.
     """
     errors: list[str] = []
 
-    def read(path: Path, errors_in) -> dict:
-        value, found = {}, []
-        if path.is_file():
-            try:
-                value = json.loads(path.read_text(encoding="utf-8"))
-                found = errors_in(value)
-            except (ValueError, RecursionError) as error:
-                found = [f"is not JSON ({error}). Run the stage again."]
-        more = [f"and {len(found) - 5} more errors"] if len(found) > 5 else []
-        errors.extend(f"{path}: {error}" for error in found[:5] + more)
+    def read(path: Path, keys: set[str]) -> dict:
+        try:
+            value = read_sealed(path) if path.is_file() else {}
+            if path.is_file() and (lacking := keys - value.keys()):
+                raise ValueError(f"{path}: {', '.join(sorted(lacking))} is missing")
+        except (ValueError, RecursionError) as error:
+            named = str(error) if str(path) in str(error) else f"{path}: {error}"
+            errors.append(f"{named}. Run the stage again.")
+            return {}
         return value
 
-    stages = {name: read(folder / name / "manifest.json", manifest_errors) for name in BY_FOLDER}
+    stages = {name: read(folder / name / "manifest.json", KEYS) for name in BY_FOLDER}
     stages = {name: manifest for name, manifest in stages.items() if manifest}
-    path = folder / "evaluation" / "answers.json"
-    answers = read(path, answers_errors) if "evaluation" in stages else {}
-    agreement = read(folder / "labels" / "agreement.json", agreement_errors)
+    agreement = read(folder / "labels" / "agreement.json", {"people", "labellers"})
     if not stages and not errors:
         errors.append(
             f"{folder}: got no <stage>/manifest.json, expected one of {', '.join(BY_FOLDER)}. "
             "Train a stage first (make pipeline) or give the folder that holds the stages."
         )
-    if answers and not errors:
+    path, answers = folder / "evaluation" / "answers.json", {}
+    if "evaluation" in stages and path.is_file():
         listed = stages["evaluation"]["files"].get("answers.json", {}).get("sha256")
-        if listed != hashlib.sha256(path.read_bytes()).hexdigest():
+        if listed == file_stats(path)["sha256"]:
+            answers = json.loads(path.read_text(encoding="utf-8"))
+        else:
             errors.append(
                 f"{path}: is not the file whose sha256 evaluation/manifest.json lists. "
                 "Run the evaluation again."

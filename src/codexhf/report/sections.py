@@ -34,7 +34,6 @@ class Table:
 
     @property
     def numeric(self) -> list[bool]:
-        """Of each column, whether it holds numbers."""
         rows = [row for row in self.rows if not isinstance(row, str)]
         return [any(isinstance(x, Cell) for x in column) for column in zip(*rows, strict=True)]
 
