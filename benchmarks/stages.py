@@ -1,24 +1,29 @@
-"""Speed and losses of a stage: a library's trainer at its defaults, and ours, on the same rows.
+"""Speed and losses of a stage: a library's trainer at its defaults, and each feature of ours.
 
     python benchmarks/stages.py pretrain            # 124M Llama, 32 x 1024; against a plain loop
     python benchmarks/stages.py sft                 # 0.5B, lengths 50 to 2,000; against SFTTrainer
     python benchmarks/stages.py reward_model        # the same, against RewardTrainer
     python benchmarks/stages.py sft --lengths tasks # rows as long as those of the task set
-    python benchmarks/stages.py sft --tiny          # seconds on a CPU: does it run?
+    python benchmarks/stages.py sft --tiny          # on a CPU: does it run, are the losses equal?
 
-Each side runs in a process of its own, on models of the same random weights and rows of the same
-random ids, in the same order. Steps that warm up and compile are not counted. Ours is what
-`run_stage` does to a recipe's trainer. Results belong in benchmarks/README.md.
+All sides run in one process, one after the other, on models of the same random weights and the same
+rows in the same order. Steps that warm up and compile are not counted. A side of ours is the
+library's trainer with settings, and what `run_stage` makes of them. The first side is the peer.
+Results belong in benchmarks/README.md.
 """
 
 import argparse
+import functools
+import gc
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
 
 LLAMA = {  # 124M
     "vocab_size": 50_304,
@@ -41,29 +46,54 @@ QWEN = {  # 0.5B
 TINY = {"vocab_size": 500, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 PEAK = 989e12  # FLOP/s of an H100 in bfloat16
-SIDES = {
-    "pretrain": ("plain loop", "trainer", "ours"),
-    "sft": ("trl", "ours"),
-    "reward_model": ("trl", "ours"),
+
+LIGER_LOSS = {
+    "use_liger_kernel": True,
+    "liger_kernel_config": {"rope": False, "rms_norm": False, "swiglu": False},
+}
+COMPILED = {"torch_compile": True, "gradient_checkpointing": False}
+FREE = {**COMPILED, "padding_free": True}
+GROUPED = {**COMPILED, "train_sampling_strategy": "group_by_length"}
+FLEX = {**FREE, "attention": "flex_attention"}
+SIDES = {  # "whole": compiled as a whole, as Trainer does it; else layer by layer
+    "pretrain": {
+        "plain loop": {"loop": "whole"},
+        "plain loop, layers": {"loop": "layers"},
+        "Trainer, compiled": {"torch_compile": True, "whole": True},
+        "compiled": COMPILED,
+        "padding_free": FREE,
+        "padding_free, loss alone": {**FREE, "loss_alone": True},
+        "padding_free, liger": {**FREE, **LIGER_LOSS},
+        "flex": {**COMPILED, "attention": "flex_attention"},
+    },
+    "sft": {
+        "TRL's defaults": {},
+        "plain": {"gradient_checkpointing": False},
+        "compiled": COMPILED,
+        "padding_free": FREE,
+        "grouped": GROUPED,
+        "flex": FLEX,
+    },
+    "reward_model": {
+        "TRL's defaults": {},
+        "compiled": COMPILED,
+        "padding_free": FREE,
+        "grouped": GROUPED,
+    },
 }
 
 
 def main() -> int:
-    """Run the sides one after the other and print a table."""
-    options = parse()
-    if options.side:
-        print(json.dumps(measure(options)))
-        return 0
-    found = {}
+    """Measure the sides one after the other and print a table."""
+    os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+    options, found = parse(), {}
     for side in options.sides or SIDES[options.stage]:
-        command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            print(f"{side} failed:\n{done.stderr[-3000:]}", flush=True)
+        try:
+            found[side] = measure(options, SIDES[options.stage][side])
+        except Exception:  # the others are still worth their time
+            print(f"{side} failed:\n{traceback.format_exc()[-3000:]}", flush=True)
             continue
-        found[side] = json.loads(done.stdout.strip().splitlines()[-1])
-        print(side, found[side], flush=True)
+        print(json.dumps({side: found[side]}), flush=True)
     print(table(found))
     return 0
 
@@ -73,45 +103,48 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("stage", choices=SIDES)
     parser.add_argument("--lengths", choices=("mixed", "tasks"), default="mixed")
-    parser.add_argument("--steps", type=int, default=30, help="that are counted")
-    parser.add_argument("--warm", type=int, default=8, help="steps before them")
+    parser.add_argument("--steps", type=int, default=20, help="that are counted")
+    parser.add_argument("--warm", type=int, default=10, help="steps before them")
     parser.add_argument("--tiny", action="store_true", help="a smoke test on a CPU")
     parser.add_argument("--sides", nargs="+", help="only these")
-    parser.add_argument("--side", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def measure(options: argparse.Namespace) -> dict:
-    """Train one side; return seconds, tokens, memory and losses of the counted steps."""
+def measure(options: argparse.Namespace, chosen: dict) -> dict:
+    """Train one side; return seconds, tokens, memory and losses."""
     import torch
     from transformers import set_seed
 
     set_seed(0)
-    started = time.perf_counter()
-    steps = plain_loop(options) if options.side == "plain loop" else trained(options)
-    warm, counted = steps[: options.warm], steps[options.warm :]
-    seconds = sum(step["seconds"] for step in counted)
-    tokens = sum(step["tokens"] for step in counted)
-    gpu = torch.cuda.is_available()
-    sizes = shape(options)
-    # 6 FLOP per parameter and token, the head's included; attention left out
-    layer = (
-        2
-        * sizes["hidden_size"] ** 2
-        * (1 + sizes["num_key_value_heads"] / sizes["num_attention_heads"])
-        + 3 * sizes["hidden_size"] * sizes["intermediate_size"]
-    )
-    head = 0 if options.stage == "reward_model" else sizes["vocab_size"] * sizes["hidden_size"]
-    flops = 6 * (sizes["num_hidden_layers"] * layer + head) * tokens / seconds
+    gc.collect()
+    torch._dynamo.reset()  # a side must not run into what an earlier one compiled
+    gpu, started = torch.cuda.is_available() and not options.tiny, time.perf_counter()
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    clock = plain_loop(options, chosen["loop"]) if "loop" in chosen else trained(options, chosen)
+    seconds = clock.seconds()
+    warm, counted = seconds[: options.warm], seconds[options.warm :]
+    tokens = sum(clock.tokens[options.warm : options.warm + len(counted)]) / sum(counted)
     return {
-        "tokens/s": round(tokens / seconds),
-        "ms/step": round(1e3 * seconds / len(counted), 1),
-        "warm-up s": round(sum(step["seconds"] for step in warm), 1),
+        "tokens/s": round(tokens),
+        "ms/step": round(1e3 * median(counted), 1),
+        "warm-up s": round(sum(warm), 1),
         "peak GiB": round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else None,
-        "of peak": f"{flops / PEAK:.0%}",
-        "losses": [round(step["loss"], 4) for step in (steps[0], *steps[9::10], steps[-1])],
+        "of peak": f"{flops_per_token(options) * tokens / PEAK:.0%}",
         "all s": round(time.perf_counter() - started, 1),
+        "losses": [round(loss, 4) for loss in clock.losses],
     }
+
+
+def flops_per_token(options: argparse.Namespace) -> float:
+    """Return 6 FLOP per parameter, the head's included; attention left out."""
+    sizes = shape(options)
+    shared = 1 + sizes["num_key_value_heads"] / sizes["num_attention_heads"]
+    layer = 2 * sizes["hidden_size"] ** 2 * shared
+    layer += 3 * sizes["hidden_size"] * sizes["intermediate_size"]
+    head = 0 if options.stage == "reward_model" else sizes["vocab_size"] * sizes["hidden_size"]
+    return 6 * (sizes["num_hidden_layers"] * layer + head)
 
 
 def shape(options: argparse.Namespace) -> dict:
@@ -119,7 +152,7 @@ def shape(options: argparse.Namespace) -> dict:
     return TINY if options.tiny else LLAMA if options.stage == "pretrain" else QWEN
 
 
-def model(options: argparse.Namespace):
+def model(options: argparse.Namespace, attention: str = "sdpa"):
     """Return the model, float32 as stages load theirs, trained under autocast."""
     import torch
     from transformers import (
@@ -131,8 +164,9 @@ def model(options: argparse.Namespace):
     )
 
     common = {**shape(options), "pad_token_id": 2, "eos_token_id": 1, "bos_token_id": None}
-    common |= {"use_cache": False}
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+    common |= {"use_cache": False, "attn_implementation": attention}
+    torch.manual_seed(0)
+    with torch.device("cpu" if options.tiny else "cuda"):
         if options.stage == "pretrain":
             return LlamaForCausalLM(LlamaConfig(**common))
         if options.stage == "sft":
@@ -155,7 +189,7 @@ def rows(options: argparse.Namespace):
     if options.stage == "pretrain":  # documents of 400 tokens on average, cut into rows
         made = []
         for _ in range(count):
-            starts = draw.random(width) < 1 / 400
+            starts = draw.random(width) < 1 / (20 if options.tiny else 400)
             starts[0] = True
             where = np.maximum.accumulate(np.where(starts, np.arange(width), 0))
             row = ids(width)
@@ -169,107 +203,126 @@ def rows(options: argparse.Namespace):
     if options.stage == "sft":
         made = [{"input_ids": row, "labels": row} for row in map(ids, lengths)]
     else:
-        made = [{"chosen_ids": ids(n), "rejected_ids": ids(max(4, n - 3))} for n in lengths]
+        made = [
+            {"chosen_ids": ids(n), "rejected_ids": ids(max(4, n - 3)), "length": n} for n in lengths
+        ]
     return Dataset.from_list(made)
 
 
 class Clock:
-    """Seconds, real tokens and loss of each step, as a callback that waits for the GPU."""
+    """When each step ended by the device's own clock, its real tokens, and losses, ten by ten."""
 
-    def __init__(self):
-        self.steps, self.start, self.tokens = [], None, 0
+    def __init__(self, gpu: bool):
+        self.gpu, self.ends, self.tokens, self.losses = gpu, [], [], []
+        self.end()
 
-    def begin(self) -> None:
-        self.start = now()
+    def end(self) -> None:
+        """Note the end of a step without waiting for it."""
+        import torch
 
-    def end(self, tokens: int, loss: float = float("nan")) -> None:
-        self.steps.append({"seconds": now() - self.start, "tokens": tokens, "loss": loss})
+        if self.gpu:
+            self.ends.append(torch.cuda.Event(enable_timing=True))
+            self.ends[-1].record()
+        else:
+            self.ends.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Return the seconds of each step, the first with all that came before it."""
+        import torch
+
+        if self.gpu:
+            torch.cuda.synchronize()
+            pairs = zip(self.ends, self.ends[1:], strict=False)
+            return [start.elapsed_time(end) / 1e3 for start, end in pairs]
+        return [end - start for start, end in zip(self.ends, self.ends[1:], strict=False)]
 
 
-def now() -> float:
-    """Return the time once the device has finished."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def plain_loop(options: argparse.Namespace) -> list[dict]:
-    """Train by hand, compiled as a whole, causal attention over whole rows: the floor."""
+def plain_loop(options: argparse.Namespace, how: str) -> Clock:
+    """Train by hand, with causal attention over whole rows: the floor."""
     import torch
     import torch.nn.functional as F
 
-    policy, data, kind = (
-        model(options),
-        rows(options),
-        "cuda" if torch.cuda.is_available() else "cpu",
-    )
+    from codexhf.models import compile_layers
+
+    kind = "cpu" if options.tiny else "cuda"
+    policy, data = model(options), rows(options)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4, fused=kind == "cuda")
 
-    @torch.compile
-    def loss_of(ids, labels):
-        states = policy.model(input_ids=ids).last_hidden_state
+    def loss_from(states, labels):
         logits = F.linear(states, policy.lm_head.weight).float()
         labels = F.pad(labels[:, 1:], (0, 1), value=-100)
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
 
-    clock, size = Clock(), 2 if options.tiny else 32
+    def loss_of(ids, labels):
+        return loss_from(policy.model(input_ids=ids).last_hidden_state, labels)
+
+    if options.tiny:
+        pass
+    elif how == "whole":
+        loss_of = torch.compile(loss_of)
+    else:
+        loss_from = torch.compile(loss_from)
+        compile_layers(policy, dynamic=None)
+    clock, size, losses = Clock(kind == "cuda"), 2 if options.tiny else 32, []
     for step in range(options.steps + options.warm):
         part = data[step * size : (step + 1) * size]
         ids, labels = (torch.tensor(part[name]).to(kind) for name in ("input_ids", "labels"))
-        clock.begin()
         with torch.autocast(kind, torch.bfloat16):
             loss = loss_of(ids, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        clock.end(ids.numel(), 0.0)
-        clock.steps[-1]["loss"] = loss.item()
-    return clock.steps
+        losses.append(loss.detach())
+        clock.tokens.append(ids.numel())
+        clock.end()
+    clock.losses = torch.stack(losses).view(-1, 10).mean(1).tolist()
+    return clock
 
 
-def trained(options: argparse.Namespace) -> list[dict]:
-    """Train with a Trainer: its defaults, and for "ours" what run_stage adds."""
-    from transformers import Trainer, TrainerCallback
+def trained(options: argparse.Namespace, chosen: dict) -> Clock:
+    """Train with a library's Trainer, with its defaults but for what was chosen."""
+    from transformers import TrainerCallback
 
-    ours, clock = options.side == "ours", Clock()
+    from codexhf.faster import speed_up
+
+    clock = Clock(not options.tiny)
 
     class Timed(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            clock.begin()
-
         def on_step_end(self, args, state, control, **kwargs):
-            clock.end(clock.tokens)
+            clock.end()
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "loss" in logs:
-                clock.steps[state.global_step - 1]["loss"] = float(logs["loss"])
+                clock.losses.append(float(logs["loss"]))
 
+    chosen = dict(chosen)
+    whole, alone = (chosen.pop(name, False) for name in ("whole", "loss_alone"))
+    if options.tiny:
+        chosen.pop("torch_compile", None)
+        chosen.pop("use_liger_kernel", None)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = made(options, ours, folder)
+        trainer, asked = made(options, chosen, folder)
         collate = trainer.data_collator
 
         def counted(batch):
             out = collate(batch)
             mask = out.get("attention_mask")
-            clock.tokens = int(out["input_ids"].numel() if mask is None else mask.sum())
+            clock.tokens.append(int(out["input_ids"].numel() if mask is None else mask.sum()))
             return out
 
         trainer.data_collator = counted
         trainer.add_callback(Timed())
-        if ours:
-            from codexhf.faster import Faster
-
-            alone = type(trainer).compute_loss is Trainer.compute_loss
-            trainer.add_callback(Faster(not options.tiny, alone))
+        if not whole:
+            speed_up(trainer, asked)
+        if alone:
+            return_loss_alone(trainer.model)
         trainer.train()
-    return clock.steps
+    return clock
 
 
-def made(options: argparse.Namespace, ours: bool, folder: str):
-    """Return the stage's trainer, at its own defaults but for what must be equal."""
+def made(options: argparse.Namespace, chosen: dict, folder: str) -> tuple:
+    """Return the stage's trainer, at its own defaults but for what must be equal, and the stage."""
     from transformers import Trainer, TrainingArguments
     from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
@@ -282,32 +335,45 @@ def made(options: argparse.Namespace, ours: bool, folder: str):
         "lr_scheduler_type": "constant",
         "report_to": "none",
         "save_strategy": "no",
-        "logging_steps": 1,
+        "logging_steps": 10,
         "disable_tqdm": True,
-        "bf16": True,
+        "bf16": not options.tiny,
         "use_cpu": options.tiny,
     }
+    policy = model(options, chosen.pop("attention", "sdpa"))
+    free = chosen.get("padding_free", False)
+    if options.stage != "sft":
+        chosen.pop("padding_free", None)
+    data, asked = rows(options), SimpleNamespace(padding_free=free)
     if options.stage == "pretrain":
-        rows_per_step = 2 if options.tiny else 32
-        args = TrainingArguments(
-            **common,
-            per_device_train_batch_size=rows_per_step,
-            torch_compile=not ours,
-            train_sampling_strategy="sequential",
-        )
-        return Trainer(
-            model=model(options), args=args, train_dataset=rows(options),
-            data_collator=packed_collator,
-        )  # fmt: skip
+        common |= {"per_device_train_batch_size": 2 if options.tiny else 32}
+        args = TrainingArguments(**common, train_sampling_strategy="sequential", **chosen)
+        return Trainer(policy, args, train_dataset=data, data_collator=packed_collator), asked
     config, kind = (
         (SFTConfig, SFTTrainer) if options.stage == "sft" else (RewardConfig, RewardTrainer)
     )
-    # what our recipes say; the peer has TRL's defaults, which recompute activations
-    chosen = {"gradient_checkpointing": False} if ours else {}
     args = config(**common, per_device_train_batch_size=8, max_length=None, **chosen)
-    return kind(
-        model=model(options), args=args, train_dataset=rows(options), processing_class=tokenizer()
-    )
+    trainer = kind(policy, args, train_dataset=data, processing_class=tokenizer())
+    if policy.config._attn_implementation != "sdpa":  # transformers' own way with documents
+        trainer.args.padding_free = asked.padding_free = False
+    return trainer, asked
+
+
+def return_loss_alone(policy) -> None:
+    """Compile a model's loss, and let it keep its logits, which accelerate would copy in float32.
+
+    For Trainer, which takes nothing else from a model in training.
+    """
+    import torch
+
+    policy.loss_function = torch.compile(policy.loss_function)
+    read = policy.forward
+
+    @functools.wraps(read)  # Trainer reads from it which columns a model takes
+    def forward(*args, **kwargs):
+        return {"loss": read(*args, **kwargs).loss}
+
+    policy.forward = forward
 
 
 def tokenizer():
@@ -324,16 +390,15 @@ def tokenizer():
 
 
 def table(found: dict[str, dict]) -> str:
-    """Return the results as a Markdown table, and the ratio to the first side."""
+    """Return the results as a Markdown table, with the ratio to the first side."""
     names = [name for name in next(iter(found.values()), {}) if name != "losses"]
-    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    lines = [f"| | {' | '.join(names)} | x the first | losses, means of ten steps |"]
+    lines.append(f"|---|{'---|' * (len(names) + 2)}")
+    first = next(iter(found.values()), {}).get("tokens/s")
     for side, values in found.items():
-        lines.append(f"| {side} | {' | '.join(str(values[name]) for name in names)} |")
-    lines += ["", *(f"{side}: losses {values['losses']}" for side, values in found.items())]
-    if "ours" in found:
-        for side in found.keys() - {"ours"}:
-            ratio = found["ours"]["tokens/s"] / found[side]["tokens/s"]
-            lines.append(f"ours: {ratio:.2f}x the tokens per second of {side}")
+        cells = [str(values[name]) for name in names]
+        cells += [f"{values['tokens/s'] / first:.2f}", str(values["losses"])]
+        lines.append(f"| {side} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -24,6 +24,7 @@ def main(argv=None):
         from codexhf.data import load_demonstrations, load_tasks
         from codexhf.evaluation import PassAt1, demonstrations_of
         from codexhf.execution import check_isolation
+        from codexhf.faster import cut_already
         from codexhf.run import run_stage
         from codexhf.tokenizer import load_tokenizer
     check_isolation(stage.unsafe_exec)
@@ -45,7 +46,7 @@ def main(argv=None):
     )
     trainer = SFTTrainer(
         model=models.load_policy(stage.model, tokenizer, **loading(stage)),
-        args=training,
+        args=cut_already(training),
         train_dataset=train.ids,
         eval_dataset=demonstrations_of(tasks, tokenizer),
         processing_class=tokenizer,

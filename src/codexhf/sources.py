@@ -17,6 +17,7 @@ import lzma
 import os
 import shutil
 import socket
+import sys
 import sysconfig
 import tarfile
 import tempfile
@@ -517,9 +518,10 @@ def python_stdlib() -> Iterable[dict]:
 
 
 def python_packages() -> Iterable[dict]:
-    """The packages installed where this project's own are, a row per source file, tests out."""
-    root = Path(datasets.__file__).parent.parent
-    yield from _python_files(root, {"test", "tests", "__pycache__"})
+    """The installed packages, a row per source file, tests left out."""
+    roots = [Path(path) for path in dict.fromkeys(sys.path) if path]
+    for root in (root for root in roots if any(root.glob("*.dist-info"))):
+        yield from _python_files(root, {"test", "tests", "__pycache__"})
 
 
 def _python_files(root: Path, skip: set[str]) -> Iterable[dict]:

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from codexhf.models import base_model, evaluating, nonfinite_parameter
+from codexhf.models import base_model, evaluating, nonfinite_parameter, uncompiled
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.metrics import Clock
 from codexhf.ppo.objective import masked_sum, truncated_importance_weights
@@ -124,11 +124,8 @@ class RolloutMixin:
             prompt_ids, prompt_mask = left_pad(ids, self.args.device)
         else:
             prompt_ids, prompt_mask = self._collated(ids)
-        policy, eager = self.policy_model, bool(self.user_args.torch_compile)
-        with (
-            torch.compiler.set_stance("force_eager" if eager else "default"),
-            self._gathered(policy),
-        ):
+        policy = self.policy_model
+        with uncompiled(policy), self._gathered(policy):
             generation = self.engine.generate(
                 policy, prompt_ids, prompt_mask, seed=seed, temperature=temperature
             )
