@@ -52,7 +52,10 @@ def speed_up(trainer: Trainer, stage: StageArguments) -> None:
         skip_padding(trainer.model)
     if trainer.args.torch_compile:
         trainer.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="no")  # not as a whole
-        compile_layers(trainer.model, dynamic=None)
+        # what is recomputed must find the graph of its forward: one for all sizes
+        names = ("gradient_checkpointing", "activation_checkpointing")
+        recomputes = any(getattr(trainer.args, name, False) for name in names)
+        compile_layers(trainer.model, dynamic=recomputes or None)
 
 
 def attend(
@@ -134,7 +137,7 @@ def skip_padding(model: nn.Module) -> None:
             input_ids=input_ids.flatten()[at][None],
             attention_mask=input_ids.new_empty(1, 1, 1, 1),  # of four dimensions: no other is made
             position_ids=positions[None],
-            **{**given, "cu_seq_lens_q": bounds, "max_length_q": input_ids.size(1)},
+            **{"cu_seq_lens_q": bounds, "max_length_q": input_ids.size(1), **given},
         )
         states = out.last_hidden_state[0]  # (T, H)
         spread = states.new_zeros(input_ids.numel(), states.size(1)).index_copy(0, at, states)
