@@ -125,3 +125,21 @@ def test_metrics_have_intervals_and_names(policy, write_card, problems):
     keys = {f"{form}, {name}" for form in forms for name in ("greedy", "pass@1", "pass@2")}
     assert set(metrics) == {f"{key}{end}" for key in keys for end in ("", "_low", "_high")}
     assert all(len(record[f"known, chat, {way}"]["verdicts"]) == 6 for way in ("greedy", "sampled"))
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(4, 4), (8, 2), (400, 1)])
+def test_longer_answers_are_sampled_in_smaller_batches(policy, write_card, problems, tokens, most):
+    """As many tokens at once as the held-out tasks' answers have, which is what memory holds."""
+    tokenizer = new_tokenizer(CORPUS * 3, 320)
+    data = {"known": load_tasks([write_card(problems, "prompt-only")], tokenizer)}
+    stage = EvaluationArguments(
+        benchmark_cards=["x"], benchmark_samples=0, benchmark_forms=["chat"], batch_size=4,
+        max_new_tokens=4, benchmark_max_new_tokens=tokens, num_samples=1, k=[1],
+    )  # fmt: skip
+    seen = set()
+    hook = policy.get_input_embeddings().register_forward_pre_hook(
+        lambda module, inputs: seen.add(inputs[0].shape[0])
+    )
+    run_benchmarks(policy, tokenizer, data, stage, "m")
+    hook.remove()
+    assert max(seen) == most

@@ -6,8 +6,11 @@ python -m pytest tests/test_corpora.py
 import io
 import json
 import random
+import subprocess
+import sys
 import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -504,18 +507,25 @@ def test_lines_of_a_large_file_are_read_by_several_processes(
         read_card(load_card(card))
 
 
-@pytest.mark.slow
-def test_memory_is_flat_from_100_mb_to_a_gigabyte(tmp_path):
-    import subprocess
-    import sys
-    from pathlib import Path
-
+def data_benchmark(folder, *arguments):
+    """Return the cells of the table that benchmarks/data.py prints, a list per row."""
     script = Path(__file__).parent.parent / "benchmarks/data.py"
-    command = [sys.executable, script, "--gb", "0.1", "1", "--num_proc", "2", "--folder", tmp_path]
+    command = [sys.executable, script, *arguments, "--num_proc", "2", "--folder", folder]
     done = subprocess.run(command, capture_output=True, text=True)
     print(done.stdout, done.stderr[-2000:])
     assert done.returncode == 0
-    rows = [line.split("|") for line in done.stdout.splitlines() if "corpus-" in line]
+    return [line.split("|") for line in done.stdout.splitlines()[2:]]
+
+
+@pytest.mark.slow
+def test_memory_is_flat_from_100_mb_to_a_gigabyte(tmp_path):
+    rows = data_benchmark(tmp_path, "--gb", "0.1", "1")
     small, large = (float(row[9]) for row in rows)
     assert large < 1.25 * small and large < 4
     assert all(float(row[8]) >= 5 for row in rows)  # MB/s of two cores, by their CPU seconds
+
+
+@pytest.mark.slow
+def test_many_rows_are_never_held_in_memory_at_once(tmp_path):
+    (row,) = data_benchmark(tmp_path, "--gb", "--rows", "300000")
+    assert float(row[9]) < 0.75  # GiB of all processes; 1.1 with a copy of the rows in the parent

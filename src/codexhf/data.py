@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
 from datasets.table import InMemoryTable
 
 from codexhf.cache import Cached, cached, fingerprint
@@ -93,7 +94,8 @@ class Data:
 
 
 def _dataset(table: pa.Table) -> Dataset:
-    return Dataset(InMemoryTable(table))
+    # Without a fingerprint `datasets` pickles the whole table to take one, 2 GB for a million rows.
+    return Dataset(InMemoryTable(table), fingerprint=generate_random_fingerprint())
 
 
 # ---------------------------------------------------------------------------------------------

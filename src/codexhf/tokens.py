@@ -131,8 +131,14 @@ def longest_of(ids: Dataset) -> np.ndarray:
 
 def learned_tokens(ids: Dataset) -> np.ndarray:
     """Return how many tokens of each row are learned."""
-    labels = table_of(ids)["labels"].combine_chunks()
-    return np.add.reduceat(labels.flatten().to_numpy() != -100, labels.offsets.to_numpy()[:-1])
+    chunks = table_of(ids)["labels"].chunks
+    return np.concatenate([_learned(chunk) for chunk in chunks]) if chunks else np.empty(0, int)
+
+
+def _learned(labels: pa.ListArray) -> np.ndarray:
+    ends = np.cumsum(pc.list_value_length(labels).to_numpy(zero_copy_only=False))
+    known = np.cumsum(labels.flatten().to_numpy() != -100)
+    return np.diff(np.append(0, known)[ends], prepend=0)
 
 
 # -- corpora -----------------------------------------------------------------------------------
