@@ -103,7 +103,8 @@ def chosen_arms(options: argparse.Namespace) -> list[str]:
     """Return what a worker measures, in turn."""
     if options.worker == "trl" or options.arms is None:
         return [options.worker]
-    return options.arms or list(UNEVEN_ARMS if options.uneven else EVEN_ARMS)
+    arms = options.arms or (UNEVEN_ARMS if options.uneven else EVEN_ARMS)
+    return sorted(arms, key=lambda arm: "use_liger_kernel" in ARMS[arm])  # it changes what follows
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
