@@ -85,6 +85,13 @@ def test_packed_documents_see_themselves_alone():
     assert torch.equal(model(input_ids=ids).logits, plain)  # neither mask nor positions: untouched
 
 
+def test_every_row_begins_a_document_whatever_its_positions():
+    counted = torch.arange(9).expand(3, 9)
+    at, positions, bounds = faster._documents(MASK, counted)
+    assert bounds.tolist() == [0, 9, 14, 20] and positions.tolist() == (counted[MASK > 0]).tolist()
+    assert faster._documents(None, counted + 1)[2].tolist() == [0, 9, 18, 27]
+
+
 def test_a_cache_is_left_alone():
     model, ids = qwen2(), torch.randint(0, 50, (2, 6))
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": True}

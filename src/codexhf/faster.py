@@ -135,7 +135,8 @@ def skip_padding(model: nn.Module) -> None:
         at, positions, bounds = _documents(attention_mask, position_ids)
         out = read(
             input_ids=input_ids.flatten()[at][None],
-            attention_mask=input_ids.new_empty(1, 1, 1, 1),  # of four dimensions: no other is made
+            # of four dimensions, so that none is made; where it is read after all, torch refuses it
+            attention_mask=input_ids.new_empty(1, 1, 0, 0),
             position_ids=positions[None],
             **{"cu_seq_lens_q": bounds, "max_length_q": input_ids.size(1), **given},
         )
@@ -188,14 +189,16 @@ def _documents(mask: Tensor | None, positions: Tensor | None) -> tuple[Tensor, T
 
     Args:
         mask: (B, L), 1 where a token is real; None: everywhere.
-        positions: (B, L), 0 where a document begins; None: a row is one.
+        positions: (B, L), 0 where a document begins, as each row does; None: it is one.
     """
+    length = (positions if mask is None else mask).size(1)
     if mask is None:
         at = torch.arange(positions.numel(), device=positions.device)
     else:
         at = mask.flatten().nonzero().squeeze(1)
         positions = position_ids(mask) if positions is None else positions
     positions = positions.flatten()[at]
-    starts = (positions == 0).nonzero().squeeze(1)
+    rows = torch.diff(at // length, prepend=at.new_full((1,), -1)) > 0
+    starts = (rows | (positions == 0)).nonzero().squeeze(1)
     bounds = torch.cat([starts, starts.new_full((1,), len(at))]).to(torch.int32)
     return at, positions, bounds
