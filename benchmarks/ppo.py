@@ -288,6 +288,8 @@ def run_ours(arm, options, shape, tokenizer, models, prompts) -> list[dict]:
             trainer.train()
         starts.append(now(options))
     logs = [log for log in trainer.state.log_history if "time/generate_s" in log]
+    losses = [round(log["loss/value_avg"], 4) for log in logs]
+    print(f"{arm}: value losses {losses}, entropies {[log['objective/entropy'] for log in logs]}")
     for log, start, end in zip(logs, starts, starts[1:], strict=False):
         names = ("generate", "score", "forward")
         lap = {name: log[f"time/{name}_s"] for name in names}
