@@ -78,7 +78,6 @@ SIDES = {  # "whole": compiled as a whole, as Trainer does it; else layer by lay
         "TRL's defaults": {},
         "compiled": COMPILED,
         "padding_free": FREE,
-        "grouped": GROUPED,
     },
 }
 
@@ -203,9 +202,7 @@ def rows(options: argparse.Namespace):
     if options.stage == "sft":
         made = [{"input_ids": row, "labels": row} for row in map(ids, lengths)]
     else:
-        made = [
-            {"chosen_ids": ids(n), "rejected_ids": ids(max(4, n - 3)), "length": n} for n in lengths
-        ]
+        made = [{"chosen_ids": ids(n), "rejected_ids": ids(max(4, n - 3))} for n in lengths]
     return Dataset.from_list(made)
 
 
