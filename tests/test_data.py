@@ -3,6 +3,7 @@
 python -m pytest tests/test_data.py
 """
 
+import itertools
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from codexhf import data
 from codexhf.cards import CardError, load_card
 from codexhf.data import load_pairs, load_split, load_tasks, read_card
 from codexhf.prompts import text_of
-from codexhf.sources import python_stdlib
+from codexhf.sources import python_packages, python_stdlib
 from conftest import packed
 
 ROOT = Path(__file__).parent.parent
@@ -344,3 +345,8 @@ def test_stdlib_rows_are_python_files_of_this_interpreter():
     assert {"json/decoder.py", "textwrap.py"} <= names
     assert not any("site-packages" in name or name.startswith("test/") for name in names)
     assert json.__file__.endswith("json/__init__.py") and "json/__init__.py" in names
+
+
+def test_package_rows_are_python_files_beside_this_interpreter():
+    rows = itertools.islice(python_packages(), 50)
+    assert [row["id"].endswith(".py") and "/tests/" not in row["id"] for row in rows] == [True] * 50

@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from codexhf.generation.engines import Generation, Sampling, check_finite, join, row_chunks
 from codexhf.models import base_model, position_ids
 
-FIXED_TOKENS = 256
+FIXED_TOKENS = 512
 """A step of fixed shape attends to this many tokens, or a multiple; then a wider one takes over."""
 WORTH_RECORDING = 128
 """With fewer steps to go, recording a step for the rows that are left costs more than it saves."""
@@ -199,8 +199,12 @@ class _FixedStep:
         self.end = min(reader.mask.size(1), (seen // FIXED_TOKENS + 1) * FIXED_TOKENS)
         self.tokens, self.positions = torch.zeros_like(positions), positions.clone()
         self.column = torch.tensor([seen], device=positions.device)
-        self.mask = reader.mask[:, None, None, : self.end].clone()  # (B, 1, 1, end)
-        self.mask[..., seen:] = False
+        mask = reader.mask[:, None, None, : self.end].clone()  # (B, 1, 1, end)
+        mask[..., seen:] = False
+        # added to scores: attention would make that of a bool mask anew in every layer
+        dtype = reader.cache.layers[0].dtype
+        hidden = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=mask.device)
+        self.mask = torch.where(mask, hidden.new_zeros(()), hidden)
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -227,7 +231,7 @@ class _FixedStep:
 
     def _advance(self) -> Tensor:
         """Read the tokens and move on by one column."""
-        self.mask.index_fill_(3, self.column, True)
+        self.mask.index_fill_(3, self.column, 0.0)
         for layer in self.cache.layers:
             layer.fixed_at = (self.column, self.end)
         try:
