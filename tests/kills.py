@@ -27,6 +27,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from functools import partial
@@ -38,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import datasets
 from accelerate.state import AcceleratorState, PartialState
+from tqdm import tqdm
 
 from codexhf import checkpoints
 from codexhf.execution import executor
@@ -83,6 +85,7 @@ def begin(world: World, stage: str, folder: Path) -> int:
         return child
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     its_own_sandbox()
+    tqdm.set_lock(threading.RLock())  # a fork that is killed would keep the lock of all
     os.setsid()
     log = os.open(folder.with_suffix(".log"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)

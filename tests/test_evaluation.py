@@ -75,6 +75,18 @@ def test_answer_logprobs_match_a_row_by_row_sum(policy, tokenizer):
         assert counts[i] == len(tail)
 
 
+def test_logits_are_made_of_as_many_rows_as_there_is_room_for(policy, tokenizer, monkeypatch):
+    asked = [[{"role": "user", "content": p}] for p in ("add a", "x", "more", "a longer one")]
+    whole, _ = answer_logprobs(policy, tokenizer, asked, ["return a + b"] * 4, batch_size=4)
+    rows = []
+    policy.register_forward_hook(lambda *call: rows.append(len(call[-1].logits)))
+    longest = max(len(tokenizer(p[0]["content"])["input_ids"]) for p in asked) + 20
+    monkeypatch.setattr(evaluation, "LOGITS_BYTES", 4 * longest * len(tokenizer) * 2)
+    sums, _ = answer_logprobs(policy, tokenizer, asked, ["return a + b"] * 4, batch_size=4)
+    assert max(rows) < 4 and sum(rows) == 4
+    assert sums == pytest.approx(whole, abs=1e-4)
+
+
 def test_bits_per_byte_counts_every_token_once(policy, tokenizer):
     texts = ["def add(a, b): return a + b", "x = 1"]
     whole = bits_per_byte(policy, tokenizer, texts, max_length=128)

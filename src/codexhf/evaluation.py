@@ -46,6 +46,9 @@ from codexhf.trackers import log_samples, tracked
 
 # ------------------------------------------------------------------------------ likelihoods
 
+LOGITS_BYTES = 2**30
+"""Logits (rows, T, V) that are held at a time, in float32: with a large vocabulary, of few rows."""
+
 
 @torch.no_grad()
 def token_logprobs(
@@ -62,10 +65,14 @@ def token_logprobs(
         mask: (B, T) bool, True = real token.
         vocabulary: among how many ids a token is chosen, as in sampling; see `vocabulary_size`.
     """
-    logits = model(input_ids=input_ids, attention_mask=mask.long(), use_cache=False).logits[:, :-1]
-    logits = logits[..., :vocabulary].float() / temperature
-    picked = logits.gather(-1, input_ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
-    return picked * mask[:, 1:]
+    found = []
+    rows = max(1, LOGITS_BYTES // (4 * input_ids.size(1) * vocabulary))
+    for ids, real in zip(input_ids.split(rows), mask.split(rows), strict=True):
+        logits = model(input_ids=ids, attention_mask=real.long(), use_cache=False).logits[:, :-1]
+        logits = logits[..., :vocabulary].float() / temperature
+        picked = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
+        found.append(picked * real[:, 1:])
+    return torch.cat(found)
 
 
 def answer_logprobs(
