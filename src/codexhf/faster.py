@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ import torch
 from accelerate.utils import TorchDynamoPlugin
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations.liger import apply_liger_kernel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -56,6 +60,26 @@ def speed_up(trainer: Trainer, stage: StageArguments) -> None:
         names = ("gradient_checkpointing", "activation_checkpointing")
         recomputes = any(getattr(trainer.args, name, False) for name in names)
         compile_layers(trainer.model, dynamic=recomputes or None)
+
+
+def fuse(model: nn.Module, kernels: dict | None) -> None:
+    """Give the layers of a model Liger's kernels; its own loss would replace a policy's forward."""
+    apply_liger_kernel(model, {**(kernels or {}), "fused_linear_cross_entropy": False})
+
+
+@contextmanager
+def fused(model: nn.Module, kernels: dict | None) -> Iterator[None]:
+    """Lend a model Liger's kernels for sampling: torch.compile cannot train them in a checkpoint."""
+    code = vars(sys.modules[type(base_model(model)).__module__])
+    names, modules = dict(code), [(module, set(vars(module))) for module in model.modules()]
+    fuse(model, kernels)
+    try:
+        yield
+    finally:
+        code.update(names)
+        for module, had in modules:
+            for name in set(vars(module)) - had:
+                delattr(module, name)
 
 
 def attend(

@@ -4,12 +4,13 @@ Used by trainer.py for training and by evaluate.py for evaluation.
 """
 
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 
+from codexhf.faster import fused
 from codexhf.models import base_model, evaluating, nonfinite_parameter, uncompiled
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.metrics import Clock
@@ -120,8 +121,10 @@ class RolloutMixin:
     def _sample(self, ids: list[list[int]], seed: int, temperature: float) -> Completions:
         own = self._custom_collator is not None
         prompts = self._collated(ids) if own else left_pad(ids, self.args.device)
-        policy = self.policy_model
-        with uncompiled(policy), self._gathered(policy):
+        policy, asked = self.policy_model, self.user_args
+        lends = asked.use_liger_kernel and asked.torch_compile
+        kernels = fused(policy, asked.liger_kernel_config) if lends else nullcontext()
+        with uncompiled(policy), kernels, self._gathered(policy):
             generation = self.engine.generate(policy, *prompts, seed=seed, temperature=temperature)
         return mark(generation, *prompts, self.args, self.processing_class, self.stop_ids)
 

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.integrations.liger import apply_liger_kernel
 
-from codexhf.faster import skip_padding
+from codexhf.faster import fuse, skip_padding
 from codexhf.generation import Sampling, engine_for
 from codexhf.guards import StopOnNaN
 from codexhf.models import base_model, compile_layers
@@ -127,9 +126,8 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         self._reward_models = [self._place(model) for model in parts.reward_models]
         self.model.compiled, asked = bool(self.user_args.torch_compile), self.user_args
         for model in {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}:
-            if asked.use_liger_kernel:  # its loss would replace a policy's forward
-                kernels = {**(asked.liger_kernel_config or {}), "fused_linear_cross_entropy": False}
-                apply_liger_kernel(model, kernels)
+            if asked.use_liger_kernel and not asked.torch_compile:  # else lent for sampling alone
+                fuse(model, asked.liger_kernel_config)
             if asked.padding_free:
                 skip_padding(model)
             if asked.torch_compile:
