@@ -4,6 +4,7 @@
 #
 #   make pipeline                         everything, from nothing to runs/report.html
 #   make pipeline CONFIGS=recipes/smoke RUNS=runs/smoke      the same in a minute or two
+#   make pipeline CONFIGS=recipes/gpu RUNS=runs/gpu          a larger lineage, on one GPU
 #   make pipeline SEED=43 RUNS=runs/seed-43
 #   make pipeline MODEL=org/name RUNS=runs/name    from a model that exists: no tokenizer, no M0;
 #                                         recipes/pretrained/lora, or cpu where there is no GPU

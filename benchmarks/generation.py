@@ -2,6 +2,7 @@
 
     python benchmarks/generation.py                 # 0.5B Qwen2 shape, 64 x (128 + 256), one GPU
     python benchmarks/generation.py --uneven        # up to 1,024 tokens, 300 on average
+    python benchmarks/generation.py --profile       # and the kernels of the last way
     python benchmarks/generation.py --tiny          # seconds on a CPU: does it run?
 
 Every way samples with the same seeds from the same random model. A step's limit is the time in
@@ -18,7 +19,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from transformers.integrations.liger import apply_liger_kernel
 
 from codexhf.generation import Sampling, engine_for, native
-from ppo import GPU, TINY, WORK, end_once_in
+from ppo import GPU, TINY, WORK, end_once_in, kernels
 
 BYTES_PER_S = 3.35e12  # of an H100's memory
 WAYS = ("hf", "plain", "recorded in two", "recorded", "liger")
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--times", type=int, default=3, help="that are counted")
     parser.add_argument("--uneven", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     options = parser.parse_args()
@@ -47,7 +49,8 @@ def main() -> None:
     print(json.dumps(limit(policy, options.rows, shape["prompt"] + width // 2)), flush=True)
     for way in WAYS:
         if way in options.ways:
-            print(json.dumps(measured(way, policy, ids, width, options)), flush=True)
+            profiled = options.profile and way == options.ways[-1]
+            print(json.dumps(measured(way, policy, ids, width, options, profiled)), flush=True)
 
 
 def limit(policy, rows: int, tokens: int) -> dict:
@@ -59,7 +62,7 @@ def limit(policy, rows: int, tokens: int) -> dict:
     return {"limit ms/step": round(1e3 * (weights + cache) / BYTES_PER_S, 3)}
 
 
-def measured(way: str, policy, ids, width: int, options) -> dict:
+def measured(way: str, policy, ids, width: int, options, profiled: bool) -> dict:
     """Sample some times; return the median of seconds, tokens per second, and milliseconds."""
     native.FIXED_TOKENS = 256 if way == "recorded in two" else 512
     if way == "liger":
@@ -72,6 +75,9 @@ def measured(way: str, policy, ids, width: int, options) -> dict:
         found = engine.generate(policy, ids, mask, seed=number, temperature=1.0)
         tokens.append(int(found.lengths.sum()))  # waits for the GPU
         seconds.append(time.perf_counter() - start)
+    if profiled:
+        with kernels(options):
+            engine.generate(policy, ids, mask, seed=0, temperature=1.0)
     counted = list(zip(seconds, tokens, strict=False))[1:]
     return {
         "way": way,

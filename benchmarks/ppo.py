@@ -5,15 +5,20 @@
     python benchmarks/ppo.py --device cpu --tiny    # seconds: does it run?
     python benchmarks/ppo.py --set rollout_engine=hf gradient_checkpointing=true
     python benchmarks/ppo.py --uneven               # answers of up to 1,024 tokens, 300 on average
+    python benchmarks/ppo.py --arms                 # ours with each feature of ARMS in turn
+    python benchmarks/ppo.py --arms compiled liger --profile    # and the kernels of an update
 
 Each trainer runs in a process of its own, on randomly initialised models that never end an answer
 early, so both compute the same number of tokens. With --uneven the policy's head has a bias that
-makes the end token as likely at every step: lengths are geometric. The first update warms up and is
-not counted. TRL's class is left out where trl 1.12 cannot be imported. Results belong in
-benchmarks/README.md.
+makes the end token as likely at every step: lengths are geometric. Figures are medians; the first
+update warms up and is not counted. TRL's class is left out where trl 1.12 cannot be imported.
+Results belong in benchmarks/README.md.
 """
 
 import argparse
+import contextlib
+import functools
+import gc
 import importlib.util
 import json
 import os
@@ -24,6 +29,7 @@ import sys
 import tempfile
 import time
 from importlib.metadata import version
+from statistics import median
 
 GPU = {
     "vocab_size": 151_936,
@@ -58,12 +64,28 @@ TINY |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads"
 UNEVEN = {"response": 1024, "mean": 300}
 WORK = ("mean", "prompt", "response", "rows", "accumulation", "epochs")
 
+COMPILED = {"torch_compile": True, "gradient_checkpointing": True, "forwards": 1}
+ARMS = {  # settings of PPOConfig; `forwards`: micro batches that make a minibatch
+    "plain": {},
+    "compiled": COMPILED,
+    "liger": {**COMPILED, "use_liger_kernel": True},
+    "static": {**COMPILED, "static": True},  # layers compiled for the shapes that occur
+    "kept": {**COMPILED, "gradient_checkpointing": False, "forwards": 2},
+    "sampler": {**COMPILED, "old_logprobs": "sampler"},  # its log-probabilities, as TRL
+    "padding_free": {**COMPILED, "padding_free": True},
+    "4 forwards": {**COMPILED, "forwards": 4},  # rows of like length share one
+    "all": {**COMPILED, "use_liger_kernel": True, "padding_free": True},
+}
+EVEN_ARMS = ("compiled", "liger", "static", "kept", "sampler")
+UNEVEN_ARMS = ("4 forwards", "padding_free", "all")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the trainers one after the other and print a table."""
     options = parse(argv)
     if options.worker:
-        print(json.dumps(measure(options)))
+        for name in chosen_arms(options):
+            print(json.dumps({name: measure(options, name)}), flush=True)
         return 0
     trainers = ["ours"]
     if importlib.util.find_spec("trl") and version("trl").startswith("1.12"):
@@ -72,10 +94,17 @@ def main(argv: list[str] | None = None) -> int:
         print("trl 1.12 is not installed: only ours is measured")
     results = {}
     for name in options.only or trainers:
-        results[name] = in_process(name, argv or sys.argv[1:])
-        print(name, json.dumps(results[name]), flush=True)
+        results |= in_process(name, argv or sys.argv[1:])
     print(table(results))
     return 0
+
+
+def chosen_arms(options: argparse.Namespace) -> list[str]:
+    """Return what a worker measures, in turn."""
+    if options.worker == "trl" or options.arms is None:
+        return [options.worker]
+    arms = options.arms or (UNEVEN_ARMS if options.uneven else EVEN_ARMS)
+    return sorted(arms, key=lambda arm: "use_liger_kernel" in ARMS[arm])  # it changes what follows
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -87,33 +116,54 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=3, help="rollouts that are counted")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     parser.add_argument("--set", nargs="*", default=[], help="NAME=VALUE for our PPOConfig")
+    parser.add_argument("--arms", nargs="*", choices=ARMS, help="none named: those that fit")
+    parser.add_argument("--profile", action="store_true", help="print the kernels of an update")
     parser.add_argument("--only", nargs="+", choices=("ours", "trl"))
     parser.add_argument("--worker", choices=("ours", "trl"), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def in_process(name: str, argv: list[str]) -> dict:
-    """Measure one trainer in a fresh process."""
+    """Measure one trainer in a fresh process; what it finds is printed as it comes."""
     command = [sys.executable, __file__, *argv, "--worker", name]
     environment = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    environment |= {"PYTHONUNBUFFERED": "1"}
+    found = {}
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        ) as child,
+    ):
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            if line.startswith('{"'):
+                found |= json.loads(line)
+        if child.wait():
+            errors.seek(0)
+            print(f"{name} failed:\n{errors.read()[-4000:]}", flush=True)
+    return found
 
 
-def measure(options: argparse.Namespace) -> dict:
+def measure(options: argparse.Namespace, arm: str) -> dict:
     """Train with one class and return seconds per update by phase, and the peak memory."""
     import torch
 
     if options.threads:
         torch.set_num_threads(options.threads)
+    gc.collect()
+    torch._dynamo.reset()  # an arm must not run into what an earlier one compiled
+    if options.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
     shape = TINY if options.tiny else GPU if options.device == "cuda" else CPU
     if options.uneven:
         shape = {**shape, **({"mean": 3} if options.tiny else UNEVEN)}
-    run = run_ours if options.worker == "ours" else run_trl
-    laps = run(options, shape, *parts(options, shape))[1:]  # the first update warms up
-    phases = {name: sum(lap[name] for lap in laps) / len(laps) for name in laps[0]}
+    run = functools.partial(run_ours, arm) if options.worker == "ours" else run_trl
+    laps = run(options, shape, *parts(options, shape))
+    first, laps = laps[0], laps[1:]  # the first update warms up
+    phases = {name: median(lap[name] for lap in laps) for name in laps[0]}
     if options.device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
         where = torch.cuda.get_device_name()
@@ -124,6 +174,8 @@ def measure(options: argparse.Namespace) -> dict:
     versions = {name: version(name) for name in ("torch", "transformers")}
     return {
         "phases": phases,
+        "first": first["total"],
+        "all": time.perf_counter() - started,
         "peak": peak,
         "episodes": episodes,
         "tokens": episodes * shape.get("mean", shape["response"]),
@@ -207,12 +259,21 @@ def settings(options: argparse.Namespace, shape: dict, folder: str) -> dict:
     }
 
 
-def run_ours(options, shape, tokenizer, models, prompts) -> list[dict]:
+def run_ours(arm, options, shape, tokenizer, models, prompts) -> list[dict]:
     """Train with codexhf's class."""
+    from codexhf.models import compile_layers
     from codexhf.ppo import PPOConfig, PPOTrainer
+    from codexhf.ppo import trainer as module
 
     chosen = dict(pair.split("=", 1) for pair in options.set)
     chosen = {name: parse_value(value) for name, value in chosen.items()}
+    chosen = {**ARMS.get(arm, {}), **chosen}
+    static = {"dynamic": None} if chosen.pop("static", False) else {}
+    module.compile_layers = functools.partial(compile_layers, **static)
+    if forwards := chosen.pop("forwards", None):
+        rows = shape["rows"] * shape["accumulation"]
+        chosen |= {"per_device_train_batch_size": rows // forwards}
+        chosen |= {"gradient_accumulation_steps": forwards}
     with tempfile.TemporaryDirectory() as folder:
         args = PPOConfig(**{**settings(options, shape, folder), "log_grad_norms": False, **chosen})
         trainer = PPOTrainer(args, tokenizer, train_dataset=prompts, **models)
@@ -223,14 +284,32 @@ def run_ours(options, shape, tokenizer, models, prompts) -> list[dict]:
             return make(number)
 
         trainer._make_rollout = timed
-        trainer.train()
+        with kernels(options):
+            trainer.train()
         starts.append(now(options))
     logs = [log for log in trainer.state.log_history if "time/generate_s" in log]
+    losses = [round(log["loss/value_avg"], 4) for log in logs]
+    print(f"{arm}: value losses {losses}, entropies {[log['objective/entropy'] for log in logs]}")
     for log, start, end in zip(logs, starts, starts[1:], strict=False):
         names = ("generate", "score", "forward")
         lap = {name: log[f"time/{name}_s"] for name in names}
         laps.append({**lap, "update": end - start - sum(lap.values()), "total": end - start})
     return laps
+
+
+@contextlib.contextmanager
+def kernels(options):
+    """Print which kernels took the time, with --profile."""
+    if not options.profile:
+        yield
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    gpu = options.device == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as found:
+        yield
+    by = "self_device_time_total" if gpu else "self_cpu_time_total"
+    print(found.key_averages().table(sort_by=by, row_limit=30, max_name_column_width=70))
 
 
 def run_trl(options, shape, tokenizer, models, prompts) -> list[dict]:
@@ -296,26 +375,31 @@ def now(options: argparse.Namespace) -> float:
 
 def table(results: dict[str, dict]) -> str:
     """Return the results as a Markdown table."""
+    if not results:
+        return "nothing was measured"
     first = next(iter(results.values()))
     names = list(first["phases"])
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     lines = [
         f"{first['where']}, {versions}, {first['episodes']} episodes per update",
         "",
-        f"| | {' | '.join(f'{n} s' for n in names)} | episodes/s | generated tokens/s | peak GiB |",
-        f"|---|{'---|' * (len(names) + 3)}",
+        f"| | {' | '.join(f'{n} s' for n in names)} | episodes/s | generated tokens/s | peak GiB "
+        "| first update s | all s |",
+        f"|---|{'---|' * (len(names) + 5)}",
     ]
     for trainer, found in results.items():
         phases = found["phases"]
         cells = [f"{phases[name]:.2f}" for name in names]
         cells.append(f"{found['episodes'] / phases['total']:.2f}")
         cells.append(f"{found['tokens'] / phases['generate']:.0f}")
-        cells.append(f"{found['peak']:.2f}")
+        cells += [f"{found['peak']:.2f}", f"{found['first']:.1f}", f"{found['all']:.1f}"]
         lines.append(f"| {trainer} | {' | '.join(cells)} |")
-    if len(results) == 2:
-        ours, trl = results["ours"], results["trl"]
-        speed = trl["phases"]["total"] / ours["phases"]["total"]
-        lines += ["", f"ours: {speed:.2f}x the speed, {ours['peak'] / trl['peak']:.2f}x the memory"]
+    trl = results.get("trl")
+    for arm, found in results.items():
+        if trl and found is not trl:
+            speed = trl["phases"]["total"] / found["phases"]["total"]
+            memory = found["peak"] / trl["peak"]
+            lines.append(f"\n{arm}: {speed:.2f}x the speed of TRL, {memory:.2f}x the memory")
     return "\n".join(lines)
 
 

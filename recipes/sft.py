@@ -19,7 +19,7 @@ def main(argv=None):
     with importing():  # late: what parse() refuses is refused at once
         from trl import SFTTrainer
 
-        from codexhf import models
+        from codexhf import faster, models
         from codexhf.adapters import loading, lora_config, merge_adapters
         from codexhf.data import load_demonstrations, load_tasks
         from codexhf.evaluation import PassAt1, demonstrations_of
@@ -45,7 +45,7 @@ def main(argv=None):
     )
     trainer = SFTTrainer(
         model=models.load_policy(stage.model, tokenizer, **loading(stage)),
-        args=training,
+        args=faster.cut_already(training),
         train_dataset=train.ids,
         eval_dataset=demonstrations_of(tasks, tokenizer),
         processing_class=tokenizer,

@@ -45,7 +45,7 @@ def lineage(tmp_path, monkeypatch, model_folder):
     (tmp_path / "data_cards").symlink_to(ROOT / "data_cards")
     (tmp_path / "models").mkdir()
     (tmp_path / "models/smollm2").symlink_to(model_folder)
-    for runs in ("runs", "runs/smoke", "runs/smollm2"):
+    for runs in ("runs", "runs/smoke", "runs/smollm2", "runs/gpu"):
         for name in ("tokenizer", "m0", "m1", "m2", "rm"):
             (tmp_path / runs).mkdir(exist_ok=True)
             (tmp_path / runs / name).symlink_to(model_folder)
@@ -65,8 +65,8 @@ def refusal(capsys, types, recipe, argv) -> str:
 
 
 def test_every_shipped_yaml_was_found():
-    # the laptop's, smoke/, three of pretrained/ without a tokenizer; trl-1.12/ppo.yaml, push.yaml
-    assert len(YAMLS) == 2 * len(STAGES) + 3 * (len(STAGES) - 1) + 2
+    # the laptop's, smoke/, gpu/; three of pretrained/ without a tokenizer; two more
+    assert len(YAMLS) == 3 * len(STAGES) + 3 * (len(STAGES) - 1) + 2
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: str(p.relative_to(ROOT)))

@@ -3,6 +3,7 @@
 python -m pytest tests/test_data.py
 """
 
+import itertools
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from codexhf import data
 from codexhf.cards import CardError, load_card
 from codexhf.data import load_pairs, load_split, load_tasks, read_card
 from codexhf.prompts import text_of
-from codexhf.sources import python_stdlib
+from codexhf.sources import python_packages, python_stdlib
 from conftest import packed, read
 
 ROOT = Path(__file__).parent.parent
@@ -380,3 +381,8 @@ def test_a_bar_shows_on_the_first_process_what_takes_seconds(rank):
     told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     assert ("Reading rows" in told.stderr) == (rank == "0"), told.stderr
+
+
+def test_package_rows_are_python_files_beside_this_interpreter():
+    rows = itertools.islice(python_packages(), 50)
+    assert [row["id"].endswith(".py") and "/tests/" not in row["id"] for row in rows] == [True] * 50

@@ -363,10 +363,10 @@ CHANGES = {
 }
 ELSEWHERE = {
     "dry_run", "restart", "num_proc", "redo_changed", "allow_changed", "output_dir", "unsafe_exec",
-    "samples_in_report",
+    "samples_in_report", "padding_free",
 }  # fmt: skip
-"""Fields whose effect is not on what a run makes; each has a test below, in test_resume or
-test_report."""
+"""Fields whose effect is not on what a run makes; each has a test below, in test_resume,
+test_report or test_faster."""
 
 REFUSED = {("ppo", "trainer"), ("preferences", "attn_implementation")} | {
     (stage, "load_in_4bit") for stage in ("pretrain", "sft", "reward_model", "ppo")

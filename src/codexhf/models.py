@@ -259,18 +259,31 @@ def backbone_states(
     ).last_hidden_state
 
 
-def compile_layers(model: nn.Module) -> None:
+def compile_layers(model: nn.Module, dynamic: bool | None = True) -> None:
     """Let torch compile the layers of a model, each where it is first called.
 
     Layers of one class share what is compiled, so it takes seconds where a whole model takes
-    minutes. `torch.compiler.set_stance("force_eager")` switches them back for a while.
+    minutes. `uncompiled` switches them back for a while.
+
+    Args:
+        dynamic: for batches of all sizes; None: once sizes are seen to change.
     """
     # a backward pass may be run twice over one graph: PPO logs the gradient norm of each term
     torch._functorch.config.donated_buffer = False
     kinds = set(base_model(model)._no_split_modules or ())
     for module in model.modules():
         if type(module).__name__ in kinds:
-            module.compile(dynamic=True)
+            module.compile(dynamic=dynamic)
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run compiled layers as they were: with a cache, whose shapes grow, compiling never ends."""
+    if all(module._compiled_call_impl is None for module in model.modules()):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager

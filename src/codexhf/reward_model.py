@@ -34,6 +34,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from codexhf import models
 from codexhf.adapters import adapts_classifier, read_adapter
 from codexhf.arguments import RewardModelArguments, model_folder
+from codexhf.faster import states_at
 from codexhf.generation import sample
 from codexhf.hub import ADAPTER, resolve
 from codexhf.knobs import knob, knob_errors
@@ -308,9 +309,10 @@ class IdReward:
         """
         scores = torch.zeros(count, device=self.model.device)
         for index, layout in batches:
-            hidden = backbone_states(self.model, layout.input_ids, layout.attention_mask)
-            rows = torch.arange(hidden.size(0), device=hidden.device)
-            scores[index] = self.model.score(hidden[rows, layout.last]).squeeze(-1).float()
+            columns = torch.arange(layout.input_ids.size(1), device=layout.last.device)
+            at = columns == layout.last[:, None]
+            hidden = states_at(self.model, layout.input_ids, layout.attention_mask, at)
+            scores[index] = self.model.score(hidden).squeeze(-1).float()
         self.scores = ((scores - self.mean) / self.std).tolist()
 
     def __call__(

@@ -17,6 +17,7 @@ import os
 import pickle
 import shutil
 import socket
+import sys
 import sysconfig
 import tarfile
 import tempfile
@@ -503,8 +504,18 @@ READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 
 def python_stdlib() -> Iterator[Row]:
     """The running interpreter's standard library, a row per source file, tests left out."""
-    root = Path(sysconfig.get_path("stdlib"))
     skip = {"site-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data", "__pycache__"}
+    yield from _python_files(Path(sysconfig.get_path("stdlib")), skip)
+
+
+def python_packages() -> Iterable[dict]:
+    """The installed packages, a row per source file, tests left out."""
+    roots = [Path(path) for path in dict.fromkeys(sys.path) if path]
+    for root in (root for root in roots if any(root.glob("*.dist-info"))):
+        yield from _python_files(root, {"test", "tests", "__pycache__"})
+
+
+def _python_files(root: Path, skip: set[str]) -> Iterable[dict]:
     for file in _files(root, ".py", skip):
         name = file.relative_to(root).as_posix()
         try:
@@ -610,4 +621,5 @@ def _source_row(name: Any, stream: IO[bytes]) -> Row:
     return {"text": text, "id": str(name), "unreadable": why}
 
 
-BUILDERS = {f.__name__: f for f in (python_stdlib, python_topics, humaneval, source_files)}
+BUILT = (python_stdlib, python_packages, python_topics, humaneval, source_files)
+BUILDERS = {f.__name__: f for f in BUILT}

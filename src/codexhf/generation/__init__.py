@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from codexhf.generation.engines import ContinuousBatchingEngine, Engine, HFEngine, Sampling
 from codexhf.generation.native import NativeEngine, preallocated_cache
-from codexhf.models import base_model, evaluating
+from codexhf.models import base_model, evaluating, uncompiled
 from codexhf.prompts import decode, end_ids, left_pad, prompt_ids, vocabulary_size
 
 
@@ -51,7 +51,7 @@ def sample_ids(
     )
     out: list[list[list[int]]] = [[] for _ in ids]
     batches = range(0, len(order), batch_size)
-    with evaluating(model):
+    with evaluating(model), uncompiled(model):
         for number, start in enumerate(tqdm(batches, desc=progress, disable=progress is None)):
             rows = order[start : start + batch_size]
             sampled = engine.generate(

@@ -179,7 +179,8 @@ def trainer_args(args: PPOConfig, schedule: Schedule) -> PPOConfig:
     mapped.per_device_train_batch_size = schedule.micro_rows
     mapped.gradient_accumulation_steps = schedule.micro_batches
     mapped.remove_unused_columns = False
-    mapped.torch_compile = False  # PPOTrainer compiles layers itself
+    # PPOTrainer sees to them itself
+    mapped.torch_compile = mapped.padding_free = mapped.use_liger_kernel = False
     if mapped.ddp_find_unused_parameters is None:
         mapped.ddp_find_unused_parameters = False  # every parameter takes part in every forward
     if args.step_unit == "rollout":

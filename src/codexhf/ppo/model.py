@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from codexhf.faster import states_at
 from codexhf.models import backbone_of, backbone_states, base_model, evaluating, mask_arguments
 from codexhf.ppo.objective import linear_logprobs, logits_logprobs
 from codexhf.reward_model import classifier_class, draw_head
@@ -137,8 +138,8 @@ class PolicyAndCritic(nn.Module):
 
     def values(self, input_ids: Tensor, attention_mask: Tensor | None, at: Tensor) -> Tensor:
         """Return the critic's values (M,) float32 where `at` (b, l) is True."""
-        hidden = backbone_states(self.value_model, input_ids, attention_mask)
-        return self.value_model.score(hidden[at]).squeeze(-1).float()
+        hidden = states_at(self.value_model, input_ids, attention_mask, at)
+        return self.value_model.score(hidden).squeeze(-1).float()
 
     def logprobs(
         self,
@@ -161,7 +162,7 @@ class PolicyAndCritic(nn.Module):
             return logits_logprobs(logits[:, : self._vocabulary], targets, temperature)
         model = base_model(policy)
         head = model.get_output_embeddings()
-        hidden = backbone_states(model, input_ids, attention_mask)[at]  # (N, H)
+        hidden = states_at(model, input_ids, attention_mask, at)  # (N, H)
         weight, bias = head.weight, head.bias
         if self._vocabulary is not None and self._vocabulary < weight.size(0):
             weight = weight[: self._vocabulary]

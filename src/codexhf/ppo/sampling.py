@@ -4,13 +4,14 @@ Used by trainer.py for training and by evaluate.py for evaluation.
 """
 
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 
-from codexhf.models import base_model, evaluating, nonfinite_parameter
+from codexhf.faster import fused
+from codexhf.models import base_model, evaluating, nonfinite_parameter, uncompiled
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.metrics import Clock
 from codexhf.ppo.objective import masked_sum, truncated_importance_weights
@@ -120,11 +121,10 @@ class RolloutMixin:
     def _sample(self, ids: list[list[int]], seed: int, temperature: float) -> Completions:
         own = self._custom_collator is not None
         prompts = self._collated(ids) if own else left_pad(ids, self.args.device)
-        policy, eager = self.policy_model, bool(self.user_args.torch_compile)
-        with (
-            torch.compiler.set_stance("force_eager" if eager else "default"),
-            self._gathered(policy),
-        ):
+        policy, asked = self.policy_model, self.user_args
+        lends = asked.use_liger_kernel and asked.torch_compile
+        kernels = fused(policy, asked.liger_kernel_config) if lends else nullcontext()
+        with uncompiled(policy), kernels, self._gathered(policy):
             generation = self.engine.generate(policy, *prompts, seed=seed, temperature=temperature)
         return mark(generation, *prompts, self.args, self.processing_class, self.stop_ids)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
+from codexhf.faster import fuse, skip_padding
 from codexhf.generation import Sampling, engine_for
 from codexhf.guards import StopOnNaN
 from codexhf.models import base_model, compile_layers
@@ -123,10 +124,13 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         args = self.args
         self.ref_model = self._place(parts.reference)
         self._reward_models = [self._place(model) for model in parts.reward_models]
-        if self.user_args.torch_compile:
-            self.model.compiled = True
-            models = {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}
-            for model in models:
+        self.model.compiled, asked = bool(self.user_args.torch_compile), self.user_args
+        for model in {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}:
+            if asked.use_liger_kernel and not asked.torch_compile:  # else lent for sampling alone
+                fuse(model, asked.liger_kernel_config)
+            if asked.padding_free:
+                skip_padding(model)
+            if asked.torch_compile:
                 compile_layers(model)
         self._dropouts, self._sft_limit = parts.dropouts, parts.sft_limit
         self.stop_ids, self.pad_id = parts.stop_ids, self.processing_class.pad_token_id

@@ -1,0 +1,228 @@
+"""What makes training faster on a GPU: compiled layers, and nothing computed for padding.
+
+`torch_compile` and `padding_free` of a stage come down to `speed_up`; PPOTrainer calls its parts.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import TorchDynamoPlugin
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from codexhf.models import (
+    backbone_of,
+    backbone_states,
+    base_model,
+    compile_layers,
+    position_ids,
+)
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+    from trl import SFTConfig
+
+    from codexhf.arguments import StageArguments
+
+
+def cut_already(training: SFTConfig) -> SFTConfig:
+    """Return arguments for rows that no longer need max_length, which TRL refuses if padding_free.
+
+    A copy, where it differs: what was asked for is what a run records.
+    """
+    if not training.padding_free:
+        return training
+    args = copy.copy(training)
+    args.max_length = None
+    return args
+
+
+def speed_up(trainer: Trainer, stage: StageArguments) -> None:
+    """Do to a trainer's model what `torch_compile` and `padding_free` ask for.
+
+    PPOTrainer has done it by then, and its `args` say no.
+    """
+    if getattr(stage, "padding_free", False) or getattr(trainer.args, "padding_free", False):
+        skip_padding(trainer.model)
+    if trainer.args.torch_compile:
+        trainer.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="no")  # not as a whole
+        # what is recomputed must find the graph of its forward: one for all sizes
+        names = ("gradient_checkpointing", "activation_checkpointing")
+        recomputes = any(getattr(trainer.args, name, False) for name in names)
+        compile_layers(trainer.model, dynamic=recomputes or None)
+
+
+def fuse(model: nn.Module, kernels: dict | None) -> None:
+    """Give the layers of a model Liger's kernels; its own loss would replace a policy's forward."""
+    apply_liger_kernel(model, {**(kernels or {}), "fused_linear_cross_entropy": False})
+
+
+@contextmanager
+def fused(model: nn.Module, kernels: dict | None) -> Iterator[None]:
+    """Lend a model Liger's kernels for sampling: torch.compile cannot train them in a checkpoint."""
+    code = vars(sys.modules[type(base_model(model)).__module__])
+    names, modules = dict(code), [(module, set(vars(module))) for module in model.modules()]
+    fuse(model, kernels)
+    try:
+        yield
+    finally:
+        code.update(names)
+        for module, had in modules:
+            for name in set(vars(module)) - had:
+                delattr(module, name)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Return causal attention (1, T, heads, D) within documents, where their bounds are given.
+
+    It takes the place of transformers' "sdpa", and is that where they are not.
+
+    Args:
+        query: (1, heads, T, D).
+        key: (1, groups, T, D), where groups divides heads.
+        value: (1, groups, T, D).
+        cu_seq_lens_q: (documents + 1,) int32, where each begins, and T.
+        max_length_q: tokens of the longest, or more.
+    """
+    if cu_seq_lens_q is None:
+        given = {"dropout": dropout, "scaling": scaling, **kwargs}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    query, key, value = (x.to(dtype) for x in (query, key, value))
+    if kind == "cuda" and dtype != torch.float32:
+        rows = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
+        bounds = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+        # what torch.nn.attention.varlen calls, whose arguments change from version to version
+        found = torch.ops.aten._flash_attention_forward(
+            *rows, *bounds, dropout, True, False, scale=scaling
+        )[0]
+        return found[None], None
+    lengths = cu_seq_lens_q.diff().tolist()
+    parts = zip(*(x.split(lengths, 2) for x in (query, key, value)), strict=True)
+    options = {"dropout_p": dropout, "is_causal": True, "scale": scaling, "enable_gqa": True}
+    found = [scaled_dot_product_attention(*part, **options) for part in parts]
+    return torch.cat(found, 2).transpose(1, 2), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("sdpa", attend)
+
+
+def skip_padding(model: nn.Module) -> None:
+    """Let the layers of a model read the real tokens of a batch as one row.
+
+    A batch (B, L) says by its mask, or by positions that start again, which tokens belong together.
+    Attention is told where each document begins, so there is no mask in memory.
+
+    Raises:
+        ValueError: its attention is not plain: causal, over all that was before.
+    """
+    backbone, config = backbone_of(model), backbone_of(model).config
+    problem = _obstacle(model)
+    if problem is not None:
+        raise ValueError(
+            f"padding_free: got a model with {problem}, expected plain causal attention by sdpa. "
+            "Leave padding_free out: its rows are padded then."
+        )
+    read = backbone.forward
+
+    @wraps(read)
+    def forward(input_ids=None, attention_mask=None, position_ids=None, **given):
+        if not _can(config, input_ids, attention_mask, position_ids, given):
+            return read(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                **given,
+            )
+        at, positions, bounds = _documents(attention_mask, position_ids)
+        out = read(
+            input_ids=input_ids.flatten()[at][None],
+            # of four dimensions, so that none is made; where it is read after all, torch refuses it
+            attention_mask=input_ids.new_empty(1, 1, 0, 0),
+            position_ids=positions[None],
+            **{"cu_seq_lens_q": bounds, "max_length_q": input_ids.size(1), **given},
+        )
+        states = out.last_hidden_state[0]  # (T, H)
+        spread = states.new_zeros(input_ids.numel(), states.size(1)).index_copy(0, at, states)
+        out.last_hidden_state = spread.view(*input_ids.shape, -1)
+        return out
+
+    backbone.forward = forward
+
+
+def states_at(model: nn.Module, input_ids: Tensor, mask: Tensor | None, at: Tensor) -> Tensor:
+    """Return the last hidden states (N, H) where `at` (b, l) is True.
+
+    Args:
+        mask: (b, l), or None where no padding precedes a real token. A model that skips padding
+            then reads each row up to the last column that is wanted.
+    """
+    if mask is None and "forward" in vars(backbone_of(model)):
+        mask = at.flip(1).cumsum(1).flip(1) > 0
+    return backbone_states(model, input_ids, mask)[at]
+
+
+def _obstacle(model: nn.Module) -> str | None:
+    """Return what of a model needs its rows as they are, or None."""
+    base, config = base_model(model), base_model(model).config.get_text_config()
+    if not base._supports_attention_backend or config._attn_implementation != "sdpa":
+        return f"attention by {config._attn_implementation!r}"
+    for name in ("sliding_window", "attn_logit_softcapping", "num_experts", "num_local_experts"):
+        if getattr(config, name, None):
+            return name
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    return f"layers of {', '.join(sorted(kinds))}" if kinds else None
+
+
+def _can(config, input_ids, mask, positions, given: dict) -> bool:
+    """Return whether a call can do without padding."""
+    if input_ids is None or (mask is None and positions is None):
+        return False
+    cached = config.use_cache if given.get("use_cache") is None else given["use_cache"]
+    wanted = ("past_key_values", "output_hidden_states", "output_attentions")
+    if cached or any(given.get(name) for name in wanted):
+        return False
+    shaped = positions is None or positions.shape == input_ids.shape
+    return shaped and (mask is None or mask.dim() == 2)
+
+
+def _documents(mask: Tensor | None, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where the T real tokens of (B, L) are, their positions (T,), and documents' bounds.
+
+    Args:
+        mask: (B, L), 1 where a token is real; None: everywhere.
+        positions: (B, L), 0 where a document begins, as each row does; None: it is one.
+    """
+    length = (positions if mask is None else mask).size(1)
+    if mask is None:
+        at = torch.arange(positions.numel(), device=positions.device)
+    else:
+        at = mask.flatten().nonzero().squeeze(1)
+        positions = position_ids(mask) if positions is None else positions
+    positions = positions.flatten()[at]
+    rows = torch.diff(at // length, prepend=at.new_full((1,), -1)) > 0
+    starts = (rows | (positions == 0)).nonzero().squeeze(1)
+    bounds = torch.cat([starts, starts.new_full((1,), len(at))]).to(torch.int32)
+    return at, positions, bounds

@@ -1,0 +1,200 @@
+"""Models that skip padding or are compiled say what they said before, and train to the same.
+
+python -m pytest tests/test_faster.py
+"""
+
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2ForSequenceClassification,
+    Trainer,
+    TrainingArguments,
+)
+from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+from codexhf import faster
+from codexhf.arguments import PretrainArguments, RewardModelArguments, SFTArguments
+from codexhf.models import position_ids
+from codexhf.tokens import packed_collator
+from ppo_setup import new_trainer, tokenizer
+
+SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+WIDE = {"initializer_range": 0.2, "use_cache": False}  # so that attention matters
+MASK = torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [0] * 3 + [1] * 6])
+QUIET = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+QUIET |= {"max_steps": 3, "learning_rate": 1e-2, "bf16": False, "logging_steps": 1}
+
+
+def qwen2(kind=Qwen2ForCausalLM, **more):
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        **SIZES, intermediate_size=48, num_key_value_heads=2, **WIDE, pad_token_id=0, **more
+    )
+    return kind(config).eval()
+
+
+FAMILIES = {
+    "qwen2": qwen2,
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=2, **WIDE)
+    ).eval(),
+    "gpt_neox": lambda: GPTNeoXForCausalLM(
+        GPTNeoXConfig(**SIZES, intermediate_size=48, **WIDE)
+    ).eval(),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_real_tokens_get_the_logits_and_gradients_they_had(family):
+    model, ids, real = FAMILIES[family](), torch.randint(0, 50, MASK.shape), MASK.bool()
+    given = {"input_ids": ids, "attention_mask": MASK, "position_ids": position_ids(MASK)}
+    labels = ids.masked_fill(position_ids(MASK) == 0, -100)
+    labels = labels.masked_fill(~real, -100)
+    found = []
+    for _ in range(2):
+        model.zero_grad()
+        out = model(**given, labels=labels)
+        out.loss.backward()
+        found.append((out.logits.detach(), [p.grad.clone() for p in model.parameters()]))
+        if len(found) == 1:
+            faster.skip_padding(model)
+    (before, gradients), (after, others) = found
+    torch.testing.assert_close(after[real], before[real], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(after[~real], before[~real])  # nothing was computed there
+    for old, new in zip(gradients, others, strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-6)
+
+
+def test_packed_documents_see_themselves_alone():
+    model, ids = qwen2(), torch.randint(0, 50, (2, 8))
+    starts = torch.tensor([[0, 1, 2, 0, 1, 0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7]])
+    before = model(input_ids=ids, position_ids=starts).logits
+    plain = model(input_ids=ids).logits
+    faster.skip_padding(model)
+    after = model(input_ids=ids, position_ids=starts).logits
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(after[0], plain[0])
+    assert torch.equal(model(input_ids=ids).logits, plain)  # neither mask nor positions: untouched
+
+
+def test_every_row_begins_a_document_whatever_its_positions():
+    counted = torch.arange(9).expand(3, 9)
+    at, positions, bounds = faster._documents(MASK, counted)
+    assert bounds.tolist() == [0, 9, 14, 20] and positions.tolist() == (counted[MASK > 0]).tolist()
+    assert faster._documents(None, counted + 1)[2].tolist() == [0, 9, 18, 27]
+
+
+def test_a_cache_is_left_alone():
+    model, ids = qwen2(), torch.randint(0, 50, (2, 6))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": True}
+    before = model(**given)
+    faster.skip_padding(model)
+    after = model(**given)
+    assert torch.equal(after.logits, before.logits)
+    assert after.past_key_values.get_seq_length() == 6
+
+
+def test_windows_and_other_attention_are_refused():
+    window = MistralForCausalLM(
+        MistralConfig(**SIZES, intermediate_size=48, num_key_value_heads=2, sliding_window=4)
+    )
+    for model, said in ((window, "sliding_window"), (qwen2(attn_implementation="eager"), "eager")):
+        with pytest.raises(ValueError, match=f"padding_free: got a model with .*{said}"):
+            faster.skip_padding(model)
+
+
+def packed_trainer(folder, **chosen):
+    rows, starts = torch.randint(3, 50, (12, 16)).tolist(), [0, 1, 2, 3, 4, *range(11)]
+    rows = [{"input_ids": row, "labels": row, "position_ids": starts} for row in rows]
+    args = TrainingArguments(str(folder), **QUIET, per_device_train_batch_size=4, **chosen)
+    return Trainer(qwen2(), args, train_dataset=rows, data_collator=packed_collator)
+
+
+def uneven(names):
+    from datasets import Dataset
+
+    rows = [torch.randint(3, 50, (n,)).tolist() for n in (3, 9, 4, 12, 7, 5, 8, 6)]
+    return Dataset.from_list([dict.fromkeys(names, row) for row in rows])
+
+
+def sft_trainer(folder, **chosen):
+    args = SFTConfig(str(folder), **QUIET, per_device_train_batch_size=4, max_length=16, **chosen)
+    return SFTTrainer(
+        qwen2(),
+        faster.cut_already(args),
+        train_dataset=uneven(["input_ids", "labels"]),
+        processing_class=tokenizer(),
+    )
+
+
+def reward_trainer(folder, **chosen):
+    args = RewardConfig(str(folder), **QUIET, per_device_train_batch_size=4, **chosen)
+    rows = uneven(["chosen_ids", "rejected_ids"])
+    rows = rows.map(lambda row: {"rejected_ids": row["chosen_ids"][:-1]})
+    model = qwen2(Qwen2ForSequenceClassification, num_labels=1)
+    return RewardTrainer(model, args, train_dataset=rows, processing_class=tokenizer())
+
+
+STAGES = {
+    "pretrain": (packed_trainer, PretrainArguments(padding_free=True)),
+    "sft": (sft_trainer, SFTArguments()),
+    "reward_model": (reward_trainer, RewardModelArguments(padding_free=True)),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_without_padding_has_the_losses_it_had(stage, tmp_path, monkeypatch):
+    make, asked = STAGES[stage]
+    found, seen = [], []
+
+    def watched(*args, cu_seq_lens_q=None, **given):
+        seen.append(cu_seq_lens_q)
+        return faster.attend(*args, cu_seq_lens_q=cu_seq_lens_q, **given)
+
+    monkeypatch.setitem(faster.ALL_ATTENTION_FUNCTIONS, "sdpa", watched)
+    for skips in (False, True):
+        torch.manual_seed(1)
+        own = {"padding_free": True} if skips and stage == "sft" else {}
+        trainer = make(tmp_path / str(skips), **own)
+        if skips:
+            faster.speed_up(trainer, asked)
+        trainer.train()
+        assert all((bounds is not None) == skips for bounds in seen) and seen
+        seen.clear()
+        found.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+    assert len(found[0]) == 3 and found[0][0] != found[0][2]
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_torch_compile_compiles_layers_and_no_model(stage, tmp_path):
+    trainer = STAGES[stage][0](tmp_path, torch_compile=True)
+    faster.speed_up(trainer, None)
+    assert [module._compiled_call_impl is not None for module in trainer.model.model.layers] == [
+        True,
+        True,
+    ]
+    with torch.compiler.set_stance("force_eager"):
+        trainer.train()
+    assert type(trainer.model_wrapped) is type(trainer.model)
+
+
+def test_ppo_trains_to_the_same_weights(tmp_path):
+    terms = {"kl_in": "loss", "kl_estimator": "k3", "entropy_coef": 0.01, "total_episodes": 16}
+    trained = []
+    for skips in (False, True):
+        config = {**terms, "padding_free": skips}
+        trainer = new_trainer(tmp_path / str(skips), config=config)
+        trainer.train()
+        trained.append(trainer.model.state_dict())
+        assert ("forward" in vars(trainer.value_model.base_model)) == skips
+    for name, weight in trained[0].items():
+        torch.testing.assert_close(trained[1][name], weight, rtol=0, atol=2e-5)
