@@ -69,7 +69,7 @@ def fuse(model: nn.Module, kernels: dict | None) -> None:
 
 @contextmanager
 def fused(model: nn.Module, kernels: dict | None) -> Iterator[None]:
-    """Lend a model Liger's kernels for sampling: torch.compile cannot train them in a checkpoint."""
+    """Lend a model Liger's kernels to sample: torch.compile cannot train them in a checkpoint."""
     code = vars(sys.modules[type(base_model(model)).__module__])
     names, modules = dict(code), [(module, set(vars(module))) for module in model.modules()]
     fuse(model, kernels)
