@@ -411,6 +411,23 @@ def test_a_damaged_parent_is_named_before_anything_is_loaded(stage, world, tmp_p
         shutil.rmtree(parent)
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward_model", "ppo", "evaluation"])
+def test_a_damaged_model_from_outside_is_named_before_work_begins(stage, world, tmp_path, capsys):
+    (field, name), parent = PARENTS[stage], tmp_path / "parent"
+    for file, what in itertools.product(
+        ("model.safetensors", "tokenizer.json", "config.json"), ("truncated", "empty")
+    ):
+        from_outside(world.folder / name, parent)
+        FILE_FAULTS[what](parent / file)
+        value = [str(parent)] if field == "models" else str(parent)
+        with pytest.raises(SystemExit) as stop:
+            world.run(stage, {field: value}, tmp_path / "m")
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and "nothing was run" in said
+        assert f"{field}: " in said and file in said and str(parent) in said
+        shutil.rmtree(parent)
+
+
 def test_the_files_of_a_parent_are_hashed_once(world, monkeypatch):
     hashed = []
     real = checkpoints.sha256

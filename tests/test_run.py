@@ -4,6 +4,7 @@ python -m pytest tests/test_run.py
 """
 
 import dataclasses
+import gzip
 import json
 import os
 import signal
@@ -524,6 +525,21 @@ def test_wrong_input_is_one_message_and_exit_code_2(pretrain, tmp_path):
     assert process.returncode == 2
     assert "corpus.jsonl:2:" in out and "Traceback" not in out
     assert not (tmp_path / "m").exists()
+
+
+def test_a_stream_that_breaks_off_is_one_message_and_leaves_its_checkpoints(pretrain, tmp_path):
+    lines = "".join(json.dumps({"text": f"x = {i}"}) + "\n" for i in range(60_000))
+    whole = gzip.compress(lines.encode())
+    (tmp_path / "corpus.jsonl.gz").write_bytes(whole[: len(whole) * 5 // 6])
+    card = (tmp_path / "corpus.md").read_text()
+    files = '"data_files": "corpus.jsonl.gz", "streaming": true'
+    (tmp_path / "corpus.md").write_text(card.replace('"data_files": "corpus.jsonl"', files))
+    more = "--when_exhausted", "repeat", "--per_device_train_batch_size", "256"
+    broken = pretrain("m", *more)
+    out = broken.communicate(timeout=200)[0]
+    assert broken.returncode == 2 and "Traceback" not in out, out
+    assert "stopped: " in out and "corpus.jsonl.gz" in out and "start the same command" in out, out
+    assert checkpoints.step_folders(tmp_path / "m")
 
 
 def test_dry_run_writes_nothing(pretrain, tmp_path):

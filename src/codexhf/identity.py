@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 
 from codexhf.arguments import KINDS, PATH_CHECKS
@@ -263,7 +264,8 @@ def parent_record(path: str) -> dict:
     Of an adapter's folder also the files of its base.
 
     Raises:
-        ValueError: a file of a finished stage is not as that stage wrote it.
+        ValueError: a file of a finished stage is not as that stage wrote it, or one of another
+            model cannot be read.
     """
     folder, record = resolve(path), {"path": str(path)}
     if not folder.is_dir():
@@ -273,6 +275,8 @@ def parent_record(path: str) -> dict:
         record["stage"], known = manifest.get("stage"), manifest.get("files", {})
     files = [p for p in sorted(folder.iterdir()) if p.is_file() and p.name not in NOT_READ]
     read = [p for p in files if not p.name.startswith((".", "_"))]
+    for file in (p for p in read if p.name not in known):
+        _check_whole(file)
     stats = {p.name: known.get(p.name) or file_stats(p) for p in read}
     record["sha256"] = {name: stats[name]["sha256"] for name in stats}
     if "adapter_config.json" in stats:
@@ -280,6 +284,18 @@ def parent_record(path: str) -> dict:
 
         record["base"] = parent_record(str(adapter_base(folder)))["sha256"]
     return record
+
+
+def _check_whole(file: Path) -> None:
+    """Refuse weights or settings that end too early, as after a copy that was cut off."""
+    try:
+        if file.suffix == ".safetensors":
+            with safetensors.safe_open(file, "pt"):
+                pass  # its header says how long the file is
+        elif file.suffix == ".json":
+            json.loads(file.read_bytes())
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(f"{file}: {error}. Copy or download the file again.") from None
 
 
 def _check_finished(folder: Path) -> dict | None:

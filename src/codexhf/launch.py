@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from codexhf.cards import CardError
 from codexhf.checkpoints import DISK_FULL
 from codexhf.refusals import refuse
 
 LAST_S = 5.0
 """Seconds for which a process that lost another stays, so that the launcher sees that one first."""
 PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
+
+_RESUMES = "Mend it and start the same command again: it goes on, or says what has changed."
 
 launched = False
 """Whether this process is a recipe's own."""
@@ -57,7 +60,8 @@ def launch(main: Callable[[], object]) -> None:
     """Run a recipe's main; whatever fails before the work begins is one message and exit code 2.
 
     Set CODEXHF_DEBUG=1 to see the traceback instead. From the beginning of the work on errors keep
-    their traceback. One of several processes then leaves at once, and its launcher ends the others.
+    their traceback, but for a stream that cannot be read on. One of several processes then leaves
+    at once, and its launcher ends the others.
     A full disk, SIGTERM and SIGHUP end in 75: nothing is wrong with the command.
     """
     global launched
@@ -75,6 +79,9 @@ def launch(main: Callable[[], object]) -> None:
         if begun or os.environ.get("CODEXHF_DEBUG"):
             if processes() > 1:
                 _leave(error)
+            if isinstance(error, CardError) and not os.environ.get("CODEXHF_DEBUG"):
+                print(f"stopped: {error}\n{_RESUMES}", file=sys.stderr)
+                raise SystemExit(2) from None
             raise
         told, text = isinstance(error, ValueError | OSError), str(error)  # written for the user
         if not told:
