@@ -7,6 +7,8 @@
     python benchmarks/smollm2.py --configs recipes --model runs/m0 --runs runs/compared \
         --demonstrations data_cards/python_tasks_references.md --rejection --seeds 42 43 44 \
         --at_once 1 --benchmarks                   # the laptop's lineage, without flaws to unlearn
+    ... --demonstrations 'card.md#train[:750]' --prompts 'other.md#train[750:]' \
+        --ppo "--learning_rate 1e-4"               # parts of data sets, other settings of PPO
 
 Stages that are finished are skipped, so a run that was stopped goes on; `--until ppo` stops after a
 stage. MBPP is left out, with a line that says so, where its file is not next to its card.
@@ -18,6 +20,7 @@ time less the sampling, at M1's seconds per step, at least one epoch and at most
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +50,7 @@ def main() -> int:
     parser.add_argument("--rejection", action="store_true", help="compare with it")
     parser.add_argument("--demonstrations", help="card, instead of the recipes'")
     parser.add_argument("--prompts", help="card of preferences and PPO, instead of the recipes'")
+    parser.add_argument("--ppo", default="", metavar="'--flag value'", help="more flags of PPO")
     parser.add_argument("--until", choices=["sft", "preferences", "reward_model", "ppo"])
     parser.add_argument(
         "--benchmarks",
@@ -87,7 +91,7 @@ def main() -> int:
             stage(
                 options, "ppo", m2, "--model", m1, "--reward_model", rm,
                 "--prompt_cards", f"{prefs}/prompts.md", "--seed", str(seed),
-                *(["--sft_cards", card] if card else []),
+                *(["--sft_cards", card] if card else []), *shlex.split(options.ppo),
             )
             for seed, m2 in m2s.items()
         ],

@@ -110,6 +110,16 @@ def test_parse_command_line_beats_yaml(lineage):
     assert training.learning_rate == 0.25 and training.seed == 7
 
 
+def test_a_card_may_be_followed_by_a_split(lineage, capsys):
+    sft = STAGES["sft"], str(ROOT / "recipes/sft.py")
+    config = ["--config", str(ROOT / "recipes/sft.yaml"), "--train_cards"]
+    for card in ("data_cards/python_tasks_references.md#train[:750]", "runs/prefs#test"):
+        stage, _ = parse(*sft, [*config, card])
+        assert stage.train_cards == [card]
+    said = refusal(capsys, *sft, [*config, "data_cards/none.md#train", "#train"])
+    assert "'data_cards/none.md#train', which does not exist" in said and "'#train'" in said
+
+
 def test_parse_refuses_all_problems_at_once(capsys, lineage, tmp_path):
     config = tmp_path / "bad.yaml"
     config.write_text(

@@ -20,14 +20,18 @@ from codexhf.refusals import nearest
 
 
 def card(path: str) -> str:
-    """A data card, a finished stage's folder, which is its own card, or a hub name of either."""
+    """A data card, a finished stage's folder, which is its own card, or a hub name of either.
+
+    Each may be followed by `#split`.
+    """
+    path = path.partition("#")[0]
     prefs = Path(path).parent if Path(path).name in ("README.md", "test.md") else Path(path)
     if path and waits_for_people(prefs):
         held_out = Path(path).name == "test.md"
         return f"whose pairs wait for people. {'' if held_out else next_step(prefs)}".strip()
     if path and (Path(path).is_file() or (Path(path) / "README.md").is_file()):
         return ""
-    if hub.hub_name(path.partition("#")[0]):
+    if hub.hub_name(path):
         return ""
     folder = Path(path).parent
     known = [str(p) for p in folder.glob("*.md")] if folder.is_dir() else []
