@@ -394,38 +394,33 @@ PARENTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", PARENTS)
-def test_a_damaged_parent_is_named_before_anything_is_loaded(stage, world, tmp_path, capsys):
-    (field, name), parent = PARENTS[stage], tmp_path / "parent"
-    files = ("tokenizer.json",) if stage == "pretrain" else ("tokenizer.json", "model.safetensors")
-    for file, what in itertools.product(files, ("deleted", "truncated", "flipped", "empty")):
-        shutil.copytree(world.folder / name, parent)
+def damaged_parents(stage, parent, world, copy, files, faults, capsys):
+    """Damage a copy of a stage's parent, file by file, and see the stage refuse it by name."""
+    field, name = PARENTS[stage]
+    for file, what in itertools.product(files, faults):
+        copy(world.folder / name, parent)
         FILE_FAULTS[what](parent / file)
         value = [str(parent)] if field == "models" else str(parent)
         with pytest.raises(SystemExit) as stop:
-            world.run(stage, {field: value}, tmp_path / "m")
+            world.run(stage, {field: value}, parent.with_name("m"))
         said = capsys.readouterr().err
         assert stop.value.code == 2 and "nothing was run" in said
         assert f"{field}: " in said and file in said and str(parent) in said
-        assert not (tmp_path / "m").exists()
+        assert not parent.with_name("m").exists()
         shutil.rmtree(parent)
+
+
+@pytest.mark.parametrize("stage", PARENTS)
+def test_a_damaged_parent_is_named_before_anything_is_loaded(stage, world, tmp_path, capsys):
+    files = ("tokenizer.json",) if stage == "pretrain" else ("tokenizer.json", "model.safetensors")
+    faults = "deleted", "truncated", "flipped", "empty"
+    damaged_parents(stage, tmp_path / "parent", world, shutil.copytree, files, faults, capsys)
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward_model", "ppo", "evaluation"])
-def test_a_damaged_model_from_outside_is_named_before_work_begins(stage, world, tmp_path, capsys):
-    (field, name), parent = PARENTS[stage], tmp_path / "parent"
-    for file, what in itertools.product(
-        ("model.safetensors", "tokenizer.json", "config.json"), ("truncated", "empty")
-    ):
-        from_outside(world.folder / name, parent)
-        FILE_FAULTS[what](parent / file)
-        value = [str(parent)] if field == "models" else str(parent)
-        with pytest.raises(SystemExit) as stop:
-            world.run(stage, {field: value}, tmp_path / "m")
-        said = capsys.readouterr().err
-        assert stop.value.code == 2 and "nothing was run" in said
-        assert f"{field}: " in said and file in said and str(parent) in said
-        shutil.rmtree(parent)
+def test_a_damaged_model_from_outside_is_named_too(stage, world, tmp_path, capsys):
+    files, faults = ("model.safetensors", "tokenizer.json", "config.json"), ("truncated", "empty")
+    damaged_parents(stage, tmp_path / "parent", world, from_outside, files, faults, capsys)
 
 
 def test_the_files_of_a_parent_are_hashed_once(world, monkeypatch):
