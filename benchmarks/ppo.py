@@ -113,6 +113,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a smoke test")
     parser.add_argument("--uneven", action="store_true", help="answers end at geometric lengths")
+    parser.add_argument("--episodes", type=int, help="per update; TRL keeps all scores of them")
     parser.add_argument("--updates", type=int, default=3, help="rollouts that are counted")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     parser.add_argument("--set", nargs="*", default=[], help="NAME=VALUE for our PPOConfig")
@@ -160,6 +161,8 @@ def measure(options: argparse.Namespace, arm: str) -> dict:
     shape = TINY if options.tiny else GPU if options.device == "cuda" else CPU
     if options.uneven:
         shape = {**shape, **({"mean": 3} if options.tiny else UNEVEN)}
+    if options.episodes:
+        shape = {**shape, "accumulation": options.episodes // shape["rows"]}
     run = functools.partial(run_ours, arm) if options.worker == "ours" else run_trl
     laps = run(options, shape, *parts(options, shape))
     first, laps = laps[0], laps[1:]  # the first update warms up

@@ -11,7 +11,7 @@
         --ppo "--learning_rate 1e-4"               # parts of data sets, other settings of PPO
 
 Stages that are finished are skipped, so a run that was stopped goes on; `--until ppo` stops after a
-stage. MBPP is left out, with a line that says so, where its file is not next to its card.
+stage. What runs at once is spread over the GPUs that CUDA_VISIBLE_DEVICES shows. MBPP is left out, with a line that says so, where its file is not next to its card.
 
 --rejection: for each seed as many completions of the same prompts as PPO's rollouts have, drawn
 from M1 (rejection.py); M1 trained further on those that pass, for as long as PPO took in all: that
@@ -20,10 +20,14 @@ time less the sampling, at M1's seconds per step, at least one epoch and at most
 
 import argparse
 import json
+import math
+import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
 
 ROWS = {
     "pass@1": "held-out tasks, pass@1 %",
@@ -46,10 +50,10 @@ def main() -> int:
     parser.add_argument("--configs", default=FULL)
     parser.add_argument("--runs", type=Path, default=Path("runs/smollm2"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="of PPO")
-    parser.add_argument("--at_once", type=int, default=4, help="processes that share the device")
+    parser.add_argument("--at_once", type=int, default=4, help="processes that share the devices")
     parser.add_argument("--rejection", action="store_true", help="compare with it")
     parser.add_argument("--demonstrations", help="card, instead of the recipes'")
-    parser.add_argument("--prompts", help="card of preferences and PPO, instead of the recipes'")
+    parser.add_argument("--prompts", nargs="+", help="cards of preferences and PPO, likewise")
     parser.add_argument("--ppo", default="", metavar="'--flag value'", help="more flags of PPO")
     parser.add_argument("--until", choices=["sft", "preferences", "reward_model", "ppo"])
     parser.add_argument(
@@ -78,7 +82,7 @@ def main() -> int:
         "preferences": [
             stage(
                 options, "preferences", prefs, "--model", m1,
-                *(["--prompt_cards", options.prompts] if options.prompts else []),
+                *(["--prompt_cards", *options.prompts] if options.prompts else []),
             )
         ],
         "reward_model": [
@@ -115,7 +119,7 @@ def stage(options: argparse.Namespace, name: str, output: str, *more: str) -> li
         more += ("--gradient_checkpointing", "false")  # 135M leave room for activations
     if name == "ppo" and options.configs == FULL:
         # so small a model takes longer to launch than to compute
-        more += ("--per_device_train_batch_size", "64", "--gradient_accumulation_steps", "4")
+        more += ("--per_device_train_batch_size", "64", "--gradient_accumulation_steps", "8")
     return [*command, "--output_dir", output, *more]
 
 
@@ -124,7 +128,7 @@ def evaluation(options: argparse.Namespace, model: str, m1: str, rm: str) -> lis
     return stage(
         options, "evaluation", str(evaluated(options.runs, model)), "--models", model,
         "--reference", m1, "--reward_model", rm, "--benchmark_samples", options.samples,
-        "--batch_size", str(512 // options.at_once),
+        "--batch_size", str(batch_size(options)),
         *(["--benchmark_cards", *options.benchmarks] if options.benchmarks else []),
     )  # fmt: skip
 
@@ -142,7 +146,7 @@ def reject(options: argparse.Namespace, m1: str, prefs: str, m2s: dict[int, str]
             "benchmarks/rejection.py", "--model", m1, "--prompts", f"{prefs}/prompts.md",
             "--completions", str(configs[seed]["total_episodes"]), "--seed", str(seed),
             "--max_new_tokens", str(configs[seed]["response_length"]), "--output", str(folder),
-            "--batch_size", str(512 // options.at_once),
+            "--batch_size", str(batch_size(options)),
         ]
         for seed, folder in found.items()
         if not (folder / "counts.json").is_file()
@@ -167,7 +171,8 @@ def reject(options: argparse.Namespace, m1: str, prefs: str, m2s: dict[int, str]
         commands.append(
             stage(
                 options, "sft", trained[seed], "--model", m1, "--train_cards", str(folder),
-                "--max_steps", str(steps), "--eval_steps", every, "--save_steps", every,
+                "--max_steps", str(steps), "--eval_strategy", "steps", "--eval_steps", every,
+                "--save_strategy", "steps", "--save_steps", every,
                 "--load_best_model_at_end", "true", "--metric_for_best_model", "eval_pass@1",
                 "--seed", str(seed),
             )
@@ -176,10 +181,28 @@ def reject(options: argparse.Namespace, m1: str, prefs: str, m2s: dict[int, str]
     return [*trained.values()]
 
 
+def devices() -> list[str]:
+    """Return the GPUs that may be used."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return shown.split(",") if shown else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def batch_size(options: argparse.Namespace) -> int:
+    """Return the rows that one process samples at once."""
+    return 512 // math.ceil(options.at_once / max(1, len(devices())))
+
+
 def run(commands: list[list[str]], at_once: int) -> None:
-    """Run commands to their ends, some at once; the first that fails ends it."""
+    """Run commands to their ends, some at once, each on the next GPU; one that fails ends it."""
+    gpus = devices() or [""]
     for start in range(0, len(commands), at_once):
-        begun = [subprocess.Popen([sys.executable, *c]) for c in commands[start : start + at_once]]
+        begun = [
+            subprocess.Popen(
+                [sys.executable, *command],
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]},
+            )
+            for number, command in enumerate(commands[start : start + at_once])
+        ]
         if code := max([abs(process.wait()) for process in begun]):
             raise SystemExit(code)
 
