@@ -119,7 +119,7 @@ def stage(options: argparse.Namespace, name: str, output: str, *more: str) -> li
         more += ("--gradient_checkpointing", "false")  # 135M leave room for activations
     if name == "ppo" and options.configs == FULL:
         # so small a model takes longer to launch than to compute
-        more += ("--per_device_train_batch_size", "64", "--gradient_accumulation_steps", "8")
+        more += ("--per_device_train_batch_size", "128", "--gradient_accumulation_steps", "4")
     return [*command, "--output_dir", output, *more]
 
 
