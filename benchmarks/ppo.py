@@ -69,14 +69,13 @@ ARMS = {  # settings of PPOConfig; `forwards`: micro batches that make a minibat
     "plain": {},
     "compiled": COMPILED,
     "liger": {**COMPILED, "use_liger_kernel": True},
-    "static": {**COMPILED, "static": True},  # layers compiled for the shapes that occur
     "kept": {**COMPILED, "gradient_checkpointing": False, "forwards": 2},
     "sampler": {**COMPILED, "old_logprobs": "sampler"},  # its log-probabilities, as TRL
     "padding_free": {**COMPILED, "padding_free": True},
     "4 forwards": {**COMPILED, "forwards": 4},  # rows of like length share one
     "all": {**COMPILED, "use_liger_kernel": True, "padding_free": True},
 }
-EVEN_ARMS = ("compiled", "liger", "static", "kept", "sampler")
+EVEN_ARMS = ("compiled", "liger", "kept", "sampler")
 UNEVEN_ARMS = ("4 forwards", "padding_free", "all")
 
 
@@ -264,15 +263,11 @@ def settings(options: argparse.Namespace, shape: dict, folder: str) -> dict:
 
 def run_ours(arm, options, shape, tokenizer, models, prompts) -> list[dict]:
     """Train with codexhf's class."""
-    from codexhf.models import compile_layers
     from codexhf.ppo import PPOConfig, PPOTrainer
-    from codexhf.ppo import trainer as module
 
     chosen = dict(pair.split("=", 1) for pair in options.set)
     chosen = {name: parse_value(value) for name, value in chosen.items()}
     chosen = {**ARMS.get(arm, {}), **chosen}
-    static = {"dynamic": None} if chosen.pop("static", False) else {}
-    module.compile_layers = functools.partial(compile_layers, **static)
     if forwards := chosen.pop("forwards", None):
         rows = shape["rows"] * shape["accumulation"]
         chosen |= {"per_device_train_batch_size": rows // forwards}

@@ -13,7 +13,6 @@ Results belong in benchmarks/README.md.
 """
 
 import argparse
-import functools
 import gc
 import json
 import os
@@ -24,6 +23,7 @@ import traceback
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
+from unittest import mock
 
 LLAMA = {  # 124M
     "vocab_size": 50_304,
@@ -62,7 +62,8 @@ SIDES = {  # "whole": compiled as a whole, as Trainer does it; else layer by lay
         "Trainer, compiled": {"torch_compile": True, "whole": True},
         "compiled": COMPILED,
         "padding_free": FREE,
-        "padding_free, loss alone": {**FREE, "loss_alone": True},
+        "padding_free, logits returned": {**FREE, "logits": True},
+        "padding_free, never waiting": {**FREE, "logging_nan_inf_filter": False},
         "padding_free, liger": {**FREE, **LIGER_LOSS},
         "flex": {**COMPILED, "attention": "flex_attention"},
     },
@@ -281,7 +282,7 @@ def trained(options: argparse.Namespace, chosen: dict) -> Clock:
     """Train with a library's Trainer, with its defaults but for what was chosen."""
     from transformers import TrainerCallback
 
-    from codexhf.faster import speed_up
+    from codexhf import faster
 
     clock = Clock(not options.tiny)
 
@@ -294,7 +295,7 @@ def trained(options: argparse.Namespace, chosen: dict) -> Clock:
                 clock.losses.append(float(logs["loss"]))
 
     chosen = dict(chosen)
-    whole, alone = (chosen.pop(name, False) for name in ("whole", "loss_alone"))
+    whole, logits = (chosen.pop(name, False) for name in ("whole", "logits"))
     if options.tiny:
         chosen.pop("torch_compile", None)
         chosen.pop("use_liger_kernel", None)
@@ -311,9 +312,9 @@ def trained(options: argparse.Namespace, chosen: dict) -> Clock:
         trainer.data_collator = counted
         trainer.add_callback(Timed())
         if not whole:
-            speed_up(trainer, asked)
-        if alone:
-            return_loss_alone(trainer.model)
+            alone = (lambda trainer: False) if logits else faster.wants_loss_alone
+            with mock.patch.object(faster, "wants_loss_alone", alone):
+                faster.speed_up(trainer, asked)
         trainer.train()
     return clock
 
@@ -354,23 +355,6 @@ def made(options: argparse.Namespace, chosen: dict, folder: str) -> tuple:
     if policy.config._attn_implementation != "sdpa":  # transformers' own way with documents
         trainer.args.padding_free = asked.padding_free = False
     return trainer, asked
-
-
-def return_loss_alone(policy) -> None:
-    """Compile a model's loss, and let it keep its logits, which accelerate would copy in float32.
-
-    For Trainer, which takes nothing else from a model in training.
-    """
-    import torch
-
-    policy.loss_function = torch.compile(policy.loss_function)
-    read = policy.forward
-
-    @functools.wraps(read)  # Trainer reads from it which columns a model takes
-    def forward(*args, **kwargs):
-        return {"loss": read(*args, **kwargs).loss}
-
-    policy.forward = forward
 
 
 def tokenizer():

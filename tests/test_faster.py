@@ -174,6 +174,37 @@ def test_a_stage_without_padding_has_the_losses_it_had(stage, tmp_path, monkeypa
     assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
+def test_pretraining_returns_its_loss_alone_and_logits_to_whoever_else_asks(tmp_path):
+    found, returned = [], []
+    for compiled in (False, True):
+        torch.manual_seed(1)
+        trainer = packed_trainer(tmp_path / str(compiled), torch_compile=compiled)
+        faster.speed_up(trainer, None)
+        trainer.model.register_forward_hook(lambda model, args, out: returned.append(out.logits))
+        with torch.compiler.set_stance("force_eager"):
+            trainer.train()
+        found.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+        assert len(returned) == 3 and all((logits is None) == compiled for logits in returned)
+        returned.clear()
+    assert found[0] == pytest.approx(found[1], rel=1e-6) and len(found[0]) == 3
+    model, ids = trainer.model, torch.randint(3, 50, (2, 6))
+    with torch.no_grad():
+        assert model(input_ids=ids).logits.shape == (2, 6, 50)  # in training too, without labels
+        assert model.eval()(input_ids=ids, labels=ids).logits.shape == (2, 6, 50)
+
+
+def test_a_loss_of_its_own_sees_the_logits(tmp_path):
+    def loss(outputs, labels, num_items_in_batch=None):
+        return outputs.logits.pow(2).mean()
+
+    trainer = packed_trainer(tmp_path, torch_compile=True)
+    trainer.compute_loss_func = loss
+    faster.speed_up(trainer, None)
+    with torch.compiler.set_stance("force_eager"):
+        assert trainer.train().training_loss > 0
+    assert not faster.wants_loss_alone(sft_trainer(tmp_path))
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_torch_compile_compiles_layers_and_no_model(stage, tmp_path):
     trainer = STAGES[stage][0](tmp_path, torch_compile=True)

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import TorchDynamoPlugin
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import Trainer
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -29,7 +31,6 @@ from codexhf.models import (
 )
 
 if TYPE_CHECKING:
-    from transformers import Trainer
     from trl import SFTConfig
 
     from codexhf.arguments import StageArguments
@@ -60,6 +61,33 @@ def speed_up(trainer: Trainer, stage: StageArguments) -> None:
         names = ("gradient_checkpointing", "activation_checkpointing")
         recomputes = any(getattr(trainer.args, name, False) for name in names)
         compile_layers(trainer.model, dynamic=recomputes or None)
+        if wants_loss_alone(trainer):
+            return_loss_alone(trainer.model)
+
+
+def wants_loss_alone(trainer: Trainer) -> bool:
+    """Return whether a trainer takes nothing but the loss from its model while it trains."""
+    own = type(trainer).compute_loss is Trainer.compute_loss
+    return own and trainer.compute_loss_func is None and trainer.label_smoother is None
+
+
+def return_loss_alone(model: nn.Module) -> None:
+    """Compile a model's loss, and let it keep its logits while it trains.
+
+    accelerate copies what a model returns in float32: of 32 x 1,024 tokens and a vocabulary of
+    50,304 that is 6.6 GB in every step.
+    """
+    base = base_model(model)
+    base.loss_function = torch.compile(base.loss_function)
+    read = model.forward
+
+    @wraps(read.__func__)  # Trainer reads from it which columns a model takes
+    def forward(self, *args, **kwargs):
+        out = read(*args, **kwargs)
+        alone = self.training and getattr(out, "loss", None) is not None
+        return type(out)(loss=out.loss) if alone else out
+
+    model.forward = MethodType(forward, model)
 
 
 def fuse(model: nn.Module, kernels: dict | None) -> None:
