@@ -54,6 +54,7 @@ def main() -> int:
     parser.add_argument("--rejection", action="store_true", help="compare with it")
     parser.add_argument("--demonstrations", help="card, instead of the recipes'")
     parser.add_argument("--prompts", nargs="+", help="cards of preferences and PPO, likewise")
+    parser.add_argument("--sft", default="", metavar="'--flag value'", help="more flags of SFT")
     parser.add_argument("--ppo", default="", metavar="'--flag value'", help="more flags of PPO")
     parser.add_argument("--until", choices=["sft", "preferences", "reward_model", "ppo"])
     parser.add_argument(
@@ -76,7 +77,7 @@ def main() -> int:
         "sft": [
             stage(
                 options, "sft", m1, "--model", options.model,
-                *(["--train_cards", card] if card else []),
+                *(["--train_cards", card] if card else []), *shlex.split(options.sft),
             )
         ],
         "preferences": [
