@@ -11,7 +11,8 @@
         --ppo "--learning_rate 1e-4"               # parts of data sets, other settings of PPO
 
 Stages that are finished are skipped, so a run that was stopped goes on; `--until ppo` stops after a
-stage. What runs at once is spread over the GPUs that CUDA_VISIBLE_DEVICES shows. MBPP is left out, with a line that says so, where its file is not next to its card.
+stage. What runs at once is spread over the GPUs that CUDA_VISIBLE_DEVICES shows. MBPP is left out,
+with a line that says so, where its file is not next to its card.
 
 --rejection: for each seed as many completions of the same prompts as PPO's rollouts have, drawn
 from M1 (rejection.py); M1 trained further on those that pass, for as long as PPO took in all: that

@@ -409,6 +409,21 @@ def test_a_missing_package_is_refused_with_its_pip_line(stage, argv, package, li
     assert re.search(rf"pip install (-U )?{package}", text)
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward_model", "ppo"])
+@pytest.mark.parametrize("there", [False, True])
+def test_ligers_kernels_need_their_package_and_a_gpu(stage, there, lineage, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    found = {"liger_kernel": find("json") if there else None}
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *a: found.get(name) if name in found else find(name, *a),
+    )
+    argv = ["--use_liger_kernel", "true", "--use_cpu", "true"]
+    text = refusal(capsys, STAGES[stage], ROOT / f"recipes/{stage}.py", argv)
+    assert ("got true on a CPU" if there else "pip install 'codexhf[liger]'") in text
+
+
 def test_a_launch_that_cannot_work_is_refused_before_loading(lineage, capsys, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")

@@ -7,6 +7,7 @@ dataclass declares, and everything that is wrong is said at once. Imports nothin
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -384,6 +385,13 @@ def _missing_packages(config: Any) -> Iterator[str]:
                 callback()
         except (ImportError, RuntimeError, ValueError) as error:
             yield f"report_to: got {tracker!r}: {error} (pip install {tracker})"
+    if config.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+        yield (
+            "use_liger_kernel: got true, but liger-kernel is not installed. Install it with `pip "
+            "install 'codexhf[liger]'`, or leave this out."
+        )
+    elif config.use_liger_kernel and config.use_cpu:
+        yield "use_liger_kernel: got true on a CPU, whose kernels need a GPU. Leave it out."
     if config.optim != type(config).__dataclass_fields__["optim"].default:
         from transformers import Trainer
 
