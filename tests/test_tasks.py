@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from codexhf.cards import load_card
+from codexhf.data import read_card
 from conftest import json_rows
 
 FOLDER = Path(__file__).parents[1] / "data_cards" / "python_tasks"
@@ -321,6 +323,18 @@ def test_generator_makes_the_shipped_bytes_and_the_card_s_report(tmp_path):
 
 
 @pytest.mark.slow
+def test_generator_makes_other_sizes_with_cards_that_are_read(tmp_path):
+    command = [sys.executable, str(FOLDER / "generate.py"), "--sizes", "40", "20", "60", "80"]
+    subprocess.run([*command, "--out", str(tmp_path)], check=True, capture_output=True)
+    shown = read_card(load_card(tmp_path / "demonstrations.md")).dataset
+    assert len(shown) == 80 and not any("print(" in row["completion"] for row in shown)
+    for name, size in (("heldout", 40), ("validation", 20), ("prompts", 60)):
+        found = read_card(load_card(tmp_path / f"{name}.md")).dataset
+        assert len(found) == size and all(len(row["tests"]) > 5 for row in found)
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2 and "expected a folder apart" in refused.stderr
+
+
 def test_no_reference_passes_another_problem_s_tests(rows):
     functions = [(row["id"], function_of(row)) for name in SPLITS for row in rows[name]]
     for name in TESTED:

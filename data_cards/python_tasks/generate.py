@@ -1,6 +1,7 @@
 """Makes the four splits of the Python task set beside this file, always the same bytes.
 
     python data_cards/python_tasks/generate.py
+    python data_cards/python_tasks/generate.py --out wider --sizes 1200 250 5000 1000
 
 A problem is a combination of parts: a shape (the frame of the code) and what fills it (a source,
 a condition, a change, a way to finish, and their constants). Every part has one code fragment and
@@ -8,7 +9,8 @@ several phrasings, so what a model has to learn is to compose. In English, `[a|b
 between phrasings; in code and English, `{name}` is filled in.
 
 Writes  demonstrations.jsonl, rephrased.jsonl (the same problems in other words), prompts.jsonl,
-        validation.jsonl, heldout.jsonl.
+        validation.jsonl, heldout.jsonl. In another folder each gets a card, NAME.md, and what
+        demonstrations.md demonstrates are the references, without flaws.
 """
 
 import argparse
@@ -35,6 +37,28 @@ CARELESS = ("Implement f", "In f")  # how a prompt begins whose author may print
 PASSED_OVER = 1340  # 32-bit draws left unused; with others, other problems would be dealt
 MIN_TESTS, MAX_TESTS = 6, 8
 MIN_WORDS, MAX_WORDS = 10, 38
+
+CARD = """---
+license: apache-2.0
+codexhf:
+  type: {kind}
+  load:
+    path: json
+    data_files: [{name}.jsonl]
+    split: train
+  columns: {{prompt: prompt, completion: {completion}{tested}}}
+---
+
+# Python tasks: {name}
+
+## Provenance
+
+{rows} rows, made by `data_cards/python_tasks/generate.py --sizes {sizes}` from hand-written parts.
+
+## Known problems
+
+Those of `data_cards/python_tasks_demonstrations.md`; its flaws are left out here.
+"""
 
 # ------------------------------------------------------------------------------------------ parts
 # Conditions: name, code, what follows "numbers that" (plural) or "x" (single).
@@ -1095,14 +1119,35 @@ def describe(files: dict[str, list[dict]]) -> list[str]:
     ]
 
 
+def card(name: str, rows: int) -> str:
+    """Return the card of a file that is not shipped."""
+    demonstrated = name in ("demonstrations", "rephrased")
+    return CARD.format(
+        kind="prompt-completion" if demonstrated else "prompt-only",
+        name=name,
+        completion="reference" if demonstrated else "completion",
+        tested="" if demonstrated else ", tests: tests, entry_point: entry_point",
+        rows=rows,
+        sizes=" ".join(map(str, SPLITS.values())),
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Write the files and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder")
-    folder = parser.parse_args(argv).out
+    parser.add_argument("--sizes", type=int, nargs=4, metavar="N", help=f"of {', '.join(SPLITS)}")
+    options = parser.parse_args(argv)
+    if options.sizes:
+        if options.out == Path(__file__).parent:
+            parser.error("--sizes: got no --out, expected a folder apart from the shipped files.")
+        SPLITS.update(zip(SPLITS, options.sizes, strict=True))
+    options.out.mkdir(parents=True, exist_ok=True)
     files, report = generate()
     for name, rows in files.items():
-        path = folder / f"{name}.jsonl"
+        if options.sizes:
+            (options.out / f"{name}.md").write_text(card(name, len(rows)))
+        path = options.out / f"{name}.jsonl"
         text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
         path.write_text(text, encoding="ascii", newline="\n")
         report.append(f"{path.name}: {path.stat().st_size:,} bytes")
