@@ -155,9 +155,9 @@ def test_a_stage_without_padding_has_the_losses_it_had(stage, tmp_path, monkeypa
     make, asked = STAGES[stage]
     found, seen = [], []
 
-    def watched(*args, cu_seq_lens_q=None, **given):
-        seen.append(cu_seq_lens_q)
-        return faster.attend(*args, cu_seq_lens_q=cu_seq_lens_q, **given)
+    def watched(*args, document_bounds=None, **given):
+        seen.append(document_bounds)
+        return faster.attend(*args, document_bounds=document_bounds, **given)
 
     monkeypatch.setitem(faster.ALL_ATTENTION_FUNCTIONS, "sdpa", watched)
     for skips in (False, True):

@@ -118,22 +118,23 @@ def attend(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    cu_seq_lens_q: Tensor | None = None,
-    max_length_q: int | None = None,
+    document_bounds: Tensor | None = None,
+    longest_document: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Return causal attention (1, T, heads, D) within documents, where their bounds are given.
 
-    It takes the place of transformers' "sdpa", and is that where they are not.
+    It takes the place of transformers' "sdpa", and is that where they are not. Their names are not
+    transformers' cu_seq_lens_q and max_length_q: continuous batching gives those to "sdpa" too.
 
     Args:
         query: (1, heads, T, D).
         key: (1, groups, T, D), where groups divides heads.
         value: (1, groups, T, D).
-        cu_seq_lens_q: (documents + 1,) int32, where each begins, and T.
-        max_length_q: tokens of the longest, or more.
+        document_bounds: (documents + 1,) int32, where each begins, and T.
+        longest_document: its tokens, or more.
     """
-    if cu_seq_lens_q is None:
+    if document_bounds is None:
         given = {"dropout": dropout, "scaling": scaling, **kwargs}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
     kind = query.device.type
@@ -141,13 +142,13 @@ def attend(
     query, key, value = (x.to(dtype) for x in (query, key, value))
     if kind == "cuda" and dtype != torch.float32:
         rows = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, heads, D)
-        bounds = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
+        bounds = (document_bounds, document_bounds, longest_document, longest_document)
         # what torch.nn.attention.varlen calls, whose arguments change from version to version
         found = torch.ops.aten._flash_attention_forward(
             *rows, *bounds, dropout, True, False, scale=scaling
         )[0]
         return found[None], None
-    lengths = cu_seq_lens_q.diff().tolist()
+    lengths = document_bounds.diff().tolist()
     parts = zip(*(x.split(lengths, 2) for x in (query, key, value)), strict=True)
     options = {"dropout_p": dropout, "is_causal": True, "scale": scaling, "enable_gqa": True}
     found = [scaled_dot_product_attention(*part, **options) for part in parts]
@@ -190,7 +191,9 @@ def skip_padding(model: nn.Module) -> None:
             # of four dimensions, so that none is made; where it is read after all, torch refuses it
             attention_mask=input_ids.new_empty(1, 1, 0, 0),
             position_ids=positions[None],
-            **{"cu_seq_lens_q": bounds, "max_length_q": input_ids.size(1), **given},
+            document_bounds=bounds,
+            longest_document=input_ids.size(1),
+            **given,
         )
         states = out.last_hidden_state[0]  # (T, H)
         spread = states.new_zeros(input_ids.numel(), states.size(1)).index_copy(0, at, states)
