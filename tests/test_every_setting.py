@@ -228,8 +228,6 @@ def benchmarked(w):
 
 
 FROM_M1 = {
-    "dtype": ("bfloat16", from_m1()),
-    "attn_implementation": ("eager", from_m1()),
     "use_peft": (True, from_m1()),
     "lora_r": (4, from_m1(**LORA)),
     "lora_alpha": (1, from_m1(**LORA)),
@@ -259,6 +257,7 @@ CHANGES = {
         "exclude_cards": lambda w: [w.heldout],
         "max_length": 64,
         "max_eval_rows": 1,
+        **LOADED,
         **FROM_M1,
     },
     "sft": {

@@ -23,6 +23,7 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 from codexhf import faster
 from codexhf.arguments import PretrainArguments, RewardModelArguments, SFTArguments
 from codexhf.models import position_ids
+from codexhf.run import run_stage
 from codexhf.tokens import packed_collator
 from ppo_setup import new_trainer, tokenizer
 
@@ -216,6 +217,14 @@ def test_torch_compile_compiles_layers_and_no_model(stage, tmp_path):
     with torch.compiler.set_stance("force_eager"):
         trainer.train()
     assert type(trainer.model_wrapped) is type(trainer.model)
+
+
+def test_a_stage_refuses_before_it_begins(tmp_path):
+    trainer = packed_trainer(tmp_path / "m0")
+    trainer.model.config._attn_implementation = "eager"
+    stage = PretrainArguments(padding_free=True, dry_run=True)
+    with pytest.raises(ValueError, match="padding_free: got a model with attention by 'eager'"):
+        run_stage(trainer, stage, trainer.args, data={}, parents={})
 
 
 def test_ppo_trains_to_the_same_weights(tmp_path):

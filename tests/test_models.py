@@ -85,6 +85,15 @@ def test_new_policy_is_the_same_for_the_same_seed(tokenizer):
     assert not torch.equal(a.lm_head.weight, c.lm_head.weight)
 
 
+def test_new_policy_lies_in_memory_as_asked(tokenizer):
+    plain = models.new_policy(LLAMA, tokenizer, 64, seed=1)
+    same = models.new_policy(LLAMA, tokenizer, 64, seed=1, dtype=torch.float32)
+    assert torch.equal(plain.lm_head.weight, same.lm_head.weight)
+    asked = {"dtype": torch.bfloat16, "attn_implementation": "eager"}
+    other = models.new_policy(LLAMA, tokenizer, 64, seed=1, **asked)
+    assert other.dtype == torch.bfloat16 and other.config._attn_implementation == "eager"
+
+
 def test_new_policy_refuses_unknown_fields(tokenizer):
     with pytest.raises(ValueError, match="Did you mean 'hidden_size'"):
         models.new_policy({**LLAMA, "hiden_size": 8}, tokenizer, 64, seed=1)

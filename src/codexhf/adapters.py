@@ -67,7 +67,7 @@ def lora_config(stage, dropout: float = 0.0, task: str = "CAUSAL_LM") -> "LoraCo
 def new_or_loaded_policy(stage: PretrainArguments, tokenizer, seed: int) -> nn.Module:
     """The model that pretraining starts from: `stage.model`, or new weights."""
     if stage.model is None:
-        return new_policy(stage.architecture, tokenizer, stage.max_length, seed)
+        return new_policy(stage.architecture, tokenizer, stage.max_length, seed, **loading(stage))
     return with_lora(load_policy(stage.model, tokenizer, **loading(stage)), stage, seed)
 
 

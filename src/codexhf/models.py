@@ -30,7 +30,11 @@ from codexhf.refusals import nearest
 
 
 def new_policy(
-    architecture: dict, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int
+    architecture: dict,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    seed: int,
+    **loading: Any,
 ) -> PreTrainedModel:
     """Make a causal language model with random weights.
 
@@ -39,6 +43,7 @@ def new_policy(
         tokenizer: gives the vocabulary size and the special tokens.
         max_length: longest sequence; becomes max_position_embeddings unless the architecture says.
         seed: of the weights.
+        loading: dtype and attn_implementation.
     Raises:
         ValueError: unknown model_type or field, with the nearest legal name.
     """
@@ -60,7 +65,8 @@ def new_policy(
         told = (f"architecture.{n}: unknown for {model_type}.{nearest(n, known)}" for n in unknown)
         raise ValueError("; ".join(told))
     set_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields))
+    config = AutoConfig.for_model(model_type, **fields)
+    model = AutoModelForCausalLM.from_config(config, **loading)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model

@@ -74,21 +74,21 @@ def run_stage(
     Raises:
         SystemExit: 75 after a signal with a checkpoint saved; 2 when refused.
     """
+    from codexhf.faster import speed_up  # imports transformers
+
     output_dir = Path(training.output_dir)
+    speed_up(trainer, stage)  # or refuse to
     if stage.dry_run:
         _show(trainer, stage, training)
         with contextlib.suppress(OSError):
             output_dir.rmdir()  # Trainer made it; rmdir takes an empty one only
         return {}
-    from codexhf.faster import speed_up  # imports transformers
-
     manifest = _manifest(stage, training, data, parents, _compared(trainer))
     with _begin(output_dir, stage, manifest, agree=_from_first_process) as begun:
         if begun.finished is not None:
             return begun.finished
         for line in start_lines(data, trainer.processing_class):
             _say(line)
-        speed_up(trainer, stage)
         train_s = _train(trainer, training, begun)
         start = time.monotonic()
         metrics = _last_metrics(trainer.state.log_history)
