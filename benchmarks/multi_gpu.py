@@ -24,20 +24,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ppo import QWEN
+
 ROOT = Path(__file__).resolve().parent.parent
 WAYS = ("one", "ddp", "fsdp2")
 CONFIG = {"one": "single_gpu", "ddp": "multi_gpu", "fsdp2": "fsdp2"}
-SHAPE = {
-    "vocab_size": 151_936,
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": True,
-}
-"""Qwen2 0.5B."""
-SMALL = {**SHAPE, "vocab_size": 500, "hidden_size": 32, "intermediate_size": 64}
+SMALL = {**QWEN, "vocab_size": 500, "hidden_size": 32, "intermediate_size": 64}
 SMALL |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
 START = time.monotonic()
 
@@ -306,7 +298,7 @@ def gather_leg(stage: str, folder: str, tiny: bool, capped: bool) -> dict:
 
     accelerator = Accelerator(cpu=tiny)
     torch.manual_seed(0)
-    shape = {**SMALL, "hidden_size": 256, "num_hidden_layers": 8} if tiny else SHAPE
+    shape = {**SMALL, "hidden_size": 256, "num_hidden_layers": 8} if tiny else QWEN
     model = Qwen2ForCausalLM(Qwen2Config(**shape)).eval()
     model = shard(model.to(accelerator.device), accelerator)
     rows, tokens = (4, 64) if tiny else (64, 256)
@@ -425,7 +417,7 @@ def supervised_leg(stage: str, folder: str, tiny: bool, capped: bool) -> dict:
 
     from codexhf.sharding import keep_float32
 
-    shape, length, rows = (SMALL, 16, 2) if tiny else (SHAPE, 1024, 1 if capped else 8)
+    shape, length, rows = (SMALL, 16, 2) if tiny else (QWEN, 1024, 1 if capped else 8)
     steps, width = 12, shape["vocab_size"] - 3
     ids = [[3 + (7 * i + j) % width for j in range(length)] for i in range(2 * rows * steps)]
     shared = {
@@ -468,7 +460,7 @@ def ppo_leg(stage: str, folder: str, tiny: bool, capped: bool) -> dict:
     from codexhf.ppo import PPOConfig, PPOTrainer
 
     shape, prompt, response, rows = (
-        (SMALL, 8, 8, 2) if tiny else (SHAPE, 128, 256, 4 if capped else 32)
+        (SMALL, 8, 8, 2) if tiny else (QWEN, 128, 256, 4 if capped else 32)
     )
     accumulated, width, rollouts = 2, shape["vocab_size"] - 3, 3
     world = int(os.environ.get("WORLD_SIZE", "1"))

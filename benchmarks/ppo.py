@@ -31,7 +31,7 @@ import time
 from importlib.metadata import version
 from statistics import median
 
-GPU = {
+QWEN = {  # 0.5B
     "vocab_size": 151_936,
     "hidden_size": 896,
     "intermediate_size": 4864,
@@ -39,6 +39,9 @@ GPU = {
     "num_attention_heads": 14,
     "num_key_value_heads": 2,
     "tie_word_embeddings": True,
+}
+GPU = {
+    **QWEN,
     "prompt": 128,
     "response": 256,
     "rows": 8,

@@ -25,6 +25,8 @@ from statistics import median
 from types import SimpleNamespace
 from unittest import mock
 
+from ppo import QWEN
+
 LLAMA = {  # 124M
     "vocab_size": 50_304,
     "hidden_size": 768,
@@ -32,15 +34,6 @@ LLAMA = {  # 124M
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "num_key_value_heads": 12,
-    "tie_word_embeddings": True,
-}
-QWEN = {  # 0.5B
-    "vocab_size": 151_936,
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
     "tie_word_embeddings": True,
 }
 TINY = {"vocab_size": 500, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}

@@ -333,6 +333,9 @@ def test_generator_makes_other_sizes_with_cards_that_are_read(tmp_path):
         assert len(found) == size and all(len(row["tests"]) > 5 for row in found)
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2 and "expected a folder apart" in refused.stderr
+    few = [*command[:-1], "0", "--out", str(tmp_path / "few")]
+    refused = subprocess.run(few, capture_output=True, text=True)
+    assert refused.returncode == 2 and "got 0, expected at least 20" in refused.stderr
 
 
 def test_no_reference_passes_another_problem_s_tests(rows):

@@ -1141,6 +1141,8 @@ def main(argv: list[str] | None = None) -> None:
     if options.sizes:
         if options.out == Path(__file__).parent:
             parser.error("--sizes: got no --out, expected a folder apart from the shipped files.")
+        if min(options.sizes) < 20:
+            parser.error(f"--sizes: got {min(options.sizes)}, expected at least 20 of each.")
         SPLITS.update(zip(SPLITS, options.sizes, strict=True))
     options.out.mkdir(parents=True, exist_ok=True)
     files, report = generate()
