@@ -210,6 +210,17 @@ def test_parse_refuses_unknown_reward(capsys, lineage):
     assert "Did you mean 'unit_tests'?" in text and "reward_weights: got 2 values" in text
 
 
+def test_sft_leaves_padding_free_open_on_a_gpu_unless_the_user_says(lineage, monkeypatch):
+    import torch
+
+    recipe, on_cpu = str(ROOT / "recipes/sft.py"), ["--bf16", "false", "--use_cpu", "true"]
+    for gpu, unsaid in ((True, None), (False, False)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        for said, found in (([], unsaid), (["--padding_free", "false"], False)):
+            _, training = parse(STAGES["sft"], recipe, [*on_cpu, *said])
+            assert training.padding_free is found
+
+
 def test_bf16_follows_the_device_unless_the_user_says(lineage):
     import torch
 

@@ -3,6 +3,8 @@
 python -m pytest tests/test_faster.py
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import (
@@ -12,6 +14,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    NemotronConfig,
+    NemotronForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2ForSequenceClassification,
@@ -112,6 +116,51 @@ def test_windows_and_other_attention_are_refused():
             faster.skip_padding(model)
 
 
+def test_a_family_that_reads_its_mask_itself_is_found_out():
+    config = NemotronConfig(**SIZES, intermediate_size=48, num_key_value_heads=2, **WIDE)
+    model = NemotronForCausalLM(config)
+    with pytest.raises(ValueError, match="got a model with layers that need a mask"):
+        faster.skip_padding(model)
+
+
+def test_layers_that_mix_the_rows_of_a_batch_are_found_out():
+    model = qwen2()
+
+    def mix(layer, inputs, output):  # a convolution over time, as state-space layers have one
+        return output + 0.3 * output.roll(1, 1)
+
+    assert faster.obstacle(model) is None
+    model.model.layers[0].mlp.register_forward_hook(mix)
+    assert faster.obstacle(model) == "layers that see other rows of a batch"
+    assert faster.obstacle(qwen2().to(torch.bfloat16)) is None
+    assert faster.obstacle(model.to(torch.bfloat16)) == "layers that see other rows of a batch"
+
+
+def test_unsaid_padding_is_skipped_on_a_gpu_in_16_bits():
+    def skips(asked=None, device="cuda", bf16=True, model=None):
+        args = SimpleNamespace(device=torch.device(device), bf16=bf16, fp16=False)
+        return faster.skips_padding(asked, args, model or qwen2())
+
+    assert skips() and skips(bf16=False, model=qwen2().to(torch.bfloat16))
+    assert not skips(device="cpu") and not skips(bf16=False) and not skips(False)
+    assert not skips(model=qwen2(attn_implementation="eager"))
+    assert skips(True, device="cpu")
+
+
+def test_sft_takes_trls_own_padding_free_where_it_pays(tmp_path, monkeypatch):
+    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=True, max_length=16)
+    assert faster.sft_arguments(args, qwen2()) is args
+    args.padding_free = None  # what parse() leaves open
+    assert faster.sft_arguments(args, qwen2()) is args
+    monkeypatch.setattr(SFTConfig, "device", torch.device("cuda"))
+    found = faster.sft_arguments(args, qwen2())
+    assert (found.padding_free, found.max_length) == (True, None)
+    assert (args.padding_free, args.max_length) == (None, 16)
+    assert faster.sft_arguments(args, qwen2(attn_implementation="eager")) is args
+    args.packing = True
+    assert faster.sft_arguments(args, qwen2()) is args
+
+
 def packed_trainer(folder, **chosen):
     rows, starts = torch.randint(3, 50, (12, 16)).tolist(), [0, 1, 2, 3, 4, *range(11)]
     rows = [{"input_ids": row, "labels": row, "position_ids": starts} for row in rows]
@@ -128,9 +177,10 @@ def uneven(names):
 
 def sft_trainer(folder, **chosen):
     args = SFTConfig(str(folder), **QUIET, per_device_train_batch_size=4, max_length=16, **chosen)
+    model = qwen2()
     return SFTTrainer(
-        qwen2(),
-        faster.cut_already(args),
+        model,
+        faster.sft_arguments(args, model),
         train_dataset=uneven(["input_ids", "labels"]),
         processing_class=tokenizer(),
     )
@@ -167,6 +217,7 @@ def test_a_stage_without_padding_has_the_losses_it_had(stage, tmp_path, monkeypa
         trainer = make(tmp_path / str(skips), **own)
         if skips:
             faster.speed_up(trainer, asked)
+            seen.clear()  # it tries the model
         trainer.train()
         assert all((bounds is not None) == skips for bounds in seen) and seen
         seen.clear()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from types import MethodType
@@ -27,24 +27,30 @@ from codexhf.models import (
     backbone_states,
     base_model,
     compile_layers,
+    evaluating,
     position_ids,
 )
 
+FAR, FAR_IN_16_BITS = 1e-3, 0.05
+"""How far states may be from those of padded rows, as a share of these; rounding gives a tenth."""
+
 if TYPE_CHECKING:
+    from transformers import TrainingArguments
     from trl import SFTConfig
 
     from codexhf.arguments import StageArguments
 
 
-def cut_already(training: SFTConfig) -> SFTConfig:
-    """Return arguments for rows that no longer need max_length, which TRL refuses if padding_free.
+def sft_arguments(training: SFTConfig, model: nn.Module) -> SFTConfig:
+    """Return SFTTrainer's arguments: padding_free decided, and then no max_length, which it refuses.
 
-    A copy, where it differs: what was asked for is what a run records.
+    Rows are cut already. A copy, where it differs: what was asked for is what a run records. To
+    pack, SFTTrainer needs max_length, and never pads.
     """
-    if not training.padding_free:
+    if training.packing or not skips_padding(training.padding_free, training, model):
         return training
     args = copy.copy(training)
-    args.max_length = None
+    args.padding_free, args.max_length = True, None
     return args
 
 
@@ -53,7 +59,9 @@ def speed_up(trainer: Trainer, stage: StageArguments) -> None:
 
     PPOTrainer has done it by then, and its `args` say no.
     """
-    if getattr(stage, "padding_free", False) or getattr(trainer.args, "padding_free", False):
+    config = stage if hasattr(stage, "padding_free") else trainer.args
+    asked = getattr(config, "padding_free", False)
+    if skips_padding(asked, trainer.args, trainer.model):
         skip_padding(trainer.model)
     if trainer.args.torch_compile:
         trainer.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="no")  # not as a whole
@@ -158,6 +166,16 @@ def attend(
 ALL_ATTENTION_FUNCTIONS.register("sdpa", attend)
 
 
+def skips_padding(asked: bool | None, args: TrainingArguments, model: nn.Module) -> bool:
+    """Return whether a model is to skip padding: as asked, or (None) where it is faster and can."""
+    if asked is not None:
+        return asked
+    if args.device.type != "cuda":
+        return False
+    half = args.bf16 or args.fp16 or base_model(model).dtype in (torch.bfloat16, torch.float16)
+    return half and obstacle(model) is None
+
+
 def skip_padding(model: nn.Module) -> None:
     """Let the layers of a model read the real tokens of a batch as one row.
 
@@ -167,14 +185,19 @@ def skip_padding(model: nn.Module) -> None:
     Raises:
         ValueError: its attention is not plain: causal, over all that was before.
     """
-    backbone, config = backbone_of(model), backbone_of(model).config
-    problem = _obstacle(model)
+    problem = obstacle(model)
     if problem is not None:
         raise ValueError(
             f"padding_free: got a model with {problem}, expected plain causal attention by sdpa. "
             "Leave padding_free out: its rows are padded then."
         )
-    read = backbone.forward
+    backbone = backbone_of(model)
+    backbone.forward = _without_padding(backbone)
+
+
+def _without_padding(backbone: nn.Module) -> Callable:
+    """Return a forward of a model's layers that reads a batch as one row, where it can."""
+    read, config = backbone.forward, backbone.config
 
     @wraps(read)
     def forward(input_ids=None, attention_mask=None, position_ids=None, **given):
@@ -200,7 +223,7 @@ def skip_padding(model: nn.Module) -> None:
         out.last_hidden_state = spread.view(*input_ids.shape, -1)
         return out
 
-    backbone.forward = forward
+    return forward
 
 
 def states_at(model: nn.Module, input_ids: Tensor, mask: Tensor | None, at: Tensor) -> Tensor:
@@ -215,16 +238,44 @@ def states_at(model: nn.Module, input_ids: Tensor, mask: Tensor | None, at: Tens
     return backbone_states(model, input_ids, mask)[at]
 
 
-def _obstacle(model: nn.Module) -> str | None:
-    """Return what of a model needs its rows as they are, or None."""
+def obstacle(model: nn.Module) -> str | None:
+    """Return what of a model needs its rows as they are, or None.
+
+    What no configuration says, such as attention that takes no bounds, is found by trying.
+    """
     base, config = base_model(model), base_model(model).config.get_text_config()
+    if not hasattr(base, base.base_model_prefix):
+        return f"no layers under {base.base_model_prefix!r}"
     if not base._supports_attention_backend or config._attn_implementation != "sdpa":
         return f"attention by {config._attn_implementation!r}"
     for name in ("sliding_window", "attn_logit_softcapping", "num_experts", "num_local_experts"):
         if getattr(config, name, None):
             return name
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    return f"layers of {', '.join(sorted(kinds))}" if kinds else None
+    return f"layers of {', '.join(sorted(kinds))}" if kinds else _tried(model)
+
+
+@torch.no_grad()
+def _tried(model: nn.Module) -> str | None:
+    """Return what is wrong with the states of two short rows that are read as one, or None."""
+    backbone = backbone_of(model)
+    weight = next(backbone.parameters())
+    if weight.is_meta or not weight.numel():  # sharded: it cannot be called yet
+        return None
+    ids = torch.tensor([[0, 1, 2, 3], [0, 0, 4, 5]], device=weight.device)
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]], device=weight.device)
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask)}
+    with evaluating(model):
+        try:
+            expected, found = (
+                read(**given, use_cache=False).last_hidden_state[mask.bool()]
+                for read in (backbone, _without_padding(backbone))
+            )
+        except (RuntimeError, TypeError) as error:
+            return f"layers that need a mask ({str(error).splitlines()[0]})"
+    far = (found - expected).float().norm() / expected.float().norm()
+    limit = FAR if expected.dtype == torch.float32 else FAR_IN_16_BITS
+    return None if far <= limit else "layers that see other rows of a batch"
 
 
 def _can(config, input_ids, mask, positions, given: dict) -> bool:

@@ -295,6 +295,8 @@ def _for_device(settings: dict[str, Any], values: dict[str, Any]) -> dict[str, A
     if "use_cpu" not in values:
         # Unsaid, accelerate takes two processes on a CPU for two lone ones, in the same folder.
         found["use_cpu"] = not torch.accelerator.is_available()
+    if "padding_free" in settings and "padding_free" not in values and torch.cuda.is_available():
+        found["padding_free"] = None  # TRL's own says no; see codexhf.faster
     if not {"bf16", "fp16"} & set(values):
         if _launched_in() in PRECISIONS:  # what was trained in is what is recorded
             return found | {_launched_in(): True}

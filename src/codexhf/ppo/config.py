@@ -75,10 +75,10 @@ class PPOConfig(TrainingArguments):
         "Compile the layers of every model and the log-probabilities: faster on a GPU from some "
         "100M parameters on, after half a minute. Sampling stays as it is.",
     )
-    padding_free: bool = knob(
-        False,
-        "Give the layers real tokens alone, and attention the bounds of documents: faster on a GPU "
-        "in 16 bits where answers are of uneven length.",
+    padding_free: bool | None = knob(
+        None,
+        "Give the layers real tokens alone, and attention the bounds of documents. None: on a GPU "
+        "in 16 bits, where the model's attention is plain.",
     )
     model_adapter_name: str | None = knob(None, "PEFT adapter that is trained.")
     ref_adapter_name: str | None = knob(None, "PEFT adapter that is the reference.")

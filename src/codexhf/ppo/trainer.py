@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-from codexhf.faster import fuse, skip_padding
+from codexhf.faster import fuse, skip_padding, skips_padding
 from codexhf.generation import Sampling, engine_for
 from codexhf.guards import StopOnNaN
 from codexhf.models import base_model, compile_layers
@@ -128,7 +128,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         for model in {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}:
             if asked.use_liger_kernel and not asked.torch_compile:  # else lent for sampling alone
                 fuse(model, asked.liger_kernel_config)
-            if asked.padding_free:
+            if skips_padding(asked.padding_free, args, model):
                 skip_padding(model)
             if asked.torch_compile:
                 compile_layers(model)
