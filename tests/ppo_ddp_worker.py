@@ -56,6 +56,7 @@ def build(case: str, folder: Path, **config):
         "step_unit": "optimizer",
         "alpha_sft": 0.5,
         "sft_batch_size": 2,
+        "padding_free": world > 1,  # as by itself on GPUs
         **config,
     }
     kwargs = {"sft_dataset": setup.demonstrations(8), "reward_funcs": [setup.length]}

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 def sft_arguments(training: SFTConfig, model: nn.Module) -> SFTConfig:
-    """Return SFTTrainer's arguments: padding_free decided, and then no max_length, which it refuses.
+    """Return SFTTrainer's arguments: padding_free decided, without max_length, which it refuses.
 
     Rows are cut already. A copy, where it differs: what was asked for is what a run records. To
     pack, SFTTrainer needs max_length, and never pads.

@@ -121,15 +121,17 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
 
     def _take(self, parts: Parts) -> None:
         """Put the parts where they are used, and make the state that changes while training."""
-        args = self.args
+        args, asked = self.args, self.user_args
+        models = {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}
+        for model in models:
+            if skips_padding(asked.padding_free, args, model):
+                skip_padding(model)  # before it is sharded: it is tried
         self.ref_model = self._place(parts.reference)
         self._reward_models = [self._place(model) for model in parts.reward_models]
-        self.model.compiled, asked = bool(self.user_args.torch_compile), self.user_args
-        for model in {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}:
+        self.model.compiled = bool(asked.torch_compile)
+        for model in models:
             if asked.use_liger_kernel and not asked.torch_compile:  # else lent for sampling alone
                 fuse(model, asked.liger_kernel_config)
-            if skips_padding(asked.padding_free, args, model):
-                skip_padding(model)
             if asked.torch_compile:
                 compile_layers(model)
         self._dropouts, self._sft_limit = parts.dropouts, parts.sft_limit
