@@ -67,9 +67,10 @@ TINY |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads"
 UNEVEN = {"response": 1024, "mean": 300}
 WORK = ("mean", "prompt", "response", "rows", "accumulation", "epochs")
 
-COMPILED = {"torch_compile": True, "gradient_checkpointing": True, "forwards": 1}
+PADDED = {"padding_free": False}
+COMPILED = {**PADDED, "torch_compile": True, "gradient_checkpointing": True, "forwards": 1}
 ARMS = {  # settings of PPOConfig; `forwards`: micro batches that make a minibatch
-    "plain": {},
+    "plain": PADDED,
     "compiled": COMPILED,
     "liger": {**COMPILED, "use_liger_kernel": True},
     "kept": {**COMPILED, "gradient_checkpointing": False, "forwards": 2},
