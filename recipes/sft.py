@@ -43,10 +43,9 @@ def main(argv=None):
     tasks = load_tasks(
         stage.eval_cards, tokenizer, max_rows=stage.eval_tasks, max_prompt_tokens=room, seed=seed
     )
-    model = models.load_policy(stage.model, tokenizer, **loading(stage))
     trainer = SFTTrainer(
-        model=model,
-        args=faster.sft_arguments(training, model),
+        model=models.load_policy(stage.model, tokenizer, **loading(stage)),
+        args=faster.cut_already(training),
         train_dataset=train.ids,
         eval_dataset=demonstrations_of(tasks, tokenizer),
         processing_class=tokenizer,

@@ -119,7 +119,7 @@ def test_windows_and_other_attention_are_refused():
 def test_a_family_that_reads_its_mask_itself_is_found_out():
     config = NemotronConfig(**SIZES, intermediate_size=48, num_key_value_heads=2, **WIDE)
     model = NemotronForCausalLM(config)
-    with pytest.raises(ValueError, match="got a model with layers that need a mask"):
+    with pytest.raises(ValueError, match="got a model with layers that need their padding"):
         faster.skip_padding(model)
 
 
@@ -136,29 +136,17 @@ def test_layers_that_mix_the_rows_of_a_batch_are_found_out():
     assert faster.obstacle(model.to(torch.bfloat16)) == "layers that see other rows of a batch"
 
 
-def test_unsaid_padding_is_skipped_on_a_gpu_in_16_bits():
+def test_unsaid_padding_is_skipped_on_a_gpu_in_16_bits(monkeypatch):
     def skips(asked=None, device="cuda", bf16=True, model=None):
         args = SimpleNamespace(device=torch.device(device), bf16=bf16, fp16=False)
         return faster.skips_padding(asked, args, model or qwen2())
 
+    assert not skips()  # the model is not there
+    monkeypatch.setattr(Qwen2ForCausalLM, "device", torch.device("cuda"))
     assert skips() and skips(bf16=False, model=qwen2().to(torch.bfloat16))
     assert not skips(device="cpu") and not skips(bf16=False) and not skips(False)
     assert not skips(model=qwen2(attn_implementation="eager"))
     assert skips(True, device="cpu")
-
-
-def test_sft_takes_trls_own_padding_free_where_it_pays(tmp_path, monkeypatch):
-    args = SFTConfig(str(tmp_path), use_cpu=True, bf16=True, max_length=16)
-    assert faster.sft_arguments(args, qwen2()) is args
-    args.padding_free = None  # what parse() leaves open
-    assert faster.sft_arguments(args, qwen2()) is args
-    monkeypatch.setattr(SFTConfig, "device", torch.device("cuda"))
-    found = faster.sft_arguments(args, qwen2())
-    assert (found.padding_free, found.max_length) == (True, None)
-    assert (args.padding_free, args.max_length) == (None, 16)
-    assert faster.sft_arguments(args, qwen2(attn_implementation="eager")) is args
-    args.packing = True
-    assert faster.sft_arguments(args, qwen2()) is args
 
 
 def packed_trainer(folder, **chosen):
@@ -177,10 +165,9 @@ def uneven(names):
 
 def sft_trainer(folder, **chosen):
     args = SFTConfig(str(folder), **QUIET, per_device_train_batch_size=4, max_length=16, **chosen)
-    model = qwen2()
     return SFTTrainer(
-        model,
-        faster.sft_arguments(args, model),
+        qwen2(),
+        faster.cut_already(args),
         train_dataset=uneven(["input_ids", "labels"]),
         processing_class=tokenizer(),
     )
@@ -224,6 +211,22 @@ def test_a_stage_without_padding_has_the_losses_it_had(stage, tmp_path, monkeypa
         found.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
     assert len(found[0]) == 3 and found[0][0] != found[0][2]
     assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+def test_sft_takes_trls_batches_of_one_row_where_it_skips_padding_by_itself(tmp_path, monkeypatch):
+    widths, found = [], []
+    for skips in (False, True):
+        torch.manual_seed(1)
+        trainer = sft_trainer(tmp_path / str(skips))
+        trainer.args.padding_free = None  # what parse() leaves open on a GPU
+        monkeypatch.setattr(faster, "skips_padding", lambda *given, skips=skips: skips)
+        faster.speed_up(trainer, SFTArguments())
+        batch = next(iter(trainer.get_train_dataloader()))
+        widths.append(batch["input_ids"].shape[0])
+        trainer.train()
+        found.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+    assert widths == [4, 1]
+    assert found[1] == pytest.approx(found[0], rel=1e-4) and len(found[0]) == 3
 
 
 def test_pretraining_returns_its_loss_alone_and_logits_to_whoever_else_asks(tmp_path):

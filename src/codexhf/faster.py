@@ -31,26 +31,25 @@ from codexhf.models import (
     position_ids,
 )
 
-FAR, FAR_IN_16_BITS = 1e-3, 0.05
-"""How far states may be from those of padded rows, as a share of these; rounding gives a tenth."""
-
 if TYPE_CHECKING:
     from transformers import TrainingArguments
     from trl import SFTConfig
 
     from codexhf.arguments import StageArguments
 
+FAR, FAR_IN_16_BITS = 1e-3, 0.05
+"""How far states may be from those of padded rows, as a share of these; rounding gives a tenth."""
 
-def sft_arguments(training: SFTConfig, model: nn.Module) -> SFTConfig:
-    """Return SFTTrainer's arguments: padding_free decided, without max_length, which it refuses.
 
-    Rows are cut already. A copy, where it differs: what was asked for is what a run records. To
-    pack, SFTTrainer needs max_length, and never pads.
+def cut_already(training: SFTConfig) -> SFTConfig:
+    """Return arguments for rows that no longer need max_length, which TRL refuses if padding_free.
+
+    A copy, where it differs: what was asked for is what a run records.
     """
-    if training.packing or not skips_padding(training.padding_free, training, model):
+    if not training.padding_free:
         return training
     args = copy.copy(training)
-    args.padding_free, args.max_length = True, None
+    args.max_length = None
     return args
 
 
@@ -63,6 +62,8 @@ def speed_up(trainer: Trainer, stage: StageArguments) -> None:
     asked = getattr(config, "padding_free", False)
     if skips_padding(asked, trainer.args, trainer.model):
         skip_padding(trainer.model)
+        if hasattr(trainer.data_collator, "padding_free"):  # SFTTrainer's: else the head reads it
+            trainer.data_collator.padding_free = True
     if trainer.args.torch_compile:
         trainer.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="no")  # not as a whole
         # what is recomputed must find the graph of its forward: one for all sizes
@@ -167,10 +168,13 @@ ALL_ATTENTION_FUNCTIONS.register("sdpa", attend)
 
 
 def skips_padding(asked: bool | None, args: TrainingArguments, model: nn.Module) -> bool:
-    """Return whether a model is to skip padding: as asked, or (None) where it is faster and can."""
+    """Return whether a model is to skip padding: as asked, or (None) where it is faster and can.
+
+    That is tried on the GPU: one that is sharded, and not there yet, skips padding if it is asked.
+    """
     if asked is not None:
         return asked
-    if args.device.type != "cuda":
+    if args.device.type != "cuda" or base_model(model).device.type != "cuda":
         return False
     half = args.bf16 or args.fp16 or base_model(model).dtype in (torch.bfloat16, torch.float16)
     return half and obstacle(model) is None
@@ -265,16 +269,19 @@ def _tried(model: nn.Module) -> str | None:
     ids = torch.tensor([[0, 1, 2, 3], [0, 0, 4, 5]], device=weight.device)
     mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]], device=weight.device)
     given = {"input_ids": ids, "attention_mask": mask, "position_ids": position_ids(mask)}
-    with evaluating(model):
+    # on a GPU in bfloat16, as flash attention takes it: it knows not all cards and widths of heads
+    half = torch.autocast(weight.device.type, torch.bfloat16, weight.device.type == "cuda")
+    with evaluating(model), half:
         try:
             expected, found = (
                 read(**given, use_cache=False).last_hidden_state[mask.bool()]
                 for read in (backbone, _without_padding(backbone))
             )
         except (RuntimeError, TypeError) as error:
-            return f"layers that need a mask ({str(error).splitlines()[0]})"
+            return f"layers that need their padding ({str(error).splitlines()[0]})"
     far = (found - expected).float().norm() / expected.float().norm()
-    limit = FAR if expected.dtype == torch.float32 else FAR_IN_16_BITS
+    exact = expected.dtype == torch.float32 and weight.device.type != "cuda"
+    limit = FAR if exact else FAR_IN_16_BITS
     return None if far <= limit else "layers that see other rows of a batch"
 
 

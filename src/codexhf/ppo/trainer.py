@@ -122,7 +122,11 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
     def _take(self, parts: Parts) -> None:
         """Put the parts where they are used, and make the state that changes while training."""
         args, asked = self.args, self.user_args
-        models = {parts.policy, parts.critic, parts.reference, *parts.reward_models} - {None}
+        frozen = {parts.reference, *parts.reward_models} - {None}
+        models = {parts.policy, parts.critic, *frozen}
+        if not self.is_fsdp_enabled:
+            for model in frozen:
+                model.to(args.device)
         for model in models:
             if skips_padding(asked.padding_free, args, model):
                 skip_padding(model)  # before it is sharded: it is tried
