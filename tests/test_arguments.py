@@ -525,6 +525,28 @@ def test_an_error_before_the_work_is_one_message(error, capsys, monkeypatch):
         launch.launch(main)
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_full_memory_is_told_with_what_to_do(begun, capsys, monkeypatch):
+    import torch
+
+    def on_a_cpu():
+        torch.empty(2**60, dtype=torch.uint8)
+
+    def on_a_gpu():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 110.00 MiB. GPU 0 has")
+
+    monkeypatch.setattr(launch, "begun", begun)
+    for main, said in ((on_a_cpu, "can't allocate memory"), (on_a_gpu, "CUDA out of memory.\n")):
+        with pytest.raises(SystemExit) as stop:
+            launch.launch(main)
+        assert stop.value.code == 2
+        told = capsys.readouterr().err
+        assert said in told and "halve per_device_train_batch_size" in told
+    monkeypatch.setenv("CODEXHF_DEBUG", "1")
+    with pytest.raises(torch.OutOfMemoryError):
+        launch.launch(on_a_gpu)
+
+
 def test_an_error_after_the_work_began_keeps_its_traceback(monkeypatch):
     def main():
         raise ValueError("in the middle")

@@ -23,6 +23,13 @@ LAST_S = 5.0
 PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
 
 _RESUMES = "Mend it and start the same command again: it goes on, or says what has changed."
+_FEWER_ROWS = (
+    "Hold fewer rows in memory at once. A stage that trains: halve per_device_train_batch_size and "
+    "double gradient_accumulation_steps, which is the same batch, or set gradient_checkpointing: "
+    "true. PPO's rollouts: halve local_rollout_forward_batch_size. A stage that only samples: "
+    "halve batch_size. With --allow_changed and the names of what you change, separated by commas, "
+    "it goes on from its last checkpoint."
+)
 
 launched = False
 """Whether this process is a recipe's own."""
@@ -72,6 +79,12 @@ def launch(main: Callable[[], object]) -> None:
     try:
         main()
     except Exception as error:
+        if _is_memory_full(error) and not os.environ.get("CODEXHF_DEBUG"):
+            said, _, _ = str(error).rpartition("DefaultCPUAllocator: ")[2].partition(". ")
+            print(f"stopped: {said}.\n{_FEWER_ROWS}", file=sys.stderr, flush=True)
+            if processes() > 1:
+                os._exit(1)
+            raise SystemExit(2) from None
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             where = f": {error.filename}" if error.filename else ""
             print(f"stopped: {error.strerror}{where}", file=sys.stderr)
@@ -97,6 +110,11 @@ def launch(main: Callable[[], object]) -> None:
         torch = sys.modules.get("torch")
         if torch and torch.distributed.is_initialized():  # else its threads abort the process
             torch.distributed.destroy_process_group()
+
+
+def _is_memory_full(error: Exception) -> bool:
+    """Return whether torch found no memory: on a GPU, or on a CPU, where its error has no name."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def _leave(error: Exception) -> None:
