@@ -134,6 +134,9 @@ def test_layers_that_mix_the_rows_of_a_batch_are_found_out():
     assert faster.obstacle(model) == "layers that see other rows of a batch"
     assert faster.obstacle(qwen2().to(torch.bfloat16)) is None
     assert faster.obstacle(model.to(torch.bfloat16)) == "layers that see other rows of a batch"
+    broken = qwen2()
+    broken.model.norm.weight.data.fill_(float("nan"))
+    assert faster.obstacle(broken) is None  # which is told in training, by its name
 
 
 def test_unsaid_padding_is_skipped_on_a_gpu_in_16_bits(monkeypatch):
