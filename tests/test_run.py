@@ -18,7 +18,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from codexhf import checkpoints, identity, run
+from codexhf import checkpoints, guards, identity, run
 from codexhf.arguments import PretrainArguments
 from codexhf.tokens import packed_collator
 from conftest import packed, tiny_config, weights_hash
@@ -62,13 +62,12 @@ def train(
         use_cpu=True,
         report_to="none",
         disable_tqdm=True,
-        logging_steps=1,
         **(
             {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
             if best
             else {}
         ),
-        **{"max_steps": 8, **changed},
+        **{"max_steps": 8, "logging_steps": 1, **changed},
     )
     small = tiny_config(tokenizer, hidden_size=16, intermediate_size=16, attention_dropout=dropout)
     model = LlamaForCausalLM(small)
@@ -386,17 +385,40 @@ def test_a_start_waits_for_what_a_killed_run_left_behind(tokenizer, tmp_path):
     assert (tmp_path / "m/manifest.json").is_file()
 
 
-def test_nan_gradients_stop_the_run_before_a_checkpoint_is_spoilt(tokenizer, tmp_path):
-    class Poison(TrainerCallback):
-        def on_step_begin(self, args, state, control, model=None, **kwargs):
-            if state.global_step == 4:
-                with torch.no_grad():
-                    model.lm_head.weight[0] = float("nan")
+class Poison(TrainerCallback):
+    """Makes the gradients of one step NaN."""
 
-    with pytest.raises(FloatingPointError, match="step 5: the gradient of"):
-        train(tokenizer, tmp_path / "m", Poison())
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == self.step - 1:
+            with torch.no_grad():
+                model.lm_head.weight[0] = float("nan")
+
+
+class Late(guards.StopOnNaN):
+    """Reads its answers as on a GPU, later than they are there."""
+
+    def look(self, gradients=None):
+        if gradients is None:
+            super().look()
+
+
+@pytest.mark.parametrize("late", (False, True))
+@pytest.mark.parametrize(
+    "step, kept", ((4, 2), (5, 4), (8, 6))
+)  # that saves, does not, is the last
+def test_nan_gradients_stop_the_run_before_a_checkpoint_is_spoilt(
+    tokenizer, tmp_path, monkeypatch, late, step, kept
+):
+    if late:
+        monkeypatch.setattr(guards, "StopOnNaN", Late)
+    told = f"step {step}: " + ("gradients are not" if late else "the gradient of .* is not")
+    with pytest.raises(FloatingPointError, match=told):
+        train(tokenizer, tmp_path / "m", Poison(step), logging_steps=100)
     good = checkpoints.last_good(tmp_path / "m")
-    assert good.name == "checkpoint-4"
+    assert good.name == f"checkpoint-{kept}"
     model = LlamaForCausalLM.from_pretrained(good)
     assert all(torch.isfinite(p).all() for p in model.parameters())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -274,19 +275,70 @@ class SameAfterEvaluating(TrainerCallback):
 
 
 class StopOnNaN(TrainerCallback):
-    """Stop before a step whose gradients are not finite, so that no checkpoint is spoilt."""
+    """Stop where gradients are not finite, before a checkpoint is spoilt.
+
+    A GPU is not waited for: what is asked in a step is read in the next one, or before anything is
+    logged, evaluated or saved. So it stands behind callbacks that ask for a checkpoint and before
+    the one that makes room for it.
+    """
+
+    asked: tuple[int, Tensor, torch.cuda.Event | None] | None = None
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        # One number for all gradients: asking each in turn would wait for the GPU as often.
-        if torch.isfinite(get_total_norm(gradients.values())):
+        if args.fp16:
+            return  # its loss scaler looks for infinity
+        self.look()
+        gradients = _gradients(model)
+        finite = _are_finite(gradients)
+        answer = torch.empty((), dtype=torch.bool, pin_memory=finite.is_cuda)
+        answer.copy_(finite, non_blocking=True)
+        event = torch.cuda.current_stream().record_event() if finite.is_cuda else None
+        self.asked = state.global_step + 1, answer, event
+        if event is None:
+            self.look(gradients)
+
+    def look(self, gradients: dict[str, Tensor] | None = None) -> None:
+        """Stop if the last answer says so; `gradients` where they are still there."""
+        if self.asked is None:
             return
-        names = [n for n, grad in gradients.items() if not torch.isfinite(whole(grad)).all()]
-        raise FloatingPointError(
-            f"step {state.global_step + 1}: the gradient of {names[0] if names else 'all weights'} "
-            "is not finite; the weights were left as they are. Lower learning_rate or look at this "
-            "batch's data, then start again: the run resumes from its last checkpoint."
-        )
+        (step, finite, event), self.asked = self.asked, None
+        if event is not None:
+            event.synchronize()
+        if not finite:
+            raise FloatingPointError(_not_finite(step, gradients))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        wanted = ("log", "evaluate", "save", "training_stop")
+        if any(getattr(control, f"should_{name}") for name in wanted):
+            self.look()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.look()
+
+
+def check_gradients(model: nn.Module, step: int) -> None:
+    """Stop before a step whose gradients are not finite."""
+    gradients = _gradients(model)
+    if not _are_finite(gradients):
+        raise FloatingPointError(_not_finite(step, gradients))
+
+
+def _gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def _are_finite(gradients: dict[str, Tensor]) -> Tensor:
+    """Return whether all are: one number, as for each in turn one would wait for the GPU."""
+    return whole(torch.isfinite(get_total_norm(gradients.values())))
+
+
+def _not_finite(step: int, gradients: dict[str, Tensor] | None) -> str:
+    names = [n for n, g in (gradients or {}).items() if not torch.isfinite(whole(g)).all()]
+    where = f"the gradient of {names[0]} is" if names else "gradients are"
+    return (
+        f"step {step}: {where} not finite; nothing was saved of it. Lower learning_rate or look at "
+        "this batch's data, then start again: the run resumes from its last checkpoint."
+    )
 
 
 class StopOnSignal(TrainerCallback):

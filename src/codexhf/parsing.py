@@ -297,6 +297,8 @@ def _for_device(settings: dict[str, Any], values: dict[str, Any]) -> dict[str, A
         found["use_cpu"] = not torch.accelerator.is_available()
     if "padding_free" in settings and "padding_free" not in values and torch.cuda.is_available():
         found["padding_free"] = None  # TRL's own says no; see codexhf.faster
+    if "logging_nan_inf_filter" not in values and torch.cuda.is_available():
+        found["logging_nan_inf_filter"] = False  # it waits in every step; StopOnNaN looks itself
     if not {"bf16", "fp16"} & set(values):
         if _launched_in() in PRECISIONS:  # what was trained in is what is recorded
             return found | {_launched_in(): True}

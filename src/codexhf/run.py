@@ -170,8 +170,8 @@ def _train(trainer: Trainer, training: TrainingArguments, begun: _Begun) -> floa
     keep_float32(trainer.accelerator)
     stop, checkpoint = guards.StopOnSignal(), begun.checkpoint
     whole = guards.WholeCheckpoints(trainer, training.save_total_limit, checkpoint, begun.record)
-    callbacks = [guards.SameAfterEvaluating(), guards.ExactWeights(checkpoint), guards.StopOnNaN()]
-    for callback in (*callbacks, stop, whole):
+    callbacks = [guards.SameAfterEvaluating(), guards.ExactWeights(checkpoint), stop]
+    for callback in (*callbacks, guards.StopOnNaN(), whole):
         trainer.add_callback(callback)
     if begun.changed:
         guards.take_new_settings(trainer)

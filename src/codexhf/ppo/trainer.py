@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 
 from codexhf.faster import fuse, skip_padding, skips_padding
 from codexhf.generation import Sampling, engine_for
-from codexhf.guards import StopOnNaN
+from codexhf.guards import check_gradients
 from codexhf.models import base_model, compile_layers
 from codexhf.ppo.build import Given, Parts, build, trainer_args
 from codexhf.ppo.checkpoint import CheckpointMixin
@@ -281,7 +281,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
                 parameter.grad = None
         if now.micro_batch == self.schedule.micro_batches - 1:
             if self.accelerator.mixed_precision != "fp16":  # its loss scaler looks for infinity
-                StopOnNaN().on_pre_optimizer_step(self.args, self.state, self.control, model)
+                check_gradients(model, self.state.global_step + 1)
             if self.args.early_stop_kl is not None:
                 kl, tokens = self._total(torch.stack(self._minibatch_kl)).tolist()
                 self._stopped = kl / max(tokens, 1.0) > self.args.early_stop_kl
