@@ -276,6 +276,9 @@ def compile_layers(model: nn.Module, dynamic: bool | None = True) -> None:
     """
     # a backward pass may be run twice over one graph: PPO logs the gradient norm of each term
     torch._functorch.config.donated_buffer = False
+    # as an input of its own the epsilon of a norm is converted on the CPU in each call, by a kernel
+    # that a C++ compiler takes a minute to build
+    torch._dynamo.config.specialize_float = True
     kinds = set(base_model(model)._no_split_modules or ())
     for module in model.modules():
         if type(module).__name__ in kinds:
