@@ -76,6 +76,7 @@ ARMS = {  # settings of PPOConfig; `forwards`: micro batches that make a minibat
     "kept": {**COMPILED, "gradient_checkpointing": False, "forwards": 2},
     "sampler": {**COMPILED, "old_logprobs": "sampler"},  # its log-probabilities, as TRL
     "padding_free": {**COMPILED, "padding_free": True},
+    "unsaid": {**COMPILED, "padding_free": None},
     "4 forwards": {**COMPILED, "forwards": 4},  # rows of like length share one
     "all": {**COMPILED, "use_liger_kernel": True, "padding_free": True},
 }

@@ -46,6 +46,7 @@ LIGER_LOSS = {
 }
 COMPILED = {"torch_compile": True, "gradient_checkpointing": False}
 FREE = {**COMPILED, "padding_free": True}
+UNSAID = {**COMPILED, "padding_free": None}
 GROUPED = {**COMPILED, "train_sampling_strategy": "group_by_length"}
 FLEX = {**FREE, "attention": "flex_attention"}
 SIDES = {  # "whole": compiled as a whole, as Trainer does it; else layer by layer
@@ -56,7 +57,7 @@ SIDES = {  # "whole": compiled as a whole, as Trainer does it; else layer by lay
         "compiled": COMPILED,
         "padding_free": FREE,
         "padding_free, logits returned": {**FREE, "logits": True},
-        "padding_free, never waiting": {**FREE, "logging_nan_inf_filter": False},
+        "padding_free, waiting": {**FREE, "logging_nan_inf_filter": True},
         "padding_free, liger": {**FREE, **LIGER_LOSS},
         "flex": {**COMPILED, "attention": "flex_attention"},
     },
@@ -65,6 +66,7 @@ SIDES = {  # "whole": compiled as a whole, as Trainer does it; else layer by lay
         "plain": {"gradient_checkpointing": False},
         "compiled": COMPILED,
         "padding_free": FREE,
+        "unsaid": UNSAID,
         "grouped": GROUPED,
         "flex": FLEX,
     },
@@ -72,6 +74,7 @@ SIDES = {  # "whole": compiled as a whole, as Trainer does it; else layer by lay
         "TRL's defaults": {},
         "compiled": COMPILED,
         "padding_free": FREE,
+        "unsaid": UNSAID,
     },
 }
 
@@ -189,7 +192,7 @@ def rows(options: argparse.Namespace):
             labels = [-100 if start else token for token, start in zip(row, starts, strict=True)]
             positions = (np.arange(width) - where).tolist()
             made.append({"input_ids": row, "position_ids": positions, "labels": labels})
-        return Dataset.from_list(made)
+        return Dataset.from_list(made).with_format("numpy")  # as Data.arrays
     low, high = (60, 190) if options.lengths == "tasks" else (50, 2000)
     low, high = (5, 40) if options.tiny else (low, high)
     lengths = np.exp(draw.uniform(np.log(low), np.log(high), count)).astype(int)
@@ -275,7 +278,7 @@ def trained(options: argparse.Namespace, chosen: dict) -> Clock:
     """Train with a library's Trainer, with its defaults but for what was chosen."""
     from transformers import TrainerCallback
 
-    from codexhf import faster
+    from codexhf import faster, guards
 
     clock = Clock(not options.tiny)
 
@@ -287,8 +290,11 @@ def trained(options: argparse.Namespace, chosen: dict) -> Clock:
             if "loss" in logs:
                 clock.losses.append(float(logs["loss"]))
 
+    ours = bool(chosen) and not chosen.get("whole")
+    if ours:  # as a recipe on a GPU has it
+        chosen = {"logging_nan_inf_filter": False, **chosen}
     chosen = dict(chosen)
-    whole, logits = (chosen.pop(name, False) for name in ("whole", "logits"))
+    _, logits = (chosen.pop(name, False) for name in ("whole", "logits"))
     if options.tiny:
         chosen.pop("torch_compile", None)
         chosen.pop("use_liger_kernel", None)
@@ -304,7 +310,8 @@ def trained(options: argparse.Namespace, chosen: dict) -> Clock:
 
         trainer.data_collator = counted
         trainer.add_callback(Timed())
-        if not whole:
+        if ours:
+            trainer.add_callback(guards.StopOnNaN())
             alone = (lambda trainer: False) if logits else faster.wants_loss_alone
             with mock.patch.object(faster, "wants_loss_alone", alone):
                 faster.speed_up(trainer, asked)

