@@ -1,7 +1,8 @@
 """How many rows one forward can hold: `auto_find_batch_size`, tried out before training begins.
 
-What an optimizer step learns from stays as it is set. What is found is into how many micro batches
-it is cut: none, or as few as fit into the GPU's memory. run.py and PPOTrainer ask.
+The rows of an optimizer step stay as they are set. What is found is how many of them go through one
+forward and backward: all, or the largest equal part that fits into the GPU. run.py and PPOTrainer
+ask.
 """
 
 import copy
@@ -39,15 +40,15 @@ NOTED = ("_metrics", "_total_train_tokens", "metrics")
 class Plan(NamedTuple):
     """A way to compute an optimizer step."""
 
-    micro_batches: int
+    rows: int  # of one forward and backward
     recomputes: bool
 
 
 class Fitted(TrainerCallback, ExportableState):
     """Writes the plan into every checkpoint's trainer_state.json: a run goes on with its own."""
 
-    def __init__(self, micro_batches: int, recomputes: bool):
-        self.plan = Plan(micro_batches, recomputes)
+    def __init__(self, rows: int, recomputes: bool):
+        self.plan = Plan(rows, recomputes)
 
     def state(self) -> dict:
         return {"args": self.plan._asdict(), "attributes": {}}
@@ -65,63 +66,62 @@ def fit(trainer: Trainer, checkpoint: Path | None) -> None:
         return
     trainer.args = args = copy.copy(trainer.args)  # what was asked for is what a run records
     args.auto_find_batch_size = False  # Trainer's own halves what a step learns from
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    size = args.per_device_train_batch_size * args.gradient_accumulation_steps
     collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
     longest = functools.cache(lambda: longest_row(trainer.train_dataset))
     if args.use_liger_kernel:  # as train() will, once more
         apply_liger_kernel(trainer.model, args.liger_kernel_config)
 
-    def step(model: nn.Module, micro_batches: int) -> None:
-        trainer.current_gradient_accumulation_steps = micro_batches
-        batch = collate([longest()] * (rows // micro_batches))
-        (batch,), count = trainer.get_batch_samples(iter([batch]), 1, args.device)
+    def run(model: nn.Module, rows: int) -> None:
+        trainer.current_gradient_accumulation_steps = size // rows
+        batches = iter([collate([longest()] * rows)])
+        (batch,), count = trainer.get_batch_samples(batches, 1, args.device)
         trainer.training_step(model, batch, count)
 
-    found = micro_batches(trainer, [rows], step, checkpoint)
-    if found is not None:
-        args.per_device_train_batch_size, args.gradient_accumulation_steps = rows // found, found
+    rows = rows_per_forward(trainer, [size], run, checkpoint)
+    if rows is not None:
+        args.per_device_train_batch_size, args.gradient_accumulation_steps = rows, size // rows
         trainer._train_batch_size = args.train_batch_size
 
 
-def micro_batches(
+def rows_per_forward(
     trainer: Trainer,
     sizes: Sequence[int],
-    step: Callable[[nn.Module, int], None],
+    run: Callable[[nn.Module, int], None],
     checkpoint: Path | str | None,
 ) -> int | None:
-    """Return into how many micro batches a step is to be cut; None where that cannot be tried.
+    """Return the most rows that fit into one forward and backward; None where nothing is tried.
 
-    Sets whether activations are recomputed, where that was not said: if that alone makes it fit.
+    Sets whether activations are recomputed where that was not said: if not all rows fit otherwise.
 
     Args:
-        sizes: what a step reads, its rows first; each micro batch gets an equal share of each.
-        step: runs the forward and backward of the longest micro batch of so many.
-        checkpoint: to go on from, as it was.
+        sizes: the rows of an optimizer step, and whatever else is cut into as many equal parts.
+        run: runs the forward and backward of so many rows, the longest there are.
+        checkpoint: to go on from, with what it was written with.
     Raises:
-        torch.OutOfMemoryError: the smallest micro batch does not fit either.
+        torch.OutOfMemoryError: the smallest part does not fit either.
     """
-    args, said = trainer.args, getattr(trainer.args, CHECKPOINTING[0])
-    cuts = [n for n in range(1, sizes[0] + 1) if not any(size % n for size in sizes)]
-    plans = [Plan(n, said is not False) for n in cuts]
+    args, said, size = trainer.args, trainer.args.gradient_checkpointing, sizes[0]
+    parts = [n for n in range(1, size + 1) if not any(each % n for each in sizes)]
+    plans = [Plan(size // n, said is not False) for n in parts]
     if said is None:
-        plans.insert(0, Plan(1, False))
+        plans.insert(0, Plan(size, False))
     plan, why = _plan_of(checkpoint), "as this run began"
     if plan not in plans:
         torch.cuda.empty_cache()
         free = free_bytes(args.device)
         if free is None:
-            _say(f"auto_find_batch_size: nothing is tried on {args.device.type}, only on a GPU")
+            _say(f"rows per forward: as set, since nothing is tried on {args.device.type}")
             return None
         why = f"{free / 2**30:.1f} GiB free"
-        plan = plans[max(gather_object([_first_that_fits(trainer, plans, step, free)]))]
+        plan = plans[max(gather_object([_first_that_fits(trainer, plans, run, free)]))]
     for name in CHECKPOINTING:
         if hasattr(args, name):
             setattr(args, name, plan.recomputes)
     trainer.add_callback(Fitted(*plan))
     how = "recomputed" if plan.recomputes else "kept"
-    rows = sizes[0] // plan.micro_batches
-    _say(f"rows per forward: {rows} of {sizes[0]}, activations {how} ({why})")
-    return plan.micro_batches
+    _say(f"rows per forward: {plan.rows} of {size}, activations {how} ({why})")
+    return plan.rows
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -153,18 +153,22 @@ def _plan_of(checkpoint: Path | str | None) -> Plan | None:
     return state and Plan(**state["args"])
 
 
-def _first_that_fits(trainer: Trainer, plans: list[Plan], step: Callable, free: int) -> int:
+def _first_that_fits(trainer: Trainer, plans: list[Plan], run: Callable, free: int) -> int:
+    """Return the number of a plan; an error of the last one is raised."""
     for number, plan in enumerate(plans):
-        fits = _fits(trainer, plan, step, free, last=plan is plans[-1])
-        gc.collect()
-        torch.cuda.empty_cache()
-        if fits:
+        try:
+            _try(trainer, plan, run, free, accumulates=plan.rows < plans[0].rows)
             return number
-    raise AssertionError("the last plan fits or raises")
+        except torch.OutOfMemoryError:
+            if plan is plans[-1]:
+                raise
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
-def _fits(trainer: Trainer, plan: Plan, step: Callable, free: int, last: bool) -> bool:
-    """Return whether a step's fullest moment fits, with all in memory that will be there then."""
+def _try(trainer: Trainer, plan: Plan, run: Callable, free: int, accumulates: bool) -> None:
+    """Run what a step needs most memory for, with all there that will be there then."""
     args, trained = trainer.args, [p for p in trainer.model.parameters() if p.requires_grad]
     states = {} if trainer.optimizer is None else trainer.optimizer.state
     held = []
@@ -174,19 +178,14 @@ def _fits(trainer: Trainer, plan: Plan, step: Callable, free: int, last: bool) -
             count = 0 if parameter in states else 2  # AdamW's
             count += args.world_size > 1  # what DDP sends
             held += [torch.empty_like(parameter) for _ in range(count)]
-            if plan.micro_batches > 1:  # the sum so far
+            if accumulates:  # the sum so far
                 parameter.grad = torch.zeros_like(parameter)
         with _without_trace(trainer), _recomputing(trainer, plan.recomputes):
             with _prepared(trainer) as model:
-                step(model, plan.micro_batches)
-    except torch.OutOfMemoryError:
-        if last:
-            raise
-        return False
+                run(model, plan.rows)
     finally:
         for parameter in trained:
             parameter.grad = None
-    return True
 
 
 @contextmanager

@@ -224,41 +224,39 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
     # ------------------------------------------------------------------------------ memory
 
     def _find_rows(self, checkpoint: str | None) -> None:
-        """Cut a minibatch into as few micro batches as memory allows; see codexhf.memory."""
+        """Let a micro batch be as much of a minibatch as fits into memory; see codexhf.memory."""
         args, old = self.args, self.schedule
         sizes = [old.micro_rows * old.micro_batches]
         if args.alpha_sft > 0:
             sizes.append((args.sft_batch_size or old.micro_rows) * old.micro_batches)
-        found = memory.micro_batches(self, sizes, self._longest_micro_batch(sizes), checkpoint)
+        rows = memory.rows_per_forward(self, sizes, self._longest_micro_batch(sizes), checkpoint)
         self._finds_rows = False
-        if found is None:
+        if rows is None:
             return
-        rows = sizes[0] // found
-        self.schedule = replace(old, micro_rows=rows, micro_batches=found)
+        self.schedule = replace(old, micro_rows=rows, micro_batches=sizes[0] // rows)
         args.per_device_train_batch_size = self._train_batch_size = rows
-        args.gradient_accumulation_steps = found
+        args.gradient_accumulation_steps = self.schedule.micro_batches
         args.micro_batch_size = rows * old.world_size
         if args.sft_batch_size is not None and sizes[1:]:
-            args.sft_batch_size = sizes[1] // found
+            args.sft_batch_size = sizes[1] // self.schedule.micro_batches
 
     def _longest_micro_batch(self, sizes: list[int]) -> Callable[[nn.Module, int], None]:
-        """Return what computes a micro batch, of so many in a minibatch, of the longest rows."""
+        """Return what trains on so many of the longest rows, and their share of demonstrations."""
         args, device = self.args, self.args.device
 
         @cache
-        def longest() -> tuple[int, list[list[int]]]:
+        def longest() -> tuple[int, list[int]]:
             lengths = enumerate(self.encoder.with_lengths(self.train_dataset))
             prompt = max(len(self.encoder.ids(r, i)) if n is None else n for i, (r, n) in lengths)
             numbers = range(len(self.sft_dataset)) if sizes[1:] else ()
-            return prompt, [max((self._demonstration(n)[0] for n in numbers), key=len, default=[])]
+            return prompt, max((self._demonstration(n)[0] for n in numbers), key=len, default=[])
 
-        def step(model: nn.Module, micro_batches: int) -> None:
+        def run(model: nn.Module, rows: int) -> None:
             prompt, demonstration = longest()
-            rows = torch.arange(sizes[0] // micro_batches, device=device)
-            rollout = Rollout.of_longest(len(rows), prompt, args.response_length, device)
-            batch, sft = rollout.micro_batch(rows, args.trim_padding), None
+            rollout = Rollout.of_longest(rows, prompt, args.response_length, device)
+            batch = rollout.micro_batch(torch.arange(rows, device=device), args.trim_padding)
+            learned, sft = [(demonstration, 1)] * (sizes[-1] * rows // sizes[0]), None
             if sizes[1:]:
-                learned = [(demonstration[0], 1)] * (sizes[1] // micro_batches)
                 sft = demonstration_batch(learned, self._sft_limit, device)
             now = Position(args.critic_warmup_rollouts, 0, 0, 0)
             self._counts = torch.ones(3, device=device)
@@ -266,7 +264,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
             inputs = {"batch": batch, "sft": sft, "now": now, "norms": args.log_grad_norms}
             self.accelerator.backward(self.compute_loss(model, inputs))
 
-        return step
+        return run
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Run Trainer's loop; first undo its alignment of a pad token that has no embedding.
