@@ -117,6 +117,8 @@ def main() -> int:
 def stage(options: argparse.Namespace, name: str, output: str, *more: str) -> list[str]:
     """Return the command of a stage."""
     command = [f"recipes/{name}.py", "--config", f"{options.configs}/{name}.yaml"]
+    if name in ("sft", "reward_model", "ppo"):  # what is free now another run may want next
+        more += ("--auto_find_batch_size", "false")
     if name in ("sft", "reward_model"):
         more += ("--gradient_checkpointing", "false")  # 135M leave room for activations
     if name == "ppo" and options.configs == FULL:

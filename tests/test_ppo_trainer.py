@@ -832,7 +832,9 @@ REFUSED = {
     "temperature": ({}, {"temperature": 0.0}, "temperature: got 0.0"),
     "penalty without buffer": ({}, {"overlong_penalty": 1.0}, "overlong_buffer: got 0"),
     "adaptive from zero": ({}, {"kl_target": 1.0, "kl_coef": 0.0}, "kl_target"),
-    "auto batch": ({}, {"auto_find_batch_size": True}, "auto_find_batch_size"),
+    "auto batch": (
+        {}, {"auto_find_batch_size": True, "loss_aggregation": "micro_batch"},
+        "auto_find_batch_size: got True with loss_aggregation='micro_batch'"),
     "sharded sampling": ({}, {"ds3_gather_for_generation": False}, "ds3_gather_for_generation"),
 }  # fmt: skip
 

@@ -74,9 +74,8 @@ def speed_up(trainer: Trainer, stage: StageArguments) -> None:
     trainer.accelerator.dataloader_config.non_blocking = trainer.args.dataloader_pin_memory
     if trainer.args.torch_compile:
         trainer.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="no")  # not as a whole
-        # what is recomputed must find the graph of its forward: one for all sizes
-        names = ("gradient_checkpointing", "activation_checkpointing")
-        recomputes = any(getattr(trainer.args, name, False) for name in names)
+        # what is recomputed must find the graph of its forward: one for all sizes. None: it may be
+        recomputes = trainer.args.gradient_checkpointing is not False
         compile_layers(trainer.model, dynamic=recomputes or None)
         if wants_loss_alone(trainer):
             return_loss_alone(trainer.model)

@@ -14,6 +14,11 @@ from typing import Any
 from codexhf import knobs
 
 WIDTH = 100
+MEANINGS = {
+    "auto_find_batch_size": "Find how many of an optimizer step's rows fit into the GPU at once, "
+    "and unless said whether to recompute them. The step stays as it is.",
+}
+"""What fields of a library mean here, where that is something else."""
 
 
 def help_text(
@@ -56,7 +61,8 @@ def help_text(
 def _entry(field: dataclasses.Field, hint: Any, values: Mapping[str, Any], brief: bool) -> str:
     """Return one setting: its flag, and what it means, indented under it."""
     flag = f"  --{field.name}"
-    text = " ".join(field.metadata.get("help", "").replace("`", "").split())
+    text = field.metadata.get("help", "")
+    text = MEANINGS.get(field.name, " ".join(text.replace("`", "").split()))
     if brief and "above" not in field.metadata:  # a library's; ours are short
         text = re.split(r"(?<!Eq)\. ", text)[0].rstrip(".") + "."
     legal = [_written(values.get(field.name, knobs.default_of(field)))]

@@ -75,10 +75,10 @@ EFFECTIVE = {
     "adam_epsilon", "max_grad_norm", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
     "max_steps", "num_train_epochs", "total_episodes", "per_device_train_batch_size",
     "gradient_accumulation_steps", "bf16", "fp16", "gradient_checkpointing",
-    "activation_checkpointing", *NEUTRAL_WITHOUT_BEST, "eval_tasks", "eval_max_new_tokens",
-    "timeout_s", "unsafe_exec", "alpha_sft", "beta_rlhf", "gamma_reg", "kl_coef", "entropy_coef",
-    "vf_coef", "cliprange", "cliprange_value", "temperature", "reward_weights", "reward_clip",
-    "missing_eos_penalty",
+    "activation_checkpointing", "auto_find_batch_size", *NEUTRAL_WITHOUT_BEST, "eval_tasks",
+    "eval_max_new_tokens", "timeout_s", "unsafe_exec", "alpha_sft", "beta_rlhf", "gamma_reg",
+    "kl_coef", "entropy_coef", "vf_coef", "cliprange", "cliprange_value", "temperature",
+    "reward_weights", "reward_clip", "missing_eos_penalty",
 } - {"metric_for_best_model", "greater_is_better"}  # fmt: skip
 """Settings that a run which goes on reads anew; any other is settled at its first step.
 

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from codexhf.cards import CardError
 from codexhf.checkpoints import DISK_FULL
@@ -24,10 +25,11 @@ PREEMPTED = 75  # EX_TEMPFAIL: start the same command again
 
 _RESUMES = "Mend it and start the same command again: it goes on, or says what has changed."
 _FEWER_ROWS = (
-    "Hold fewer rows in memory at once. A stage that trains: halve per_device_train_batch_size and "
-    "double gradient_accumulation_steps, which is the same batch, or set gradient_checkpointing: "
-    "true. PPO's rollouts: halve local_rollout_forward_batch_size. A stage that only samples: "
-    "halve batch_size. With --allow_changed and the names of what you change, separated by commas, "
+    "Hold fewer rows in memory at once. A stage that trains: set auto_find_batch_size: true, which "
+    "finds how many fit, or halve per_device_train_batch_size and double "
+    "gradient_accumulation_steps, which is the same batch, or set gradient_checkpointing: true. "
+    "PPO's rollouts: halve local_rollout_forward_batch_size. A stage that only samples: halve "
+    "batch_size. With --allow_changed and the names of what you change, separated by commas, "
     "it goes on from its last checkpoint."
 )
 
@@ -153,6 +155,27 @@ def launch_errors() -> list[str]:
             "install deepspeed`, or use recipes/accelerate/fsdp2.yaml."
         )
     return errors
+
+
+def batch_size_errors(config: Any) -> Iterator[str]:
+    """Say why auto_find_batch_size cannot keep its word, where it was given."""
+    told = [os.environ.get(f"ACCELERATE_USE_{name}", "") for name in ("FSDP", "DEEPSPEED")]
+    if config.fsdp or config.deepspeed or "true" in map(str.lower, told):
+        yield (
+            "auto_find_batch_size: got true under FSDP or DeepSpeed, expected false: what fits is "
+            "tried on a GPU that holds all of the model. Set per_device_train_batch_size and "
+            "gradient_accumulation_steps."
+        )
+    if config.n_gpu > 1:
+        yield (
+            f"auto_find_batch_size: got true with {config.n_gpu} GPUs in one process, expected one "
+            "process for each. Use accelerate launch, or set CUDA_VISIBLE_DEVICES to one of them."
+        )
+    if config.dataloader_drop_last:
+        yield (
+            "auto_find_batch_size: got true with dataloader_drop_last, expected one of them: how "
+            "many rows an epoch drops would depend on what fits."
+        )
 
 
 def disable_zero3_init() -> None:

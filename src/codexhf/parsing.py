@@ -21,7 +21,13 @@ from typing import Any, Literal
 
 from codexhf import knobs, workers
 from codexhf.arguments import StageArguments, pin
-from codexhf.launch import disable_zero3_init, launch_errors, processes, rank
+from codexhf.launch import (
+    batch_size_errors,
+    disable_zero3_init,
+    launch_errors,
+    processes,
+    rank,
+)
 from codexhf.refusals import nearest, refuse
 from codexhf.strict_yaml import load_yaml
 
@@ -347,6 +353,8 @@ def _construct(owner: type, values: dict[str, Any], errors: list[str]) -> Any:
     if "activation_checkpointing" in names and "gradient_checkpointing" in mine:
         # its name from transformers 5.23 on, which warns of the old one
         mine.setdefault("activation_checkpointing", mine.pop("gradient_checkpointing"))
+    checkpointing = {"gradient_checkpointing", "activation_checkpointing"} & names
+    said = any(mine.get(name) is not None for name in checkpointing)
     try:
         config = owner(**mine)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
@@ -354,6 +362,10 @@ def _construct(owner: type, values: dict[str, Any], errors: list[str]) -> Any:
         errors += [" ".join(text.split()) for text in several or [str(error)]]
         return None
     errors += [*_missing_packages(config), *_precision_errors(config), *_process_errors(config)]
+    if checkpointing and config.auto_find_batch_size:
+        errors += batch_size_errors(config)
+        if not said:  # codexhf.memory finds it
+            vars(config).update(dict.fromkeys(checkpointing))
     return config
 
 

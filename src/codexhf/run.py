@@ -164,7 +164,7 @@ def _compared(trainer: Trainer) -> dict[str, str]:
 
 def _train(trainer: Trainer, training: TrainingArguments, begun: _Begun) -> float:
     """Train to the end; return the seconds of training, of which the speeds in the log are."""
-    from codexhf import guards
+    from codexhf import guards, memory
     from codexhf.sharding import keep_float32
 
     keep_float32(trainer.accelerator)
@@ -180,6 +180,7 @@ def _train(trainer: Trainer, training: TrainingArguments, begun: _Begun) -> floa
         _refuse_no_steps(training)
     if checkpoint is not None:
         _say(f"resuming from {checkpoint}")
+    memory.fit(trainer, checkpoint)
     with whole.room_for_next():
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     state = trainer.state
@@ -203,7 +204,7 @@ def _refuse_no_steps(training: TrainingArguments) -> None:
 
 
 def _size(trainer: Trainer) -> dict:
-    """Parameters, and rows that training read (with repetition over epochs)."""
+    """Parameters, rows that training read (with repetition over epochs), and how."""
     from codexhf.sharding import count
 
     parameters, args = list(trainer.model.parameters()), trainer.args
@@ -212,6 +213,8 @@ def _size(trainer: Trainer) -> dict:
         "parameters": sum(map(count, parameters)),
         "trained_parameters": sum(count(p) for p in parameters if p.requires_grad),
         "rows_trained_on": trainer.state.global_step * rows,
+        "rows_per_forward": args.per_device_train_batch_size,
+        "recomputed": bool(args.gradient_checkpointing),
     }
 
 
@@ -537,7 +540,7 @@ def _last_metrics(history: list[dict]) -> dict:
 
 
 def _show(trainer: Trainer, stage: StageArguments, training: TrainingArguments) -> None:
-    total, trained, _ = _size(trainer).values()
+    total, trained, *_ = _size(trainer).values()
     # Weights, gradients and AdamW's two moments, 4 bytes each; activations come on top.
     memory = 4 * (total + 3 * trained) / 2**30
     free = checkpoints.free_bytes(Path(training.output_dir)) / 2**30

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from codexhf.adapters import share_base
-from codexhf.launch import disable_zero3_init, launch_errors
+from codexhf.launch import batch_size_errors, disable_zero3_init, launch_errors
 from codexhf.models import base_model, disable_dropout, load_policy, shortest_context
 from codexhf.ppo.config import PPOConfig
 from codexhf.ppo.evaluate import EVALUATION_METRICS
@@ -181,6 +181,7 @@ def trainer_args(args: PPOConfig, schedule: Schedule) -> PPOConfig:
     mapped.remove_unused_columns = False
     # PPOTrainer sees to them itself
     mapped.torch_compile = mapped.padding_free = mapped.use_liger_kernel = False
+    mapped.auto_find_batch_size = False
     if mapped.ddp_find_unused_parameters is None:
         mapped.ddp_find_unused_parameters = False  # every parameter takes part in every forward
     if args.step_unit == "rollout":
@@ -236,6 +237,8 @@ def setting_errors(given: Given) -> list[str]:
 
 def _launch_errors(args: PPOConfig) -> Iterator[str]:
     yield from launch_errors()
+    if args.auto_find_batch_size:
+        yield from batch_size_errors(args)
     if args.n_gpu > 1:
         yield (
             f"got {args.n_gpu} GPUs in one process, expected one process for each: Trainer would "

@@ -78,8 +78,7 @@ class CheckpointMixin:
         """Return the folder to resume from, or None.
 
         Raises:
-            ValueError: there is none, or it was not written by this class with as many processes
-                and the same schedule.
+            ValueError: there is none.
         """
         if resume_from_checkpoint in (None, False):
             return None
@@ -90,11 +89,15 @@ class CheckpointMixin:
                     f"resume_from_checkpoint: got True, but {self.args.output_dir} has no "
                     "checkpoint. Train with save_strategy='steps' first, or pass a folder."
                 )
-        self._read_ppo_state(Path(resume_from_checkpoint))
         return str(resume_from_checkpoint)
 
     def _read_ppo_state(self, folder: Path) -> dict:
-        """Return the state of this process in a checkpoint that fits this run."""
+        """Return the state of this process in a checkpoint that fits this run.
+
+        Raises:
+            ValueError: it was not written by this class with as many processes and the same
+                schedule.
+        """
         rank = self.args.process_index
         file = folder / STATE_FILE.format(rank=rank)
         if not file.exists():

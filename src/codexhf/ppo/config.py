@@ -18,6 +18,7 @@ import torch
 from transformers import TrainingArguments
 
 from codexhf.knobs import knob, knob_errors
+from codexhf.memory import CHECKPOINTING
 from codexhf.refusals import raise_all
 
 TRL_VALUES: dict[str, Any] = {
@@ -65,7 +66,9 @@ class PPOConfig(TrainingArguments):
     logging_steps: float = knob(10, "Log every so many steps; see step_unit.")
     bf16: bool | None = knob(None, "bfloat16 mixed precision. None: on where the GPU has it.")
     gradient_checkpointing: bool | None = knob(
-        None, "Recompute activations in the backward pass. None: on, as TRL."
+        None,
+        "Recompute activations in the backward pass. None: on, as TRL; with auto_find_batch_size "
+        "only if a minibatch does not fit otherwise.",
     )
     dataset_num_proc: int | None = knob(None, "Accepted for TRL's scripts, which read it.")
     sft_model_path: str = knob("EleutherAI/pythia-160m", "Accepted for TRL's scripts.")
@@ -285,21 +288,28 @@ class PPOConfig(TrainingArguments):
         if self.bf16 is None:
             gpu = not self.use_cpu and torch.cuda.is_available()
             self.bf16 = not self.fp16 and gpu and torch.cuda.is_bf16_supported()
-        self._resolve_checkpointing()
+        finds = self._resolve_checkpointing()
         # not Trainer's business: it would compile policy and critic as one, samplers included
         compiled, self.torch_compile = self.torch_compile, False
         super().__post_init__()
         self.torch_compile = compiled
+        if finds:
+            vars(self).update({name: None for name in CHECKPOINTING if hasattr(self, name)})
         errors = [*knob_errors(self), *self._inherited_errors(), *self._cross_errors()]
         raise_all(errors, "PPOConfig")
 
-    def _resolve_checkpointing(self) -> None:
-        """Turn an unset gradient_checkpointing into True, under the name this transformers uses."""
+    def _resolve_checkpointing(self) -> bool:
+        """Turn an unset gradient_checkpointing into True, under the name this transformers uses.
+
+        Returns whether it is to be found instead.
+        """
+        given = [getattr(self, name) for name in CHECKPOINTING if hasattr(self, name)]
         on = self.gradient_checkpointing is not False
         if not hasattr(self, "activation_checkpointing"):  # before transformers 5.23
             self.gradient_checkpointing = on
         elif self.activation_checkpointing is None:
             self.activation_checkpointing = self.gradient_checkpointing = on
+        return self.auto_find_batch_size and all(value is None for value in given)
 
     @classmethod
     def like_trl(cls, **kwargs: Any) -> "PPOConfig":
@@ -314,8 +324,11 @@ class PPOConfig(TrainingArguments):
             if getattr(self, name) is not None:
                 got = f"got {getattr(self, name)!r}, expected None"
                 yield f"{name}: {got}: the trainer computes it."
-        if self.auto_find_batch_size:
-            yield "auto_find_batch_size: got True, expected False. Choose the batch sizes."
+        if self.auto_find_batch_size and self.loss_aggregation == "micro_batch":
+            yield (
+                "auto_find_batch_size: got True with loss_aggregation='micro_batch', whose loss "
+                "depends on how many rows fit, expected loss_aggregation='token'."
+            )
         if not self.ds3_gather_for_generation:
             yield "ds3_gather_for_generation: got False, expected True: it takes whole weights."
 

@@ -125,6 +125,14 @@ class Rollout(Sequences):
     returns: Tensor  # (B, R) float32
     importance: Tensor  # (B, R) float32 weights, 1 unless importance_cap is set
 
+    @classmethod
+    def of_longest(cls, rows: int, prompt: int, response: int, device: torch.device) -> "Rollout":
+        """Return rows of token 0 that all have so many tokens: as much as rows can be."""
+        mask = torch.ones(rows, prompt + response, dtype=torch.bool, device=device)
+        ends, numbers = mask[:, prompt:], torch.zeros(rows, response, device=device)
+        own = dict.fromkeys(cls.__annotations__, numbers)
+        return cls(torch.zeros_like(mask, dtype=torch.long), mask, ends, ends, **own)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the fields by name, to be saved."""
         return {f.name: getattr(self, f.name).contiguous() for f in fields(self)}

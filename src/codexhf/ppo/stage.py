@@ -39,7 +39,7 @@ WITHOUT_INFLUENCE = {
 }
 """Fields of ours that TRL's class lacks and that change no number it computes."""
 
-UNREAD_BY_TRL = {"max_grad_norm", "max_steps"}
+UNREAD_BY_TRL = {"auto_find_batch_size", "max_grad_norm", "max_steps"}
 """Fields that TRL's config inherits and its training loop never reads."""
 
 

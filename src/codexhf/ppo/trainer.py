@@ -9,7 +9,9 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
+from codexhf import memory
 from codexhf.faster import fuse, skip_padding, skips_padding
 from codexhf.generation import Sampling, engine_for
 from codexhf.guards import check_gradients
@@ -97,6 +100,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         arguments = locals()
         parts = build(Given(**{field.name: arguments[field.name] for field in fields(Given)}))
         self.user_args, self.schedule = args, parts.schedule
+        self._finds_rows = args.auto_find_batch_size
         self._vocabulary = vocabulary_size(processing_class)
         super().__init__(
             model=PolicyAndCritic(
@@ -208,9 +212,59 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
 
     def train(self, resume_from_checkpoint=None, *args: Any, **kwargs: Any) -> Any:
         """Train, from the beginning or from a checkpoint; see `Trainer.train`."""
+        checkpoint = self._checkpoint_of(resume_from_checkpoint)
+        if self._finds_rows:
+            self._find_rows(checkpoint)
+        if checkpoint is not None:
+            self._read_ppo_state(Path(checkpoint))
         self._restart()
         self.kl.coef, self._first_step = self.args.kl_coef, 0
-        return super().train(self._checkpoint_of(resume_from_checkpoint), *args, **kwargs)
+        return super().train(checkpoint, *args, **kwargs)
+
+    # ------------------------------------------------------------------------------ memory
+
+    def _find_rows(self, checkpoint: str | None) -> None:
+        """Let a micro batch be as much of a minibatch as fits into memory; see codexhf.memory."""
+        args, old = self.args, self.schedule
+        sizes = [old.micro_rows * old.micro_batches]
+        if args.alpha_sft > 0:
+            sizes.append((args.sft_batch_size or old.micro_rows) * old.micro_batches)
+        rows = memory.rows_per_forward(self, sizes, self._longest_micro_batch(sizes), checkpoint)
+        self._finds_rows = False
+        if rows is None:
+            return
+        self.schedule = replace(old, micro_rows=rows, micro_batches=sizes[0] // rows)
+        args.per_device_train_batch_size = self._train_batch_size = rows
+        args.gradient_accumulation_steps = self.schedule.micro_batches
+        args.micro_batch_size = rows * old.world_size
+        if args.sft_batch_size is not None and sizes[1:]:
+            args.sft_batch_size = sizes[1] // self.schedule.micro_batches
+
+    def _longest_micro_batch(self, sizes: list[int]) -> Callable[[nn.Module, int], None]:
+        """Return what trains on so many of the longest rows, and their share of demonstrations."""
+        args, device = self.args, self.args.device
+
+        @cache
+        def longest() -> tuple[int, list[int]]:
+            lengths = enumerate(self.encoder.with_lengths(self.train_dataset))
+            prompt = max(len(self.encoder.ids(r, i)) if n is None else n for i, (r, n) in lengths)
+            numbers = range(len(self.sft_dataset)) if sizes[1:] else ()
+            return prompt, max((self._demonstration(n)[0] for n in numbers), key=len, default=[])
+
+        def run(model: nn.Module, rows: int) -> None:
+            prompt, demonstration = longest()
+            rollout = Rollout.of_longest(rows, prompt, args.response_length, device)
+            batch = rollout.micro_batch(torch.arange(rows, device=device), args.trim_padding)
+            learned, sft = [(demonstration, 1)] * (sizes[-1] * rows // sizes[0]), None
+            if sizes[1:]:
+                sft = demonstration_batch(learned, self._sft_limit, device)
+            now = Position(args.critic_warmup_rollouts, 0, 0, 0)
+            self._counts = torch.ones(3, device=device)
+            self._minibatch_kl = [torch.zeros((), device=device) for _ in range(2)]
+            inputs = {"batch": batch, "sft": sft, "now": now, "norms": args.log_grad_norms}
+            self.accelerator.backward(self.compute_loss(model, inputs))
+
+        return run
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Run Trainer's loop; first undo its alignment of a pad token that has no embedding.
@@ -312,7 +366,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         index = self._minibatch[now.micro_batch * size : (now.micro_batch + 1) * size]
         batch = self._rollout.micro_batch(index, self.args.trim_padding)
         sft = self._sft_batches[now.micro_batch] if self._sft_batches else None
-        return {"batch": batch, "sft": sft, "now": now}
+        return {"batch": batch, "sft": sft, "now": now, "norms": self._log_norms_now(now)}
 
     def _begin_minibatch(self, now: Position) -> None:
         """Count the tokens of the minibatch over all processes and draw its demonstrations."""
@@ -339,12 +393,14 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
         numbers = self.schedule.demonstration_rows(
             micro_step, self.args.process_index, rows, len(self.sft_dataset)
         )
-        for number in numbers:
-            if number not in self._demonstrations:
-                row = self.sft_dataset[number]
-                self._demonstrations[number] = self.encoder.encode_demonstration(row, number)
-        picked = [self._demonstrations[number] for number in numbers]
+        picked = [self._demonstration(number) for number in numbers]
         return demonstration_batch(picked, self._sft_limit, self.args.device)
+
+    def _demonstration(self, number: int) -> tuple[list[int], int]:
+        if number not in self._demonstrations:
+            row = self.sft_dataset[number]
+            self._demonstrations[number] = self.encoder.encode_demonstration(row, number)
+        return self._demonstrations[number]
 
     # ------------------------------------------------------------------------------ loss
 
@@ -364,7 +420,7 @@ class PPOTrainer(RolloutMixin, EvaluationMixin, CheckpointMixin, Trainer):
             "omega": self.args.gamma_reg,
         }
         weighted = {name: weights[name] * term for name, term in terms.items()}
-        if self._log_norms_now(inputs["now"]):
+        if inputs["norms"]:
             self.metrics.add_grad_norms(model, weighted)
         return sum(weighted.values())
 
