@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -229,13 +230,19 @@ def test_where_not_even_a_row_fits_the_error_is_torchs(tmp_path, monkeypatch):
         memory.fit(trainer, None)
 
 
+@pytest.mark.parametrize("sharded", (False, True))
 @pytest.mark.parametrize("stage", STAGES)
-def test_on_a_cpu_nothing_is_tried(stage, tmp_path, capsys):
+def test_where_nothing_can_be_tried_rows_are_as_set(stage, sharded, tmp_path, monkeypatch, capsys):
     trainer = STAGES[stage](tmp_path, auto_find_batch_size=True, max_steps=1)
-    fit(trainer)
-    assert "rows per forward: as set, since nothing is tried on cpu" in capsys.readouterr().out
+    if sharded:  # it asks no further
+        trainer.is_fsdp_enabled = True
+        monkeypatch.setattr(memory, "free_bytes", lambda device: pytest.fail("it was tried"))
+    (trainer._find_rows if stage == "ppo" else partial(memory.fit, trainer))(None)
+    where = "with sharded models" if sharded else "on cpu"
+    said = f"rows per forward: as set, since nothing is tried {where}"
+    assert said in capsys.readouterr().out
     assert trainer.args.per_device_train_batch_size == 2
-    assert not trainer.args.auto_find_batch_size and not trainer.args.gradient_checkpointing
+    assert not trainer.args.auto_find_batch_size and trainer.args.gradient_checkpointing
 
 
 # ------------------------------------------------------------------------------ how it is found
@@ -448,23 +455,6 @@ def test_ppo_config_leaves_recomputing_open_by_itself(tmp_path):
     made = PPOConfig(str(tmp_path), auto_find_batch_size=True, use_cpu=True)
     assert made.gradient_checkpointing is None and made.activation_checkpointing is None
     assert PPOConfig(str(tmp_path), use_cpu=True).activation_checkpointing is True
-
-
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_sharded_models_are_refused(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("FSDP_VERSION", "2")
-    # DeepSpeed's own arguments want its package
-    flags = ("--fsdp", "full_shard") if name == "FSDP" else ()
-    if name == "DEEPSPEED":
-        args = SFTConfig(str(tmp_path), **QUIET, auto_find_batch_size=True)
-        monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-        from codexhf.launch import batch_size_errors
-
-        assert "under FSDP or DeepSpeed, expected false" in "".join(batch_size_errors(args))
-        return
-    with pytest.raises(SystemExit):
-        settings(tmp_path, SFTConfig, *flags)
-    assert "auto_find_batch_size: got true under FSDP" in capsys.readouterr().err
 
 
 def test_what_would_change_what_is_learned_is_refused(tmp_path, capsys):

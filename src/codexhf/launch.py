@@ -159,13 +159,6 @@ def launch_errors() -> list[str]:
 
 def batch_size_errors(config: Any) -> Iterator[str]:
     """Say why auto_find_batch_size cannot keep its word, where it was given."""
-    told = [os.environ.get(f"ACCELERATE_USE_{name}", "") for name in ("FSDP", "DEEPSPEED")]
-    if config.fsdp or config.deepspeed or "true" in map(str.lower, told):
-        yield (
-            "auto_find_batch_size: got true under FSDP or DeepSpeed, expected false: what fits is "
-            "tried on a GPU that holds all of the model. Set per_device_train_batch_size and "
-            "gradient_accumulation_steps."
-        )
     if config.n_gpu > 1:
         yield (
             f"auto_find_batch_size: got true with {config.n_gpu} GPUs in one process, expected one "

@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
@@ -108,20 +108,25 @@ def rows_per_forward(
         plans.insert(0, Plan(size, False))
     plan, why = _plan_of(checkpoint), "as this run began"
     if plan not in plans:
+        sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         torch.cuda.empty_cache()
-        free = free_bytes(args.device)
+        free = None if sharded else free_bytes(args.device)
         if free is None:
-            _say(f"rows per forward: as set, since nothing is tried on {args.device.type}")
+            where = "with sharded models" if sharded else f"on {args.device.type}"
+            _say(f"rows per forward: as set, since nothing is tried {where}")
+            _set_recomputing(args, said is not False)
             return None
         why = f"{free / 2**30:.1f} GiB free"
         plan = plans[max(gather_object([_first_that_fits(trainer, plans, run, free)]))]
-    for name in CHECKPOINTING:
-        if hasattr(args, name):
-            setattr(args, name, plan.recomputes)
+    _set_recomputing(args, plan.recomputes)
     trainer.add_callback(Fitted(*plan))
     how = "recomputed" if plan.recomputes else "kept"
     _say(f"rows per forward: {plan.rows} of {size}, activations {how} ({why})")
     return plan.rows
+
+
+def _set_recomputing(args: TrainingArguments, on: bool) -> None:
+    vars(args).update({name: on for name in CHECKPOINTING if hasattr(args, name)})
 
 
 def free_bytes(device: torch.device) -> int | None:
