@@ -30,6 +30,7 @@ from codexhf.execution import (
     plain,
     pool,
     run_tests,
+    running_tests,
 )
 from codexhf.execution.executor import choose_launcher
 from conftest import judge
@@ -516,6 +517,81 @@ def test_executor_outlives_the_thread_that_started_it(caplog):
         results.extend(executor.run([ADD], [ADD_CASES], ["add"]))
     assert [r.verdict for r in results] == ["pass", "pass"]
     assert "sandbox lost" not in caplog.text
+
+
+LOOP = "def add(a, b):\n    while True: pass"
+
+
+def test_running_tests_gives_what_run_tests_gives():
+    given = [ADD, "def add(a, b):\n    return 3"], [ADD_CASES] * 2, ["add"] * 2
+    with running_tests(*given, timeout_s=2.0) as results:
+        verdicts = [(r.verdict, r.passed) for r in results()]
+    assert (
+        verdicts == [(r.verdict, r.passed) for r in run_tests(*given)] == [("pass", 2), ("fail", 1)]
+    )
+    with pytest.raises(ValueError, match="expected one of each"), running_tests([ADD], [], []) as r:
+        r()
+
+
+def test_running_tests_runs_no_more_than_what_has_begun_when_its_body_ends():
+    execution.check_isolation()
+
+    def wait_until_one_runs():
+        while not execution.executor._default._lock.locked():
+            time.sleep(0.01)
+
+    count = 60 * len(os.sched_getaffinity(0))  # a minute
+    many = [LOOP] * count, [ADD_CASES] * count, ["add"] * count
+    began = time.monotonic()
+    with running_tests(*many, timeout_s=1.0), running_tests(*many, timeout_s=1.0):
+        wait_until_one_runs()
+    with pytest.raises(RuntimeError, match="of the body"), running_tests(*many, timeout_s=1.0):
+        wait_until_one_runs()
+        raise RuntimeError("of the body")
+    assert judge(ADD, ADD_CASES, "add").verdict == "pass"
+    assert time.monotonic() - began < 40
+
+
+INTERRUPTED = f"""
+from codexhf.execution import executor, running_tests
+executor.run_tests([{ADD!r}] * 64, [{ADD_CASES!r}] * 64, ["add"] * 64)
+many = [{LOOP!r}] * 900, [{ADD_CASES!r}] * 900, ["add"] * 900
+with running_tests(*many, timeout_s=1.0) as results:
+    print(*executor._default.pids, flush=True)
+    results()
+"""
+
+
+def test_running_tests_ends_with_ctrl_c():
+    command = [sys.executable, "-c", INTERRUPTED]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
+        zygotes = process.stdout.readline().split()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=120)[1]
+    assert zygotes and "KeyboardInterrupt" in said, said
+    assert not [pid for pid in zygotes if Path("/proc", pid).exists()]
+
+
+FORKED = f"""
+import os, signal
+from codexhf.execution import executor, run_tests, running_tests
+given = [[{ADD_CASES!r}], ["add"]]
+run_tests([{ADD!r}], *given)
+with running_tests([{LOOP!r}], *given) as results:
+    while not executor._default._lock.locked():
+        pass
+    child = os.fork()
+    if not child:
+        signal.alarm(60)
+        os._exit(run_tests([{ADD!r}], *given)[0].verdict != "pass")
+    print(os.waitpid(child, 0)[1], results()[0].verdict)
+"""
+
+
+def test_a_process_forked_while_tests_run_can_run_its_own():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True)
+    assert done.stdout == "0 timeout\n", done
 
 
 def test_threads_run_as_in_plain_python_and_processes_never():

@@ -251,6 +251,15 @@ def test_unit_tests_reward_runs_programs():
     assert unit_tests_partial_reward([""] * 5, programs, **columns) == [1.0, 0.5, 1.0, 0.0, 0.0]
 
 
+def test_unit_tests_reward_waits_for_the_batch_that_runs_and_runs_any_other():
+    good, bad = "def f(x): return x + 1", "def f(x): return 2"
+    columns = {"tests": [CASES, None, CASES], "entry_point": ["f"] * 3, "other": [0] * 3}
+    reward = UnitTestsReward()
+    with reward.running([good, good, bad], **columns):
+        assert reward([""] * 3, [bad, good, good], **columns) == [0.0, None, 1.0]
+        assert reward([""] * 3, [good, good, bad], **columns) == [1.0, None, 0.0]
+
+
 # --- the reward model --------------------------------------------------------------------------
 
 SPECIAL = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"]

@@ -14,12 +14,13 @@ import importlib
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from codexhf.completions import code_of, parse_python
-from codexhf.execution import run_tests
+from codexhf.execution import Result, run_tests, running_tests
 from codexhf.refusals import nearest, raise_all
 from codexhf.safety import Rule, default_rules, load_rules, violations
 
@@ -56,6 +57,8 @@ class UnitTestsReward:
     so they are never a reward: run_tests retries, and what is left raises RewardError here.
     """
 
+    _running: tuple[Sequence[str], Callable[[], list[Result]]] | None = None
+
     def __init__(self, *, partial: bool = False, timeout_s: float = 3.0) -> None:
         if not timeout_s > 0:
             raise ValueError(
@@ -78,12 +81,11 @@ class UnitTestsReward:
         rewards: list[float | None] = [None] * len(completions)
         if not rows:
             return rewards
-        results = run_tests(
-            [code_of(completions[row]) for row in rows],
-            [tests[row] for row in rows],
-            [entry_point[row] for row in rows],
-            timeout_s=self.timeout_s,
-        )
+        if self._running is not None and self._running[0] == completions:  # not another batch
+            results = self._running[1]()
+        else:
+            programs = _programs(completions, tests, entry_point)
+            results = run_tests(*programs, timeout_s=self.timeout_s)
         for row, result in zip(rows, results, strict=True):
             if result.verdict == "sandbox_error":
                 raise RewardError(
@@ -96,6 +98,39 @@ class UnitTestsReward:
             if self.partial and not rewards[row]:
                 rewards[row] = result.passed / max(result.total, 1)
         return rewards
+
+    @contextmanager
+    def running(
+        self,
+        completions: Sequence[str],
+        tests: Sequence[Any],
+        entry_point: Sequence[str],
+        **columns: Any,
+    ) -> Iterator[None]:
+        """Run the tests while the body does something else; a call there waits for the results.
+
+        Another thread gets only what the sandbox does. Code is read in this one: that sets
+        Python's filters of warnings, which all threads share.
+        """
+        programs = _programs(completions, tests, entry_point)
+        with running_tests(*programs, timeout_s=self.timeout_s) as results:
+            self._running = completions, results
+            try:
+                yield
+            finally:
+                self._running = None
+
+
+def _programs(
+    completions: Sequence[str], tests: Sequence[Any], entry_point: Sequence[str]
+) -> tuple[list[str], list[Any], list[str]]:
+    """Return what run_tests takes, of the rows that have tests."""
+    rows = [row for row, row_tests in enumerate(tests) if row_tests]
+    return (
+        [code_of(completions[row]) for row in rows],
+        [tests[row] for row in rows],
+        [entry_point[row] for row in rows],
+    )
 
 
 unit_tests_reward = UnitTestsReward()

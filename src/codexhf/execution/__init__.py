@@ -18,6 +18,7 @@ from codexhf.execution.executor import (
     isolation_used,
     packages_used,
     run_tests,
+    running_tests,
 )
 from codexhf.execution.grading import Result
 from codexhf.execution.items import NOT_SUPPORTED, Tests, check_tests
@@ -36,4 +37,5 @@ __all__ = [
     "isolation_used",
     "packages_used",
     "run_tests",
+    "running_tests",
 ]

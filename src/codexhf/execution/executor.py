@@ -2,7 +2,10 @@
 
 import atexit
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any
 
 from codexhf.execution import launchers
@@ -88,6 +91,7 @@ def choose_launcher(*, unsafe_exec: str | None = None, packages: Sequence[str] =
 
 
 _default: Executor | None = None
+_runner = ThreadPoolExecutor(1)  # one that stays: zygotes end with the thread that started them
 
 
 def check_isolation(unsafe_exec: str | None = None, packages: Sequence[str] = ()) -> str:
@@ -154,6 +158,30 @@ def run_tests(
     check_isolation()
     limits = {"timeout_s": timeout_s, "memory_mb": memory_mb}
     return _default.run(programs, tests, entry_points, **limits, progress=progress)
+
+
+@contextmanager
+def running_tests(
+    programs: Sequence[str], tests: Sequence[Tests], entry_points: Sequence[str], **limits: Any
+) -> Iterator[Callable[[], list[Result]]]:
+    """Run tests in a thread while the body does something else; arguments as for `run_tests`.
+
+    Yields a function that waits for the results, and raises what `run_tests` would. A body that
+    ends without them, by Ctrl-C say, ends the programs too, as soon as one of them is done.
+    """
+    left = threading.Event()
+
+    def go_on(done: int, total: int) -> None:
+        if left.is_set():
+            raise CancelledError
+
+    running = _runner.submit(run_tests, programs, tests, entry_points, progress=go_on, **limits)
+    try:
+        yield running.result
+    finally:
+        left.set()
+        if not running.cancel():
+            wait([running])
 
 
 def check_references(

@@ -229,6 +229,8 @@ class Pool:
                 following = next(waiting, None)
                 result = None if following is None else worker.take(*following)
 
+        if self._owner != os.getpid():  # forked, maybe while a thread held the lock
+            self._workers, self._owner, self._lock = [], os.getpid(), threading.Lock()
         with self._lock:
             crew = self._muster(min(self._size, total))
             try:
@@ -250,8 +252,6 @@ class Pool:
 
     def _muster(self, count: int) -> list[_Worker]:
         """Return `count` workers with a live zygote each."""
-        if self._owner != os.getpid():
-            self._workers, self._owner = [], os.getpid()
         try:
             while len(self._workers) < count:
                 self._workers.append(_Worker(self._launcher))

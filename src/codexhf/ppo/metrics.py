@@ -122,7 +122,7 @@ class Clock:
         return time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """Book the time since the last lap under `name`."""
+        """Add the time since the last lap to that of `name`."""
         now = self._now()
-        self.laps[name] = now - self.start
+        self.laps[name] = self.laps.get(name, 0.0) + now - self.start
         self.start = now

@@ -1,12 +1,13 @@
 """A rollout: prompts in, completions with their rewards, values and advantages out.
 
-sampling.py calls, in this order, `PromptEncoder.ids`, an engine, `mark`, `Scorer.score` and
-`advantages`. Shapes: B rows, P prompt columns, R response columns, L = P + R; b rows of l
-columns are a part of them as a model reads it.
+sampling.py calls, in this order, `PromptEncoder.ids`, an engine, `mark`, `Scorer.running_tests` (on
+a GPU), `Scorer.score` and `advantages`. Shapes: B rows, P prompt columns, R response columns,
+L = P + R; b rows of l columns are a part of them as a model reads it.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -26,7 +27,7 @@ from codexhf.ppo.objective import (
 )
 from codexhf.prompts import answered_ids, decode, prompt_ids, prompt_ids_batch, right_pad
 from codexhf.reward_model import IdReward
-from codexhf.rewards import RewardSum
+from codexhf.rewards import RewardSum, UnitTestsReward
 
 CHECKED_ROWS = 1000
 """Prompts tokenised at a time when a data set is checked."""
@@ -343,12 +344,27 @@ class Scorer:
                 batches = completions.batches(self.size, self.trim)
                 reward.read(completions.mask.size(0), batches)
         texts = self.encoder.decode(completions.responses, completions.lengths)
-        columns = {
-            name: [row[name] for row in rows] for name in rows[0] if name not in NOT_REWARD_COLUMNS
-        }
-        scored = self.rewards(self.encoder.texts(rows, ids), texts, **columns)
+        scored = self.rewards(self.encoder.texts(rows, ids), texts, **_columns(rows))
         total = torch.tensor(scored.total, dtype=torch.float32, device=completions.responses.device)
         return total, scored.parts, texts
+
+    @contextmanager
+    def running_tests(
+        self, rows: Sequence[Mapping[str, Any]], completions: Completions
+    ) -> Iterator[None]:
+        """Run unit tests while the body does something else; `score` there waits for them."""
+        with ExitStack() as running:
+            for reward in self.rewards.rewards:
+                if isinstance(reward, UnitTestsReward):
+                    texts = self.encoder.decode(completions.responses, completions.lengths)
+                    running.enter_context(reward.running(texts, **_columns(rows)))
+            yield
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list]:
+    """Return the columns of the prompts' rows that rewards get."""
+    names = [name for name in rows[0] if name not in NOT_REWARD_COLUMNS]
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def shape_scores(scores: Tensor, completions: Completions, args: PPOConfig) -> Tensor:

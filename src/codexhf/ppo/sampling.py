@@ -69,11 +69,13 @@ class RolloutMixin:
         with self._rollout_mode():
             completions = self._sample(ids, seed, args.temperature)
             clock.lap("generate")
-            scores, parts, _ = self._score(self.scorer, rows, ids, completions)
+            with self._running_tests(rows, completions):
+                clock.lap("score")
+                logprobs, ref_logprobs, importance = self._rollout_logprobs(completions)
+                values = self._values(completions)
+                clock.lap("forward")
+                scores, parts, _ = self._score(self.scorer, rows, ids, completions)
             clock.lap("score")
-            logprobs, ref_logprobs, importance = self._rollout_logprobs(completions)
-            values = self._values(completions)
-            clock.lap("forward")
         scores = shape_scores(scores, completions, args)
         in_reward = args.gamma_reg * self.kl.coef if args.kl_in == "reward" else 0.0
         reduce = self._total if args.whiten_scope == "global" else None
@@ -110,6 +112,14 @@ class RolloutMixin:
         """
         with gathered(part) if part is self.ref_model else gathered(self.model, part):
             yield
+
+    def _running_tests(self, rows, completions: Completions):
+        """Return the context in which unit tests run: beside the models where these have a GPU.
+
+        On a CPU they would take its cores from each other.
+        """
+        beside = self.args.device.type == "cuda"
+        return self.scorer.running_tests(rows, completions) if beside else nullcontext()
 
     def _score(self, scorer: Scorer, rows, ids, completions: Completions):
         """Score completions with reward models that are whole meanwhile; see `Scorer.score`."""
