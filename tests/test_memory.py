@@ -30,6 +30,7 @@ import ppo_setup as setup
 from codexhf import faster, memory
 from codexhf.arguments import PPOArguments, PretrainArguments, SFTArguments
 from codexhf.data import Data
+from codexhf.models import base_model
 from codexhf.parsing import parse
 from codexhf.ppo import PPOConfig
 from codexhf.run import load_manifest, run_stage
@@ -69,13 +70,21 @@ def pretrain(folder, dropout=0.0, rows=None, **chosen):
     )
 
 
-def sft(folder, dropout=0.0, **chosen):
+def sft(folder, dropout=0.0, lora=None, **chosen):
     return SFTTrainer(
         qwen2(attention_dropout=dropout),
-        unsaid(SFTConfig, folder, chosen),
+        faster.cut_already(unsaid(SFTConfig, folder, chosen)),
         train_dataset=uneven("input_ids", "labels"),
         processing_class=setup.tokenizer(),
+        peft_config=lora,
     )
+
+
+def lora(folder, dropout=0.0, **chosen):
+    from peft import LoraConfig
+
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=dropout)
+    return sft(folder, dropout, adapter, **chosen)
 
 
 def reward_model(folder, dropout=0.0, **chosen):
@@ -103,6 +112,7 @@ def ppo(folder, dropout=0.0, models=None, **chosen):
 
 
 STAGES = {"pretrain": pretrain, "sft": sft, "reward_model": reward_model, "ppo": ppo}
+STAGES |= {"lora": lora}
 HAND = dict.fromkeys(STAGES, FOUND)
 HAND["ppo"] = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
 HAND["ppo"] |= {"sft_batch_size": 2}  # the demonstrations of a step stay as many, too
@@ -114,7 +124,7 @@ def full_beyond(monkeypatch, trainer, rows, recomputed=None):
     Returns the list of what was read with gradients: rows, and columns.
     """
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2**20)
-    model, seen = getattr(trainer.model, "policy", trainer.model), []
+    model, seen = base_model(getattr(trainer.model, "policy", trainer.model)), []
 
     def read(layers, args, given):
         pairs = 2 if isinstance(trainer, RewardTrainer) else 1
@@ -254,6 +264,10 @@ def test_the_longest_rows_are_tried_and_all_of_them_learned(tmp_path, monkeypatc
         seen = full_beyond(monkeypatch, trainer, 8)
         memory.fit(trainer, None)
         assert seen == [(8, width)], stage
+    trainer = sft(tmp_path, auto_find_batch_size=True, padding_free=True)
+    seen = full_beyond(monkeypatch, trainer, 8)
+    memory.fit(trainer, None)
+    assert seen == [(1, 8 * 10)]  # TRL's one row of all
     rows = Dataset.from_list([{"input_ids": [1, 2, 3], "labels": [-100, -100, 3]}])
     assert memory.longest_row(rows) == {"input_ids": [1, 2, 3], "labels": [1, 2, 3]}
     rows = Dataset.from_list([{"chosen_ids": [1], "rejected_ids": [1, 2, 3]}] * 2)
@@ -449,6 +463,13 @@ def test_recomputing_is_open_where_neither_of_its_names_is_said(kind, tmp_path):
     ):
         made = settings(tmp_path, kind, *flags)
         assert [getattr(made, name) for name in names] == [expected] * 2, flags
+
+
+def test_help_says_what_it_means_here(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        settings(tmp_path, TrainingArguments, "--help", "all")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--auto_find_batch_size Find how many of an optimizer step's rows fit" in text
 
 
 def test_ppo_config_leaves_recomputing_open_by_itself(tmp_path):
