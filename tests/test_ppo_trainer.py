@@ -742,6 +742,18 @@ def test_tied_weights_survive_saving_and_loading(tmp_path):
     assert same(state(again), state(trainer))
 
 
+def test_resuming_with_fewer_rows_per_forward_goes_on_with_the_same_minibatches(tmp_path):
+    whole = checkpointed(tmp_path)
+    whole.train()
+    halved = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    other = checkpointed(tmp_path, config=halved)
+    other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))  # within a rollout
+    assert other.schedule.micro_rows == 1 and whole.schedule.micro_rows == 2
+    assert other.state.global_step == whole.state.global_step
+    found, expected = state(other), state(whole)
+    assert all(torch.allclose(found[name], expected[name], rtol=0, atol=1e-6) for name in expected)
+
+
 def test_resuming_with_other_batches_is_refused(tmp_path):
     checkpointed(tmp_path).train()
     other = checkpointed(tmp_path, config={"per_device_train_batch_size": 4})

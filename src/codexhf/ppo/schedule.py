@@ -113,8 +113,12 @@ class Schedule:
         return self.rollout_rows * self.world_size
 
     def identity(self) -> dict[str, int]:
-        """Return what a run must have in common with the one that it resumes."""
-        return {k: v for k, v in asdict(self).items() if k not in ("rollouts", "micro_batches")}
+        """Return what a run must have in common with the one that it resumes.
+
+        Into how many micro batches a minibatch is cut is no part of it: they are rounded otherwise.
+        """
+        free = ("rollouts", "micro_rows", "micro_batches")
+        return {k: v for k, v in asdict(self).items() if k not in free}
 
     def at(self, micro_step: int) -> Position:
         """Return where the micro batch number `micro_step` of a run lies."""
