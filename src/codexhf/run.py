@@ -579,7 +579,7 @@ def _show_rows(name, dataset, tokenizer=None) -> None:
                 more = f" ... ({len(shown)} characters)" if len(shown) > 200 else ""
                 _say(f"  {column:<10} {shown[:200]}{more}")
             continue
-        labels = row.get("labels") or row["input_ids"]
+        labels = row.get("labels", row["input_ids"])
         learned = [i for i, label in zip(row["input_ids"], labels, strict=False) if label != -100]
         _say(f"  all     {tokenizer.decode(row['input_ids'])[:400]!r}")
         _say(f"  learned {tokenizer.decode(learned)[:400]!r} ({len(learned)} tokens)")
