@@ -11,12 +11,21 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
-from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    LlamaForCausalLM,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from codexhf import checkpoints, guards, identity, run
 from codexhf.arguments import PretrainArguments
@@ -421,6 +430,15 @@ def test_nan_gradients_stop_the_run_before_a_checkpoint_is_spoilt(
     assert good.name == f"checkpoint-{kept}"
     model = LlamaForCausalLM.from_pretrained(good)
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_infinite_gradients_are_left_to_the_loss_scaler_of_fp16():
+    model, state = torch.nn.Linear(2, 1), TrainerState()
+    model.weight.grad = torch.full((1, 2), float("inf"))
+    for fp16, stops in ((True, False), (False, True)):
+        with pytest.raises(FloatingPointError) if stops else nullcontext():
+            given = SimpleNamespace(fp16=fp16), state, TrainerControl()
+            guards.StopOnNaN().on_pre_optimizer_step(*given, model=model)
 
 
 def test_checkpoints_are_rotated_after_the_commit(tokenizer, tmp_path):
