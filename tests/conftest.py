@@ -19,7 +19,7 @@ os.environ.update(
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from codexhf.execution import Executor, Result, SandboxUnavailable, launchers, run_tests
 from codexhf.tokenizer import new_tokenizer
@@ -34,6 +34,17 @@ for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHU
 
 CORPUS = ["def add(a, b):\n    return a + b\n", "Write a function that adds two numbers.", "x = 12"]
 ADD = "def f(a, b):\n    return a + b"
+
+
+class StopAt(TrainerCallback):
+    """Raise in the middle of training, as a crash would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise RuntimeError("crash")
 
 
 def turn(role, content):

@@ -27,7 +27,7 @@ from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from codexhf import faster
 from codexhf.arguments import PretrainArguments, RewardModelArguments, SFTArguments
-from codexhf.models import position_ids
+from codexhf.models import compile_layers, position_ids
 from codexhf.run import run_stage
 from codexhf.tokens import packed_collator
 from ppo_setup import new_trainer, tokenizer
@@ -184,6 +184,20 @@ def test_a_step_on_a_gpu_waits_for_no_batch(stage, tmp_path):
     loader = trainer.get_train_dataloader()
     assert loader._non_blocking
     assert "document_bounds" in next(iter(loader))
+
+
+def test_a_compiled_layer_is_given_no_epsilon():
+    # as an input it would be converted on the CPU in every call
+    model, given = qwen2(), []
+    compile_layers(model)
+    norm = model.model.layers[0].input_layernorm
+
+    def backend(graph, inputs):
+        given.extend(inputs)
+        return graph.forward
+
+    torch.compile(norm, dynamic=True, backend=backend)(torch.rand(2, 3, 32))
+    assert given and all(torch.is_tensor(x) and x.dim() or type(x) is torch.SymInt for x in given)
 
 
 def packed_trainer(folder, **chosen):

@@ -21,7 +21,6 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen2ForSequenceClassification,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 from trl import RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
@@ -35,6 +34,7 @@ from codexhf.parsing import parse
 from codexhf.ppo import PPOConfig
 from codexhf.run import load_manifest, run_stage
 from codexhf.tokens import packed_collator
+from conftest import StopAt
 
 ROOT = Path(__file__).parent.parent
 QUIET = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
@@ -376,15 +376,6 @@ def test_layers_are_compiled_for_recomputing_while_that_is_open(tmp_path, monkey
 
 
 # ------------------------------------------------------------------------------ going on
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise RuntimeError("crash")
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "ppo"])

@@ -30,20 +30,9 @@ from transformers import (
 from codexhf import checkpoints, guards, identity, run
 from codexhf.arguments import PretrainArguments
 from codexhf.tokens import packed_collator
-from conftest import packed, tiny_config, weights_hash
+from conftest import StopAt, packed, tiny_config, weights_hash
 
 ROOT = Path(__file__).parent.parent
-
-
-class StopAt(TrainerCallback):
-    """Raise in the middle of training, as a crash would."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise RuntimeError("crash")
 
 
 def train(
@@ -430,6 +419,19 @@ def test_nan_gradients_stop_the_run_before_a_checkpoint_is_spoilt(
     assert good.name == f"checkpoint-{kept}"
     model = LlamaForCausalLM.from_pretrained(good)
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_signal_saves_no_step_whose_gradients_are_not_known_yet(tokenizer, tmp_path, monkeypatch):
+    class Stopped(Poison):
+        def on_step_begin(self, args, state, control, **kwargs):
+            super().on_step_begin(args, state, control, **kwargs)
+            if state.global_step == self.step - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(guards, "StopOnNaN", Late)
+    with pytest.raises(FloatingPointError, match="step 5: gradients are not"):
+        train(tokenizer, tmp_path / "m", Stopped(5), logging_steps=100)
+    assert checkpoints.last_good(tmp_path / "m").name == "checkpoint-4"
 
 
 def test_infinite_gradients_are_left_to_the_loss_scaler_of_fp16():

@@ -66,9 +66,7 @@ def speed_up(trainer: Trainer, stage: StageArguments) -> None:
         skip_padding(trainer.model)
         if hasattr(trainer.data_collator, "padding_free"):  # SFTTrainer's: else the head reads it
             trainer.data_collator.padding_free = True
-        if isinstance(
-            trainer.train_dataset, Dataset
-        ):  # accelerate cuts batches of a stream by rows
+        if isinstance(trainer.train_dataset, Dataset):  # accelerate cuts a stream's batches by row
             trainer.data_collator = WithBounds(trainer.data_collator)
     # else the copy of a batch waits for all that the GPU still has to do
     trainer.accelerator.dataloader_config.non_blocking = trainer.args.dataloader_pin_memory

@@ -336,7 +336,7 @@ def _not_finite(step: int, gradients: dict[str, Tensor] | None) -> str:
     names = [n for n, g in (gradients or {}).items() if not torch.isfinite(whole(g)).all()]
     where = f"the gradient of {names[0]} is" if names else "gradients are"
     return (
-        f"step {step}: {where} not finite; nothing was saved of it. Lower learning_rate or look at "
+        f"step {step}: {where} not finite; no checkpoint has them. Lower learning_rate or look at "
         "this batch's data, then start again: the run resumes from its last checkpoint."
     )
 
